@@ -1,6 +1,7 @@
 //! passthru: a virtual machine monitor for x86_64 Linux/KVM whose reason to exist is device passthrough.
 
 pub mod device;
+pub mod bdf;
 pub mod error;
 pub mod irq;
 pub mod log;
