@@ -2,6 +2,7 @@
 
 pub mod device;
 pub mod bdf;
+pub mod cli;
 pub mod error;
 pub mod irq;
 pub mod log;
