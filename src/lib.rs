@@ -3,6 +3,7 @@
 pub mod device;
 pub mod bdf;
 pub mod cli;
+pub mod boot;
 pub mod error;
 pub mod irq;
 pub mod log;
