@@ -4,6 +4,7 @@ pub mod device;
 pub mod bdf;
 pub mod cli;
 pub mod boot;
+pub mod bdf;
 pub mod error;
 pub mod irq;
 pub mod log;
