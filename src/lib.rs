@@ -10,3 +10,4 @@ pub mod irq;
 pub mod log;
 pub mod memory;
 pub mod object;
+pub mod pci_names;
