@@ -1,4 +1,5 @@
 //! passthru: a virtual machine monitor for x86_64 Linux/KVM whose reason to exist is device passthrough.
 
+pub mod bdf;
 pub mod error;
 pub mod object;
