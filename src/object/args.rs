@@ -18,6 +18,15 @@ pub struct Args {
     known: Vec<&'static str>,
 }
 
+/// What the user asks help about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HelpTopic<'a> {
+    /// What there is: `--device help`.
+    List,
+    /// The properties of one type: `--device vfio-pci,help`.
+    Type(&'a str),
+}
+
 impl Args {
     /// Reads what the user wrote after `option`, in QEMU's form or as JSON. `implied` is the key of a first value that
     /// has none: `driver` for `--device`, `size` for `--memory`.
@@ -35,9 +44,25 @@ impl Args {
         self.option
     }
 
-    /// Whether the user asks for help: `help` or `?` in the place of the type (with its key `implied`) or of a flag.
-    pub fn wants_help(&self, implied: &str) -> bool {
-        self.entries.iter().any(|(key, value)| is_help(key) && value == "on" || key == implied && is_help(value))
+    /// Gives `key` a value where the user gave none.
+    #[must_use]
+    pub fn with_default(mut self, key: &str, value: &str) -> Args {
+        if self.peek(key).is_none() {
+            self.entries.push((key.to_owned(), value.to_owned()));
+        }
+        self
+    }
+
+    /// The help that the user asks for, by `help` or `?` as a flag or in the place of the type, whose key is `key`.
+    pub fn help_topic(&self, key: &str) -> Option<HelpTopic<'_>> {
+        let is_help = |word: &str| matches!(word, "help" | "?");
+        match self.peek(key) {
+            Some(name) if is_help(name) => Some(HelpTopic::List),
+            name if self.entries.iter().any(|(flag, value)| is_help(flag) && value == "on") => {
+                Some(name.map_or(HelpTopic::List, HelpTopic::Type))
+            }
+            _ => None,
+        }
     }
 
     /// The value of `key` that counts (the last one), without taking it.
@@ -112,11 +137,6 @@ impl Args {
     }
 }
 
-/// Whether `word` asks for help.
-fn is_help(word: &str) -> bool {
-    matches!(word, "help" | "?")
-}
-
 /// Longest text of an option that is repeated in an error, in characters.
 const MAX_EVIDENCE: usize = 200;
 
@@ -174,12 +194,27 @@ mod tests {
 
     #[test]
     fn help_is_a_flag_or_the_implied_value() {
-        for text in ["help", "?", "x,help", "x,?", "driver=help"] {
-            assert!(device(text).wants_help("driver"), "{text}");
+        for (text, topic) in [
+            ("help", Some(HelpTopic::List)),
+            ("?", Some(HelpTopic::List)),
+            ("driver=help", Some(HelpTopic::List)),
+            ("id=x,help", Some(HelpTopic::List)),
+            ("x,help", Some(HelpTopic::Type("x"))),
+            ("x,?,id=y", Some(HelpTopic::Type("x"))),
+            ("", None),
+            ("x", None),
+            ("x,id=help", None),
+            ("x,help=off", None),
+            ("helpful", None),
+        ] {
+            assert_eq!(device(text).help_topic("driver"), topic, "{text}");
         }
-        for text in ["", "x", "x,id=help", "x,help=off", "helpful"] {
-            assert!(!device(text).wants_help("driver"), "{text}");
-        }
+    }
+
+    #[test]
+    fn a_default_is_only_for_what_is_absent() {
+        assert_eq!(device("id=a").with_default("driver", "x").peek("driver"), Some("x"));
+        assert_eq!(device("y,id=a").with_default("driver", "x").peek("driver"), Some("y"));
     }
 
     #[test]

@@ -14,8 +14,8 @@ mod suggest;
 pub(crate) mod testing;
 mod value;
 
-pub use address::{Bdf, PciAddr};
-pub use args::Args;
+pub use address::PciAddr;
+pub use args::{Args, HelpTopic};
 pub use props::{Common, Preset, Prop, PropField, Props, options_help};
 pub(crate) use props::{dashed, props};
 pub use registry::{Catalogue, Create, Registry, TypeInfo};

@@ -1,0 +1,80 @@
+//! The command line: one file per subcommand. Parsing and printing are here, what the commands do is behind
+//! [`Commands`].
+
+mod argv;
+mod bind;
+mod commands;
+mod explain;
+mod output;
+pub mod run;
+
+use std::ffi::OsString;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+pub use commands::{Commands, DriverChange};
+
+use crate::error::Result;
+
+/// Runs virtual machines that own devices of this host
+///
+/// A guest gets whole PCI devices: `passthru bind` takes them from their host drivers, `passthru run` starts a guest
+/// with them, `passthru release` gives them back.
+///
+/// Exit codes: 0 all went well, 2 the command line is wrong, 3 the host is not ready, 4 a device is at fault, 5 the guest
+/// is at fault.
+#[derive(Debug, Parser)]
+#[command(name = "passthru", version, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(Box<run::RunArgs>),
+    Bind(bind::BindArgs),
+    Release(bind::ReleaseArgs),
+    Recover(bind::RecoverArgs),
+    Explain(explain::ExplainArgs),
+}
+
+/// Does what the command line `argv` (with the program's name first) says, and gives the exit code of the process.
+pub fn main(argv: impl IntoIterator<Item = OsString>, commands: &dyn Commands) -> u8 {
+    match dispatch(argv.into_iter().collect(), commands) {
+        Ok(()) => 0,
+        Err(error) => {
+            output::report(&error);
+            error.code().entry().class.exit_code()
+        }
+    }
+}
+
+fn dispatch(argv: Vec<OsString>, commands: &dyn Commands) -> Result<()> {
+    let mut syntax = Cli::command();
+    syntax.build();
+    let argv = argv::rewrite(argv, &syntax);
+    let parsed = syntax.try_get_matches_from_mut(argv).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) if !error.use_stderr() => return output::print(&error.render().to_string()),
+        Err(error) => return Err(output::usage_error(&error)),
+    };
+    match cli.command {
+        Command::Run(args) => run::execute(*args, commands),
+        Command::Bind(args) => bind::bind(&args, commands),
+        Command::Release(args) => bind::release(&args, commands),
+        Command::Recover(_) => bind::recover(commands),
+        Command::Explain(args) => explain::execute(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_declaration_of_the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,91 @@
+//! What the command line prints, and clap's errors in our form.
+
+use std::io::{self, ErrorKind, Write};
+
+use clap::error::ErrorKind as ClapKind;
+
+use crate::error::{Code, Error, Result};
+
+/// Writes `text` to standard output. A reader that has gone away (`| head -1`) is no failure.
+pub(super) fn print(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::system("write to standard output", &error)),
+        _ => Ok(()),
+    }
+}
+
+/// Writes `error` to standard error.
+pub(super) fn report(error: &Error) {
+    // Nobody is left to tell if standard error itself cannot be written.
+    let _ = writeln!(io::stderr().lock(), "passthru: {error}");
+}
+
+/// `value` as indented JSON on standard output.
+pub(super) fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::system("write JSON", &io::Error::new(ErrorKind::InvalidData, error)))?;
+    print(&(text + "\n"))
+}
+
+/// Clap's complaint about the command line as one of our errors: its first paragraph is the cause, its tips or the way
+/// to the help mend it.
+pub(super) fn usage_error(error: &clap::Error) -> Error {
+    let text = error.render().to_string();
+    let mut cause: Vec<&str> = Vec::new();
+    let mut tips: Vec<&str> = Vec::new();
+    let mut usage = "";
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if let Some(tip) = line.strip_prefix("tip: ") {
+            tips.push(tip);
+        } else if let Some(words) = line.strip_prefix("Usage: ") {
+            usage = words;
+        } else if line.starts_with("For more information") {
+            break;
+        } else if tips.is_empty() && usage.is_empty() {
+            cause.push(line.strip_prefix("error: ").unwrap_or(line));
+        }
+    }
+    let cause = match error.kind() {
+        ClapKind::MissingSubcommand => "no command is given".to_owned(),
+        _ => cause.join(" "),
+    };
+    // `Usage: passthru run [OPTIONS]`: the words before the first bracket name the command.
+    let command: Vec<&str> = usage.split_whitespace().take_while(|word| !word.starts_with(['[', '<', '-'])).collect();
+    let command = if command.is_empty() { "passthru".to_owned() } else { command.join(" ") };
+    let help = format!("`{command} --help` lists what there is");
+    let fix = if tips.is_empty() { help } else { tips.join("; ") };
+    Error::new(Code::Usage, cause).fix(fix)
+}
+
+/// `text` in lines of at most `width` characters, broken at spaces.
+pub(super) fn wrap(text: &str, width: usize) -> String {
+    let mut out = String::new();
+    let mut column = 0;
+    for word in text.split_whitespace() {
+        let length = word.chars().count();
+        if column > 0 && column + 1 + length > width {
+            out.push('\n');
+            column = 0;
+        } else if column > 0 {
+            out.push(' ');
+            column += 1;
+        }
+        out.push_str(word);
+        column += length;
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_broken_at_spaces() {
+        assert_eq!(wrap("one two  three", 7), "one two\nthree");
+        assert_eq!(wrap("longerthanwidth a b", 5), "longerthanwidth\na b");
+        assert_eq!(wrap("", 5), "");
+        assert_eq!(wrap("exactly fits", 12), "exactly fits");
+    }
+}

@@ -1,0 +1,189 @@
+//! `passthru run`: QEMU's words for a guest, from the command line to [`RunOptions`].
+
+mod cpu;
+mod implied;
+mod memory;
+mod serial;
+mod smp;
+
+use std::path::PathBuf;
+
+use clap::ArgAction;
+
+pub use cpu::{CpuModel, CpuOptions};
+pub use memory::{HugePages, MemoryOptions};
+pub use serial::SerialOption;
+pub use smp::SmpOptions;
+
+use super::{Commands, output};
+use crate::error::{Code, Error, Result};
+use crate::object::{Args, Catalogue, HelpTopic};
+
+/// Run a guest that owns devices of this host
+///
+/// The options are QEMU's and may be written as QEMU takes them, with one dash (-kernel) or two. TYPE,KEY=VALUE lists
+/// may also be JSON objects; a comma in a value is written twice.
+///
+/// `-M help` and `--device help` list the types, `--device TYPE,help` a type's properties; `-m help`, `--smp help` and
+/// `--cpu help` list what those options take.
+///
+/// The guest's console is the terminal: Ctrl-A x ends passthru, Ctrl-A h shows the keys. When the guest powers off, the
+/// exit code is 0.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct RunArgs {
+    /// Linux kernel: a bzImage or an ELF vmlinux
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initial RAM disk of the kernel
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Command line of the kernel
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    append: Option<String>,
+    /// Memory of the guest; a bare number is MiB
+    #[arg(short, long, value_name = "SIZE[,KEY=VALUE...]")]
+    memory: Option<String>,
+    /// Number of CPUs, and how they form sockets, cores and threads
+    #[arg(long, value_name = "CPUS[,KEY=VALUE...]")]
+    smp: Option<String>,
+    /// CPU model: host or max, then +FEATURE and -FEATURE
+    #[arg(long, value_name = "MODEL[,+FEATURE][,-FEATURE...]")]
+    cpu: Option<String>,
+    /// Type of the machine
+    #[arg(short = 'M', long, value_name = "TYPE[,KEY=VALUE...]")]
+    machine: Option<String>,
+    /// Adds a device; may be given many times
+    #[arg(long, value_name = "TYPE[,KEY=VALUE...]", action = ArgAction::Append)]
+    device: Vec<String>,
+    /// Where the serial port goes: stdio, file:PATH, null (attached to nothing) or none (no port)
+    #[arg(long, value_name = "TO", default_value = "stdio")]
+    serial: String,
+    /// End when the guest reboots
+    #[arg(long)]
+    no_reboot: bool,
+    /// Name of the guest
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    #[command(flatten)]
+    _implied: implied::Implied,
+}
+
+const EXAMPLES: &str = "\
+Example:
+  passthru bind 01:00.0
+  passthru run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 \\
+      -m 4G --smp 4 --device vfio-pci,host=01:00.0";
+
+/// What `passthru run` was asked for, checked as far as that is possible without the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunOptions {
+    /// The guest's kernel.
+    pub kernel: PathBuf,
+    /// The kernel's initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub append: String,
+    /// The guest's memory.
+    pub memory: MemoryOptions,
+    /// The number of CPUs and their topology.
+    pub smp: SmpOptions,
+    /// The CPU model.
+    pub cpu: CpuOptions,
+    /// The machine's type (key `type`) and properties, for the machine registry.
+    pub machine: Args,
+    /// The devices' types (key `driver`) and properties in the user's order, for the device registry.
+    pub devices: Vec<Args>,
+    /// Where the serial port goes.
+    pub serial: SerialOption,
+    /// A reboot of the guest ends the process.
+    pub no_reboot: bool,
+    /// The guest's name.
+    pub name: Option<String>,
+}
+
+/// Prints the help that was asked for, or else runs the guest.
+pub(super) fn execute(args: RunArgs, commands: &dyn Commands) -> Result<()> {
+    let given = Given::read(&args)?;
+    if let Some(help) = given.help(commands)? {
+        return output::print(&help);
+    }
+    commands.run(given.options(args)?)
+}
+
+/// The options that have properties of their own, split into these.
+struct Given {
+    memory: Args,
+    smp: Args,
+    cpu: Args,
+    machine: Args,
+    devices: Vec<Args>,
+    name: Option<Args>,
+}
+
+impl Given {
+    fn read(args: &RunArgs) -> Result<Given> {
+        let text = |option: &Option<String>| option.clone().unwrap_or_default();
+        let device = |text: &String| Args::parse("--device", Some("driver"), text);
+        Ok(Given {
+            memory: Args::parse("-m", Some("size"), &text(&args.memory))?,
+            smp: Args::parse("--smp", Some("cpus"), &text(&args.smp))?,
+            cpu: Args::parse("--cpu", Some("model"), &text(&args.cpu))?,
+            machine: Args::parse("-M", Some("type"), &text(&args.machine))?.with_default("type", "q35"),
+            devices: args.device.iter().map(device).collect::<Result<_>>()?,
+            name: args.name.as_ref().map(|name| Args::parse("--name", Some("guest"), name)).transpose()?,
+        })
+    }
+
+    /// The help text that any of the options asks for.
+    fn help(&self, commands: &dyn Commands) -> Result<Option<String>> {
+        let of_type = |args: &Args, catalogue: &dyn Catalogue| match args.help_topic(catalogue.key()) {
+            None => Ok(None),
+            Some(HelpTopic::List) => Ok(Some(catalogue.help())),
+            Some(HelpTopic::Type(name)) => catalogue.help_for(name).map(Some),
+        };
+        for device in &self.devices {
+            if let Some(help) = of_type(device, commands.devices())? {
+                return Ok(Some(help));
+            }
+        }
+        if let Some(help) = of_type(&self.machine, commands.machines())? {
+            return Ok(Some(help));
+        }
+        let asks = |args: &Args, implied| args.help_topic(implied).is_some();
+        Ok(if asks(&self.memory, "size") {
+            Some(memory::help())
+        } else if asks(&self.smp, "cpus") {
+            Some(smp::help())
+        } else if asks(&self.cpu, "model") {
+            Some(cpu::help())
+        } else {
+            None
+        })
+    }
+
+    fn options(self, args: RunArgs) -> Result<RunOptions> {
+        let kernel = args.kernel.ok_or_else(|| {
+            Error::new(Code::Usage, "`passthru run` needs the guest's kernel").fix("give it with `--kernel FILE`")
+        })?;
+        Ok(RunOptions {
+            kernel,
+            initrd: args.initrd,
+            append: args.append.unwrap_or_default(),
+            memory: memory::parse(self.memory)?,
+            smp: smp::parse(self.smp)?,
+            cpu: cpu::parse(self.cpu)?,
+            machine: self.machine,
+            devices: self.devices,
+            serial: serial::parse(&args.serial)?,
+            no_reboot: args.no_reboot,
+            name: self.name.map(name).transpose()?,
+        })
+    }
+}
+
+/// `--name guest=NAME` or `--name NAME`.
+fn name(mut args: Args) -> Result<String> {
+    let name = args.take_field("guest", None)?;
+    args.finish().map(|()| name)
+}
