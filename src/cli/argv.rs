@@ -10,7 +10,7 @@ use clap::{Arg, Command};
 /// `argv` with double dashes. Only words after a known subcommand change; values of options and everything after `--`
 /// stay as they are.
 pub(super) fn rewrite(argv: Vec<OsString>, syntax: &Command) -> Vec<OsString> {
-    let mut words = argv.into_iter();
+    let mut words = argv.into_iter().peekable();
     let mut out: Vec<OsString> = words.by_ref().take(2).collect();
     let Some(subcommand) = out.get(1).and_then(|name| syntax.find_subcommand(name)) else {
         out.extend(words);
@@ -22,10 +22,10 @@ pub(super) fn rewrite(argv: Vec<OsString>, syntax: &Command) -> Vec<OsString> {
             break;
         }
         let word = with_two_dashes(word);
-        let value_follows = takes_next_word(&word, subcommand);
+        let option = option(&word, subcommand);
         out.push(word);
-        if value_follows {
-            out.extend(words.next());
+        if let Some(value) = option.and_then(|option| words.next_if(|next| may_be_value(next, option))) {
+            out.push(value);
         }
     }
     out.extend(words);
@@ -44,17 +44,22 @@ fn with_two_dashes(word: OsString) -> OsString {
     }
 }
 
-/// Whether `word` is an option whose value is the next word.
-fn takes_next_word(word: &OsStr, subcommand: &Command) -> bool {
-    let Some(word) = word.to_str() else { return false };
-    let is_named: Box<dyn Fn(&Arg) -> bool> = if let Some(long) = word.strip_prefix("--") {
-        Box::new(move |arg| arg.get_long_and_visible_aliases().is_some_and(|names| names.contains(&long)))
-    } else if let Some(short) = word.strip_prefix('-').and_then(|letters| letters.parse::<char>().ok()) {
-        Box::new(move |arg| arg.get_short() == Some(short))
-    } else {
-        return false;
-    };
-    subcommand.get_arguments().any(|arg| is_named(arg) && arg.get_action().takes_values())
+/// The option that `word` names and that takes a value, if the value is not in the word itself.
+fn option<'a>(word: &OsStr, subcommand: &'a Command) -> Option<&'a Arg> {
+    let word = word.to_str()?;
+    subcommand.get_arguments().filter(|arg| arg.get_action().takes_values()).find(|arg| {
+        match (word.strip_prefix("--"), word.strip_prefix('-')) {
+            (Some(long), _) => arg.get_long_and_visible_aliases().is_some_and(|names| names.contains(&long)),
+            (None, Some(letter)) => letter.parse().is_ok_and(|letter: char| arg.get_short() == Some(letter)),
+            (None, None) => false,
+        }
+    })
+}
+
+/// Whether `word` after `option` is its value, and not an option: then the value is missing, and clap says so.
+fn may_be_value(word: &OsStr, option: &Arg) -> bool {
+    let is_option = word.len() > 1 && word.as_encoded_bytes().starts_with(b"-");
+    !is_option || option.is_allow_hyphen_values_set()
 }
 
 #[cfg(test)]
@@ -95,8 +100,9 @@ mod tests {
             ("passthru run -append -machine -machine a", "passthru run --append -machine --machine a"),
             ("passthru run --append -no-reboot", "passthru run --append -no-reboot"),
             ("passthru run -append=-x -no-reboot", "passthru run --append=-x --no-reboot"),
-            ("passthru run -M -append", "passthru run -M -append"),
-            ("passthru run -no-reboot -machine -append", "passthru run --no-reboot --machine -append"),
+            ("passthru run -M -append a", "passthru run -M --append a"),
+            ("passthru run -no-reboot -machine -append", "passthru run --no-reboot --machine --append"),
+            ("passthru run -machine - -append -", "passthru run --machine - --append -"),
             ("passthru run -append", "passthru run --append"),
             ("passthru run a -- -machine", "passthru run a -- -machine"),
         ] {

@@ -28,34 +28,20 @@ pub(super) fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print(&(text + "\n"))
 }
 
-/// Clap's complaint about the command line as one of our errors: its first paragraph is the cause, its tips or the way
-/// to the help mend it.
-pub(super) fn usage_error(error: &clap::Error) -> Error {
-    let text = error.render().to_string();
-    let mut cause: Vec<&str> = Vec::new();
-    let mut tips: Vec<&str> = Vec::new();
-    let mut usage = "";
-    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        if let Some(tip) = line.strip_prefix("tip: ") {
-            tips.push(tip);
-        } else if let Some(words) = line.strip_prefix("Usage: ") {
-            usage = words;
-        } else if line.starts_with("For more information") {
-            break;
-        } else if tips.is_empty() && usage.is_empty() {
-            cause.push(line.strip_prefix("error: ").unwrap_or(line));
-        }
-    }
-    let cause = match error.kind() {
-        ClapKind::MissingSubcommand => "no command is given".to_owned(),
-        _ => cause.join(" "),
-    };
-    // `Usage: passthru run [OPTIONS]`: the words before the first bracket name the command.
-    let command: Vec<&str> = usage.split_whitespace().take_while(|word| !word.starts_with(['[', '<', '-'])).collect();
-    let command = if command.is_empty() { "passthru".to_owned() } else { command.join(" ") };
+/// Clap's complaint about the command line of `command` (`passthru run`) as one of our errors: its first paragraph is
+/// the cause, its tips or the way to the help mend it.
+pub(super) fn usage_error(error: &clap::Error, command: &str) -> Error {
     let help = format!("`{command} --help` lists what there is");
+    if matches!(error.kind(), ClapKind::MissingSubcommand | ClapKind::DisplayHelpOnMissingArgumentOrSubcommand) {
+        return Error::new(Code::Usage, "no command is given").fix(help);
+    }
+    let text = error.render().to_string();
+    let lines = || text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage: "));
+    let cause: Vec<&str> = lines().take_while(|line| !line.is_empty()).collect();
+    let cause = cause.join(" ");
+    let tips: Vec<&str> = lines().filter_map(|line| line.strip_prefix("tip: ")).collect();
     let fix = if tips.is_empty() { help } else { tips.join("; ") };
-    Error::new(Code::Usage, cause).fix(fix)
+    Error::new(Code::Usage, cause.strip_prefix("error: ").unwrap_or(&cause)).fix(fix)
 }
 
 /// `text` in lines of at most `width` characters, broken at spaces.

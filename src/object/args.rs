@@ -34,6 +34,7 @@ impl Args {
         let entries = grammar::split(text, implied).map_err(|invalid| {
             Error::new(Code::BadProperty, format!("`{option}` is not understood: {invalid}"))
                 .evidence(written(option, text))
+                .fix("`passthru run --help` shows the form")
         })?;
         let known = implied.into_iter().collect();
         Ok(Args { option, text: text.to_owned(), of_type: None, entries, known })

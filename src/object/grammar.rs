@@ -58,7 +58,7 @@ fn take_value(text: &str) -> (String, &str) {
 
 /// The JSON form: one object; nested objects and lists become dotted keys.
 fn split_json(text: &str) -> Result<Vec<(String, String)>, Invalid> {
-    let value = serde_json::from_str(text).map_err(|error| Invalid::expected(format_args!("JSON: {error}")))?;
+    let value = serde_json::from_str(text).map_err(|error| Invalid::new(format!("this is not JSON ({error})")))?;
     let mut entries = Vec::new();
     flatten(String::new(), value, &mut entries)?;
     Ok(entries)

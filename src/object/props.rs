@@ -183,19 +183,24 @@ props! {
 /// The list of `tables`' properties, sorted by name as in QEMU:
 /// `  host=<bdf>           - What it does (default: ...)`.
 pub fn options_help(heading: &str, tables: &[&[Prop]]) -> String {
-    /// Column of the texts, as in QEMU.
-    const COLUMN: usize = 24;
+    /// Least width of the keys, as in QEMU.
+    const WIDTH: usize = 22;
     let mut all: Vec<&Prop> = tables.iter().copied().flatten().collect();
     all.sort_by_key(|prop| prop.name);
+    if all.is_empty() {
+        return format!("{heading}: none\n");
+    }
+    let key = |prop: &Prop| format!("{}=<{}>", prop.name, prop.kind);
+    let width = all.iter().map(|prop| key(prop).len()).max().unwrap_or(0).max(WIDTH);
     let mut out = format!("{heading}:\n");
     for prop in all {
-        let key = format!("{}=<{}>", prop.name, prop.kind);
+        let key = key(prop);
         let note = match prop.preset {
             Preset::Required => " (required)".to_owned(),
             Preset::Absent => String::new(),
             Preset::Text(text) => format!(" (default: {text})"),
         };
-        out += &format!("  {key:COLUMN$} - {}{note}\n", prop.doc.trim_end_matches('.'));
+        out += &format!("  {key:width$} - {}{note}\n", prop.doc.trim_end_matches('.'));
     }
     out
 }
@@ -263,12 +268,12 @@ mod tests {
         assert_eq!(
             options_help("sample options", &[Sample::TABLE, Common::TABLE]),
             "sample options:
-  addr=<slot[.function]>   - Slot and function on the bus, in hexadecimal; without it the next free slot
-  bus=<str>                - Bus that the device is put on; without it the first bus of its kind
-  count=<uint8>            - Required number (required)
-  id=<str>                 - Unique name of the device, and of the bus that it adds
-  max-bytes=<size>         - Optional size, in bytes and no more
-  x-peer=<on|off|auto>     - Renamed switch (default: auto)
+  addr=<slot[.function]> - Slot and function on the bus, in hexadecimal; without it the next free slot
+  bus=<str>              - Bus that the device is put on; without it the first bus of its kind
+  count=<uint8>          - Required number (required)
+  id=<str>               - Unique name of the device, and of the bus that it adds
+  max-bytes=<size>       - Optional size, in bytes and no more
+  x-peer=<on|off|auto>   - Renamed switch (default: auto)
 "
         );
     }

@@ -64,11 +64,11 @@ impl<O, C> TypeInfo<O, C> {
     }
 }
 
-/// Parses all properties before anything is made of them.
+/// Parses all properties before anything is made of them; a failure names the option that it belongs to.
 fn erased<K: Create<O, C>, O, C>(args: &mut Args, cx: &C) -> Result<O> {
     let props = K::Props::parse(args)?;
     args.finish()?;
-    K::create(props, cx)
+    K::create(props, cx).map_err(|error| error.evidence(args.written()))
 }
 
 /// A table of types that one option of the command line chooses from.
@@ -161,68 +161,16 @@ impl<O, C> Catalogue for Registry<O, C> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-    use crate::object::testing::check_registry;
-    use crate::object::{Common, Size, props};
-
-    props! {
-        /// A device that is only a number.
-        pub struct Number {
-            /// The number
-            value: u32,
-            /// A size
-            room: Size = "4K",
-        }
-    }
-
-    struct NumberType;
-
-    impl Create<u32, u32> for NumberType {
-        const NAME: &'static str = "number";
-        const GROUP: &'static str = "Arithmetic";
-        const BUS: Option<&'static str> = Some("PCI");
-        type Props = Number;
-
-        fn create(props: Number, cx: &u32) -> Result<u32> {
-            Ok(props.value + cx)
-        }
-    }
-
-    props! {
-        /// A device without properties
-        pub struct Nothing {}
-    }
-
-    struct NothingType;
-
-    impl Create<u32, u32> for NothingType {
-        const NAME: &'static str = "nothing";
-        const GROUP: &'static str = "Others";
-        type Props = Nothing;
-
-        fn create(_: Nothing, _: &u32) -> Result<u32> {
-            Ok(0)
-        }
-    }
-
-    static NUMBER: TypeInfo<u32, u32> = TypeInfo::of::<NumberType>();
-    static NOTHING: TypeInfo<u32, u32> = TypeInfo::of::<NothingType>();
-
-    /// A registry for tests of what uses one.
-    pub(crate) static SAMPLE: Registry<u32, u32> = Registry {
-        what: "device type",
-        option: "--device",
-        key: "driver",
-        common: Common::TABLE,
-        types: &[&NUMBER, &NOTHING],
-    };
+    use crate::object::Common;
+    use crate::object::testing::{DEVICES, check_registry};
 
     fn create(text: &str) -> Result<u32> {
         let mut args = Args::parse("--device", Some("driver"), text)?;
-        let of_type = SAMPLE.take_type(&mut args)?;
+        let of_type = DEVICES.take_type(&mut args)?;
         Common::parse(&mut args)?;
-        SAMPLE.create(of_type, &mut args, &40)
+        DEVICES.create(of_type, &mut args, &40)
     }
 
     #[test]
@@ -238,6 +186,7 @@ pub(crate) mod tests {
             ("", Code::UnknownType, "`--device` names no device type"),
             ("numbr", Code::UnknownType, "there is no device type `numbr`, did you mean `number`?"),
             ("number", Code::BadProperty, "`number` needs the property `value`"),
+            ("number,value=0xffffffff", Code::DeviceFailed, "the sum is too large"),
             ("number,value=1,ad=2", Code::BadProperty, "`number` has no property `ad`, did you mean `id`?"),
             (
                 "number,value=1,id=2",
@@ -254,7 +203,7 @@ pub(crate) mod tests {
     #[test]
     fn help_is_grouped_and_in_the_look_of_qemu() {
         assert_eq!(
-            SAMPLE.help(),
+            DEVICES.help(),
             "Arithmetic:
 name \"number\", bus PCI, desc \"A device that is only a number\"
 
@@ -262,13 +211,13 @@ Others:
 nothing  A device without properties
 "
         );
-        assert_eq!(SAMPLE.help_for("nothing").unwrap(), options_help("nothing options", &[Common::TABLE]));
-        assert!(SAMPLE.help_for("number").unwrap().contains("  room=<size>              - A size (default: 4K)\n"));
-        assert_eq!(SAMPLE.help_for("numbers").unwrap_err().code(), Code::UnknownType);
+        assert_eq!(DEVICES.help_for("nothing").unwrap(), options_help("nothing options", &[Common::TABLE]));
+        assert!(DEVICES.help_for("number").unwrap().contains("  room=<size>            - A size (default: 4K)\n"));
+        assert_eq!(DEVICES.help_for("numbers").unwrap_err().code(), Code::UnknownType);
     }
 
     #[test]
-    fn the_sample_is_a_good_table() {
-        check_registry(&SAMPLE);
+    fn the_made_up_table_is_sound() {
+        check_registry(&DEVICES);
     }
 }

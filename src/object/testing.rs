@@ -1,6 +1,7 @@
-//! What every registry's and every option's table must fulfil; the unit tests of the real tables call this.
+//! For unit tests: what every registry's and every option's table must fulfil, and a registry of made-up types.
 
-use super::{Preset, Prop, Registry};
+use super::{Common, Create, Preset, Prop, Props, Registry, Size, TypeInfo, props};
+use crate::error::{Code, Error, Result};
 
 /// Names are unique, everything is documented, and default values are values of their kinds.
 pub(crate) fn check_registry<O, C>(registry: &Registry<O, C>) {
@@ -30,3 +31,59 @@ pub(crate) fn check_props(owner: &str, props: &[Prop]) {
         }
     }
 }
+
+props! {
+    /// A device that is only a number.
+    pub struct Number {
+        /// The number
+        value: u32,
+        /// A size
+        room: Size = "4K",
+    }
+}
+
+struct NumberType;
+
+impl Create<u32, u32> for NumberType {
+    const NAME: &'static str = "number";
+    const GROUP: &'static str = "Arithmetic";
+    const BUS: Option<&'static str> = Some("PCI");
+    type Props = Number;
+
+    fn create(props: Number, cx: &u32) -> Result<u32> {
+        props.value.checked_add(*cx).ok_or_else(|| Error::new(Code::DeviceFailed, "the sum is too large"))
+    }
+}
+
+props! {
+    /// A device without properties
+    pub struct Nothing {}
+}
+
+struct NothingType;
+
+impl Create<u32, u32> for NothingType {
+    const NAME: &'static str = "nothing";
+    const GROUP: &'static str = "Others";
+    type Props = Nothing;
+
+    fn create(_: Nothing, _: &u32) -> Result<u32> {
+        Ok(0)
+    }
+}
+
+static NUMBER: TypeInfo<u32, u32> = TypeInfo::of::<NumberType>();
+static NOTHING: TypeInfo<u32, u32> = TypeInfo::of::<NothingType>();
+
+/// Device types for tests of what uses a registry.
+pub(crate) static DEVICES: Registry<u32, u32> = Registry {
+    what: "device type",
+    option: "--device",
+    key: "driver",
+    common: Common::TABLE,
+    types: &[&NUMBER, &NOTHING],
+};
+
+/// Machine types for tests of what uses a registry.
+pub(crate) static MACHINES: Registry<u32, u32> =
+    Registry { what: "machine type", option: "-M", key: "type", common: &[], types: &[&NOTHING] };

@@ -17,9 +17,22 @@ pub trait PropValue: Sized {
 pub struct Invalid(String);
 
 impl Invalid {
+    /// What is wrong: "this is not JSON".
+    pub fn new(reason: impl Into<String>) -> Self {
+        Invalid(reason.into())
+    }
+
     /// The text has to be what `form` says: "on or off".
     pub fn expected(form: impl fmt::Display) -> Self {
         Invalid(format!("expected {form}"))
+    }
+
+    /// The text has to be one of the words of `kind`: `on|off|auto`.
+    pub fn expected_one_of(kind: &str) -> Self {
+        Invalid::expected(match kind.rsplit_once('|') {
+            Some((words, last)) => format!("{} or {last}", words.replace('|', ", ")),
+            None => kind.to_owned(),
+        })
     }
 }
 
@@ -244,7 +257,7 @@ macro_rules! prop_enum {
                 match text {
                     $first => Ok($Name::$First),
                     $($rest => Ok($Name::$Rest),)*
-                    _ => Err($crate::object::Invalid::expected(concat!($first $(, "|", $rest)*).replace('|', " or "))),
+                    _ => Err($crate::object::Invalid::expected_one_of(Self::KIND)),
                 }
             }
         }
@@ -361,7 +374,7 @@ mod tests {
         assert_eq!(OnOffAuto::KIND, "on|off|auto");
         assert_eq!(OnOffAuto::parse("auto"), Ok(OnOffAuto::Auto));
         assert_eq!(OnOffAuto::Off.to_string(), "off");
-        assert_eq!(OnOffAuto::parse("of").unwrap_err().to_string(), "expected on or off or auto");
+        assert_eq!(OnOffAuto::parse("of").unwrap_err().to_string(), "expected on, off or auto");
     }
 
     #[test]

@@ -35,7 +35,7 @@ impl Args for Implied {
         ROWS.iter().fold(command, |command, row| {
             let arg = Arg::new(row.name).long(row.name).help(row.fact).help_heading(heading).hide_short_help(true);
             command.arg(match row.value {
-                None => arg.action(ArgAction::Count),
+                None => arg.action(ArgAction::SetTrue).overrides_with(row.name),
                 Some(value) => arg.action(ArgAction::Append).value_name(value).value_parser(move |given: &str| {
                     match given == value {
                         true => Ok(()),

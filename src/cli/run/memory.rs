@@ -41,12 +41,13 @@ props! {
 }
 
 pub(super) fn parse(mut args: Args) -> Result<MemoryOptions> {
+    let given = args.peek("size").unwrap_or_default().to_owned();
     let memory = MemoryOptions::parse(&mut args)?;
     args.finish()?;
     let page = memory.hugepages.page_size();
     if memory.size.0 == 0 || memory.size.0 % page != 0 {
         let why = format!("expected a multiple of {}, the size of a page", MemSize(page));
-        return Err(args.bad_value("size", &memory.size.to_string(), why));
+        return Err(args.bad_value("size", &given, why));
     }
     Ok(memory)
 }
@@ -78,10 +79,10 @@ mod tests {
     #[test]
     fn the_size_is_made_of_whole_pages() {
         for (text, cause) in [
-            ("0", "`-m` cannot have size=`0B`: expected a multiple of 4K, the size of a page"),
+            ("0", "`-m` cannot have size=`0`: expected a multiple of 4K, the size of a page"),
             ("4097B", "`-m` cannot have size=`4097B`: expected a multiple of 4K, the size of a page"),
             ("3M,hugepages=2M", "`-m` cannot have size=`3M`: expected a multiple of 2M, the size of a page"),
-            ("1536,hugepages=1G", "`-m` cannot have size=`1536M`: expected a multiple of 1G, the size of a page"),
+            ("1536,hugepages=1G", "`-m` cannot have size=`1536`: expected a multiple of 1G, the size of a page"),
         ] {
             assert_eq!(memory(text).unwrap_err().cause(), cause, "{text}");
         }

@@ -17,7 +17,7 @@ pub use smp::SmpOptions;
 
 use super::{Commands, output};
 use crate::error::{Code, Error, Result};
-use crate::object::{Args, Catalogue, HelpTopic};
+use crate::object::{Args, Catalogue, HelpTopic, Props, options_help, props};
 
 /// Run a guest that owns devices of this host
 ///
@@ -104,7 +104,7 @@ pub struct RunOptions {
 
 /// Prints the help that was asked for, or else runs the guest.
 pub(super) fn execute(args: RunArgs, commands: &dyn Commands) -> Result<()> {
-    let given = Given::read(&args)?;
+    let given = Given::read(&args, commands)?;
     if let Some(help) = given.help(commands)? {
         return output::print(&help);
     }
@@ -118,20 +118,29 @@ struct Given {
     cpu: Args,
     machine: Args,
     devices: Vec<Args>,
-    name: Option<Args>,
+    name: Args,
+}
+
+props! {
+    /// The guest's name.
+    struct Name {
+        /// Name of the guest
+        guest: Option<String>,
+    }
 }
 
 impl Given {
-    fn read(args: &RunArgs) -> Result<Given> {
+    fn read(args: &RunArgs, commands: &dyn Commands) -> Result<Given> {
         let text = |option: &Option<String>| option.clone().unwrap_or_default();
-        let device = |text: &String| Args::parse("--device", Some("driver"), text);
+        let device = |text: &String| Args::parse("--device", Some(commands.devices().key()), text);
+        let machine = commands.machines().key();
         Ok(Given {
             memory: Args::parse("-m", Some("size"), &text(&args.memory))?,
             smp: Args::parse("--smp", Some("cpus"), &text(&args.smp))?,
             cpu: Args::parse("--cpu", Some("model"), &text(&args.cpu))?,
-            machine: Args::parse("-M", Some("type"), &text(&args.machine))?.with_default("type", "q35"),
+            machine: Args::parse("-M", Some(machine), &text(&args.machine))?.with_default(machine, "q35"),
             devices: args.device.iter().map(device).collect::<Result<_>>()?,
-            name: args.name.as_ref().map(|name| Args::parse("--name", Some("guest"), name)).transpose()?,
+            name: Args::parse("--name", Some("guest"), &text(&args.name))?,
         })
     }
 
@@ -157,6 +166,8 @@ impl Given {
             Some(smp::help())
         } else if asks(&self.cpu, "model") {
             Some(cpu::help())
+        } else if asks(&self.name, "guest") {
+            Some(options_help("--name options", &[Name::TABLE]))
         } else {
             None
         })
@@ -177,13 +188,13 @@ impl Given {
             devices: self.devices,
             serial: serial::parse(&args.serial)?,
             no_reboot: args.no_reboot,
-            name: self.name.map(name).transpose()?,
+            name: name(self.name)?,
         })
     }
 }
 
 /// `--name guest=NAME` or `--name NAME`.
-fn name(mut args: Args) -> Result<String> {
-    let name = args.take_field("guest", None)?;
-    args.finish().map(|()| name)
+fn name(mut args: Args) -> Result<Option<String>> {
+    let name = Name::parse(&mut args)?;
+    args.finish().map(|()| name.guest)
 }

@@ -1,0 +1,197 @@
+//! The command line against a recorder: what each command is asked for.
+
+use std::cell::RefCell;
+
+use super::run::{CpuModel, HugePages, RunOptions, SerialOption, SmpOptions};
+use super::*;
+use crate::bdf::Bdf;
+use crate::error::{Code, Error};
+use crate::object::testing::{DEVICES, MACHINES};
+use crate::object::{Catalogue, MemSize};
+
+/// Remembers what it was asked for. Binding fails for function 7 of any device.
+#[derive(Default)]
+struct Recorder {
+    runs: RefCell<Vec<RunOptions>>,
+    calls: RefCell<Vec<String>>,
+}
+
+impl Recorder {
+    fn change(&self, call: String, device: Bdf) -> Result<DriverChange> {
+        self.calls.borrow_mut().push(call);
+        if device.function == 7 {
+            return Err(Error::new(Code::BindFailed, "made to fail"));
+        }
+        Ok(DriverChange { device, from: None, to: None })
+    }
+}
+
+impl Commands for Recorder {
+    fn devices(&self) -> &dyn Catalogue {
+        &DEVICES
+    }
+
+    fn machines(&self) -> &dyn Catalogue {
+        &MACHINES
+    }
+
+    fn run(&self, options: RunOptions) -> Result<()> {
+        self.runs.borrow_mut().push(options);
+        Ok(())
+    }
+
+    fn bind(&self, device: Bdf, force: bool) -> Result<DriverChange> {
+        self.change(format!("bind {device} {force}"), device)
+    }
+
+    fn release(&self, device: Bdf) -> Result<DriverChange> {
+        self.change(format!("release {device}"), device)
+    }
+
+    fn recover(&self) -> Result<Vec<DriverChange>> {
+        self.calls.borrow_mut().push("recover".to_owned());
+        Ok(Vec::new())
+    }
+}
+
+fn command(words: &[&str], recorder: &Recorder) -> Result<()> {
+    dispatch(["passthru"].iter().chain(words).map(OsString::from).collect(), recorder)
+}
+
+/// What `passthru run WORDS` asks for.
+fn run(words: &[&str]) -> Result<RunOptions> {
+    let recorder = Recorder::default();
+    command(&[&["run"], words].concat(), &recorder)?;
+    let mut runs = recorder.runs.into_inner();
+    assert_eq!(runs.len(), 1, "{words:?} ran nothing");
+    Ok(runs.remove(0))
+}
+
+#[test]
+fn the_declaration_of_the_command_line_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn a_guest_needs_only_its_kernel() {
+    let options = run(&["--kernel", "vmlinuz"]).unwrap();
+    assert_eq!(options.kernel.as_os_str(), "vmlinuz");
+    assert_eq!((options.initrd, options.append.as_str(), options.name), (None, "", None));
+    assert_eq!(options.memory.size, MemSize(512 << 20));
+    assert_eq!(options.smp, SmpOptions { cpus: 1, sockets: 1, cores: 1, threads: 1 });
+    assert_eq!(options.cpu.model, CpuModel::Host);
+    assert_eq!(options.machine.peek("type"), Some("q35"));
+    assert_eq!(options.serial, SerialOption::Stdio);
+    assert!(options.devices.is_empty() && !options.no_reboot);
+    assert_eq!(run(&[]).unwrap_err().code(), Code::Usage);
+}
+
+#[test]
+fn a_command_line_of_qemu_is_understood() {
+    let options = run(&[
+        "-nodefaults",
+        "-no-user-config",
+        "-nographic",
+        "-display",
+        "none",
+        "-vga",
+        "none",
+        "-net",
+        "none",
+        "-nic",
+        "none",
+        "-parallel",
+        "none",
+        "-monitor",
+        "none",
+        "-enable-kvm",
+        "-accel",
+        "kvm",
+        "-accel",
+        "kvm",
+        "-machine",
+        "type=q35,x=1",
+        "-cpu",
+        "host,-avx512f,+x2apic",
+        "-smp",
+        "4,cores=2,threads=2",
+        "-m",
+        "size=2G,hugepages=2M",
+        "-name",
+        "guest=test",
+        "-kernel",
+        "bzImage",
+        "-initrd",
+        "initrd",
+        "-append",
+        "-x console=ttyS0",
+        "-device",
+        "pcie-root-port,id=rp0",
+        "-device",
+        r#"{"driver":"vfio-pci","host":"01:00.0","bus":"rp0"}"#,
+        "-serial",
+        "file:log",
+        "-no-reboot",
+    ])
+    .unwrap();
+    assert_eq!(options.kernel.as_os_str(), "bzImage");
+    assert_eq!(options.initrd.unwrap().as_os_str(), "initrd");
+    assert_eq!(options.append, "-x console=ttyS0");
+    assert_eq!((options.memory.size, options.memory.hugepages), (MemSize(2 << 30), HugePages::TwoMiB));
+    assert_eq!(options.smp, SmpOptions { cpus: 4, sockets: 1, cores: 2, threads: 2 });
+    assert_eq!(options.cpu.features, [(false, "avx512f".to_owned()), (true, "x2apic".to_owned())]);
+    assert_eq!(options.machine.peek("x"), Some("1"));
+    assert_eq!(options.machine.peek("type"), Some("q35"));
+    let drivers: Vec<_> = options.devices.iter().map(|device| device.peek("driver")).collect();
+    assert_eq!(drivers, [Some("pcie-root-port"), Some("vfio-pci")]);
+    assert_eq!(options.devices[1].peek("host"), Some("01:00.0"));
+    assert_eq!(options.serial, SerialOption::File("log".into()));
+    assert_eq!(options.name.as_deref(), Some("test"));
+    assert!(options.no_reboot);
+}
+
+#[test]
+fn help_runs_nothing_and_needs_nothing_else() {
+    for words in [
+        ["--device", "help"],
+        ["-device", "?"],
+        ["--device", "number,help"],
+        ["-M", "help"],
+        ["-machine", "nothing,?"],
+        ["-m", "help"],
+        ["-smp", "help"],
+        ["-cpu", "help"],
+    ] {
+        let recorder = Recorder::default();
+        command(&[&["run"][..], &words].concat(), &recorder).unwrap();
+        assert!(recorder.runs.borrow().is_empty(), "{words:?}");
+    }
+    let error = command(&["run", "--device", "numbers,help"], &Recorder::default()).unwrap_err();
+    assert_eq!(error.code(), Code::UnknownType);
+}
+
+#[test]
+fn every_device_is_bound_up_to_the_first_failure() {
+    let recorder = Recorder::default();
+    let error = command(&["bind", "1:0.0", "1:0.7", "1:0.1", "--force"], &recorder).unwrap_err();
+    assert_eq!(error.code(), Code::BindFailed);
+    assert_eq!(*recorder.calls.borrow(), ["bind 0000:01:00.0 true", "bind 0000:01:00.7 true"]);
+    let recorder = Recorder::default();
+    command(&["release", "1:0.7"], &recorder).unwrap_err();
+    assert_eq!(*recorder.calls.borrow(), ["release 0000:01:00.7"]);
+    let recorder = Recorder::default();
+    command(&["recover"], &recorder).unwrap();
+    assert_eq!(*recorder.calls.borrow(), ["recover"]);
+}
+
+#[test]
+fn the_class_of_an_error_is_the_exit_code() {
+    let exit = |words: &[&str]| {
+        let argv: Vec<OsString> = ["passthru"].iter().chain(words).map(OsString::from).collect();
+        main(argv, &Recorder::default())
+    };
+    assert_eq!(exit(&["bind", "1:0.7"]), 4);
+    assert_eq!(exit(&["bind"]), 2);
+    assert_eq!(exit(&["run"]), 2);
+    assert_eq!(exit(&["run", "--kernel", "x"]), 0);
+}
