@@ -156,13 +156,13 @@ fn dsdt_windows_leave_out_what_is_taken() {
 
 #[test]
 fn windows_that_cannot_be_expressed_are_left_out() {
-    let odd32 = [0..0, 0xf000_0000..0x1_0000_0001, 5..4];
+    let odd = [0..0, 0xf000_0000..0x1_0000_0001];
     let layout = layout();
     let with = |mmio32: &[Range<u64>], mmio64: &[Range<u64>]| {
         let input = AcpiInput { mmio32, mmio64, ..AcpiInput::new(&layout, &[0]) };
         find(&Tables::build(&input).unwrap(), b"DSDT").1
     };
-    assert_eq!(with(&odd32, &odd32[..1]), with(&[], &[]));
+    assert_eq!(with(&odd, &odd[..1]), with(&[], &[]));
 }
 
 #[test]
