@@ -70,8 +70,8 @@ pub const KVM_PAGES: Range<u64> = KVM_IDENTITY_MAP..KVM_TSS + 3 * PAGE;
 const HYPERTRANSPORT: Range<u64> = 0xfd_0000_0000..0x100_0000_0000;
 /// The 64-bit window starts at a multiple of this, so that large BARs waste nothing below them.
 const MMIO64_ALIGN: u64 = GIB;
-/// More physical address bits than this the x86-64 page table format cannot express.
-const PHYS_BITS_MAX: u8 = 52;
+/// More than this KVM maps only with five-level nested page tables, which few hosts have.
+const PHYS_BITS_MAX: u8 = 48;
 /// Every x86-64 processor has at least these.
 const PHYS_BITS_MIN: u8 = 36;
 
@@ -103,14 +103,15 @@ pub struct Layout {
 
 impl Layout {
     /// Plans the map for `ram` bytes (a multiple of the page size), a CPU with `phys_bits` physical address bits
-    /// (CPUID 0x8000_0008 as the guest sees it) and the buses 0 to `last_bus`.
+    /// (CPUID 0x8000_0008 as the guest sees it; of more than 48, 48 are used) and the buses 0 to `last_bus`.
     pub fn new(ram: u64, phys_bits: u8, last_bus: u8) -> Result<Layout> {
         if ram < RAM_MIN || !ram.is_multiple_of(PAGE) {
             return Err(Error::new(Code::BadProperty, format!("a guest cannot have {ram} bytes of memory"))
                 .evidence(format!("the least is {} MiB, in steps of {PAGE} bytes", RAM_MIN / MIB))
                 .fix("give the guest more memory with -m"));
         }
-        let top = 1u64 << phys_bits.clamp(PHYS_BITS_MIN, PHYS_BITS_MAX);
+        let phys_bits = phys_bits.clamp(PHYS_BITS_MIN, PHYS_BITS_MAX);
+        let top = 1u64 << phys_bits;
         let low_end = ram.min(LOW_RAM_MAX);
         let above = ram - low_end;
         let ram_end = match HIGH_RAM_START.checked_add(above) {

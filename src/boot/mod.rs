@@ -12,6 +12,7 @@
 //!
 //! Everything plans first (data in, data out) and writes to guest memory last.
 
+pub mod acpi;
 pub mod bzimage;
 pub mod cpu_state;
 pub mod e820;
