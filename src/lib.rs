@@ -1,3 +1,4 @@
 //! passthru: a virtual machine monitor for x86_64 Linux/KVM whose reason to exist is device passthrough.
 
+pub mod bdf;
 pub mod error;
