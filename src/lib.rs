@@ -2,3 +2,4 @@
 
 pub mod bdf;
 pub mod error;
+pub mod host;
