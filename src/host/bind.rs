@@ -3,7 +3,6 @@
 use serde::Serialize;
 
 use super::change::{Change, VFIO_PCI};
-use super::check::no_iommu_error;
 use super::journal::{Entry, Journal, Step};
 use super::viable::Verdict;
 use super::{Host, PciDevice, Use};
@@ -84,10 +83,7 @@ fn examine(host: &Host, bdf: Bdf, force: bool) -> Result<Candidate> {
             .evidence(device.name())
             .fix("name a device behind it: `lspci -tv` shows what lies where"));
     }
-    let group = match device.iommu_group.map(|id| host.group(id)) {
-        Some(group) if !group.noiommu => group,
-        _ => return Err(no_iommu_error(&device, host.group_ids().len())),
-    };
+    let group = host.real_group(&device)?;
     let mut companions = host.verdicts(&group);
     companions.retain(|verdict| verdict.member.pci.as_ref().is_none_or(|member| member.bdf != bdf));
     let uses = host.uses(bdf);
