@@ -40,7 +40,7 @@ impl Host {
         self.holders_of(&group.into_iter().chain(self.device_node(device.bdf)).collect::<Vec<_>>())
     }
 
-    fn holders_of(&self, nodes: &[PathBuf]) -> Holders {
+    pub(super) fn holders_of(&self, nodes: &[PathBuf]) -> Holders {
         let mut holders = Holders::default();
         let pids = read::names(self.proc("")).into_iter().filter_map(|name| name.parse::<u32>().ok());
         for pid in pids {

@@ -9,24 +9,33 @@
 //! | [`pci`], [`group`] | facts from sysfs: PCI functions, IOMMU groups (kernel: Documentation/ABI/testing/sysfs-bus-pci) |
 //! | [`usage`] | what the host uses a function for: mounts, swap, holders, routes |
 //! | [`busy`], [`viable`] | who holds a group; what keeps a group from being handed out |
-//! | [`effects`] | the one place that writes to sysfs |
+//! | [`check`] | which error a failed open or VFIO request really is |
+//! | [`bind`], [`release`] | driver changes: `bind`, and `release` and `recover` that undo it |
+//! | [`journal`], [`effects`] | what was there before a change, kept across a crash; the one place that writes to sysfs |
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub mod bind;
 pub mod busy;
+mod change;
+pub mod check;
 pub mod effects;
 pub mod group;
+pub mod journal;
 pub mod pci;
 mod read;
+pub mod release;
 pub mod usage;
 pub mod viable;
 
 #[cfg(test)]
 pub(crate) mod testtree;
 
+pub use bind::bind;
 pub use group::{Group, Member};
 pub use pci::PciDevice;
+pub use release::{recover, release};
 pub use usage::Use;
 
 use effects::{Effects, RealEffects};

@@ -59,11 +59,6 @@ impl FakeKernel {
         state.changes = 0;
     }
 
-    /// How many changes were asked for since the last `set_fault`.
-    pub(crate) fn changes(&self) -> usize {
-        self.state.lock().changes
-    }
-
     /// Every write so far: the path below /sys and the value.
     pub(crate) fn writes(&self) -> Vec<(String, String)> {
         self.state.lock().writes.clone()
