@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
 
-use pci_ids::FromId;
 use serde::Serialize;
 
 use super::{Host, read};
@@ -161,8 +160,8 @@ impl Host {
             vendor,
             device,
             class,
-            vendor_name: pci_ids::Vendor::from_id(vendor).map(|vendor| vendor.name()),
-            device_name: pci_ids::Device::from_vid_pid(vendor, device).map(|device| device.name()),
+            vendor_name: crate::pci_names::vendor(vendor),
+            device_name: crate::pci_names::device(vendor, device),
             class_name: class_name(class),
             driver: self.driver(bdf),
             driver_override: self.driver_override(bdf),
@@ -204,8 +203,7 @@ fn similar(bdf: Bdf, devices: &[PciDevice]) -> Vec<&PciDevice> {
 
 fn class_name(class: u32) -> Option<&'static str> {
     let [_, base, sub, _] = class.to_be_bytes();
-    let subclass = pci_ids::Subclass::from_cid_sid(base, sub).map(|subclass| subclass.name());
-    subclass.or_else(|| pci_ids::Class::from_id(base).map(|class| class.name()))
+    crate::pci_names::class(base, sub)
 }
 
 fn words(text: Option<String>) -> Vec<String> {
