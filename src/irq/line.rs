@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::Router;
+use super::{Line, Router};
 
 /// The wires of the machine, by GSI.
 #[derive(Default)]
@@ -37,19 +37,11 @@ impl IrqLine {
     pub fn gsi(&self) -> u32 {
         self.wire.gsi
     }
+}
 
-    /// Sets this source high.
-    pub fn raise(&self) {
-        self.set(true);
-    }
-
-    /// Sets this source low; the wire stays high while another source is.
-    pub fn lower(&self) {
-        self.set(false);
-    }
-
-    /// Sets the level of this source.
-    pub fn set(&self, high: bool) {
+impl Line for IrqLine {
+    /// Sets the level of this source; the wire stays high while another source is.
+    fn set(&self, high: bool) {
         let mut raised = self.raised.lock();
         if *raised == high {
             return;
@@ -73,7 +65,7 @@ impl Clone for IrqLine {
 
 impl Drop for IrqLine {
     fn drop(&mut self) {
-        self.lower();
+        self.set(false);
     }
 }
 
@@ -91,14 +83,14 @@ mod tests {
         let a = router.line(9);
         let b = a.clone();
         let c = router.line(9);
-        a.raise();
-        a.raise();
-        b.raise();
-        c.raise();
-        a.lower();
+        a.set(true);
+        a.set(true);
+        b.set(true);
+        c.set(true);
+        a.set(false);
         assert_eq!(chip.take(), ["level 9 true"]);
         drop(b);
-        c.lower();
+        c.set(false);
         assert_eq!(chip.take(), ["level 9 false"]);
     }
 }
