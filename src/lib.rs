@@ -5,3 +5,4 @@ pub mod error;
 pub mod irq;
 pub mod log;
 pub mod memory;
+pub mod pci;
