@@ -11,3 +11,4 @@ pub mod log;
 pub mod memory;
 pub mod object;
 pub mod pci_names;
+pub mod pci;
