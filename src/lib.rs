@@ -7,3 +7,4 @@ pub mod host;
 pub mod irq;
 pub mod log;
 pub mod memory;
+pub mod vfio;
