@@ -7,4 +7,5 @@ pub mod host;
 pub mod irq;
 pub mod log;
 pub mod memory;
+pub mod pci;
 pub mod vfio;

@@ -1,0 +1,369 @@
+//! Base address registers: what they contain, how they are sized, and where they put a function's memory and ports
+//! (PCI 6.2.5). The computation is pure: registers in, ranges out.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::config::ConfigSpace;
+use super::regs::{BAR0, BRIDGE_ROM, COMMAND, COMMAND_IO, COMMAND_MEMORY, HEADER_BRIDGE, HEADER_ENDPOINT, ROM};
+use crate::error::{Code, Error, Result};
+use crate::memory::{Piece, Space};
+
+/// Registers of a function that hold addresses: six BARs and the expansion ROM.
+pub const BARS: usize = 7;
+/// The index of the expansion ROM.
+pub const ROM_INDEX: usize = 6;
+
+/// Low bits of a port BAR; the address begins at bit 2.
+const IO_BIT: u32 = 1;
+const IO_FLAGS: u32 = 0x3;
+/// Low bits of a memory BAR; the address begins at bit 4.
+const MEM_64BIT: u32 = 0b100;
+const MEM_PREFETCHABLE: u32 = 0b1000;
+const MEM_FLAGS: u32 = 0xf;
+/// The ROM's enable bit; its address begins at bit 11.
+const ROM_ENABLE: u32 = 1;
+const ROM_FLAGS: u32 = 0x7ff;
+
+/// One past the last port of an x86 processor.
+const IO_END: u64 = 1 << 16;
+/// One past the last physical address of an x86 processor.
+const MEMORY_END: u64 = 1 << 52;
+
+/// The kind of a base address register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BarKind {
+    /// Ports.
+    Io,
+    /// Memory below 4 GiB.
+    Mem32,
+    /// Memory anywhere; takes two registers.
+    Mem64,
+}
+
+/// A BAR without its content: all that its register shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BarSpec {
+    /// Size in bytes, a power of two.
+    pub size: u64,
+    /// Kind of the register.
+    pub kind: BarKind,
+    /// Whether reads have no side effects and writes may be merged.
+    pub prefetchable: bool,
+}
+
+/// What a BAR contains.
+#[derive(Debug, Clone)]
+pub struct BarContent {
+    /// Who it belongs to, for people: "gpu0 BAR1".
+    pub name: Arc<str>,
+    /// Size in bytes, a power of two: 4 B to 64 KiB of ports, 16 B or more of memory, 2 KiB or more of ROM.
+    pub size: u64,
+    /// Kind of the register. The expansion ROM is always [`BarKind::Mem32`].
+    pub kind: BarKind,
+    /// Whether reads have no side effects and writes may be merged.
+    pub prefetchable: bool,
+    /// The pieces, in ascending order and without overlap; what they leave out reads as ones.
+    pub pieces: Vec<Piece>,
+}
+
+impl BarContent {
+    /// What the register shows of it.
+    pub fn spec(&self) -> BarSpec {
+        BarSpec { size: self.size, kind: self.kind, prefetchable: self.prefetchable }
+    }
+}
+
+impl BarSpec {
+    /// Whether a register `index` of a header with `layout` can show it.
+    fn is_possible(self, index: usize, layout: u8) -> bool {
+        let bars = match layout {
+            HEADER_ENDPOINT => 6,
+            HEADER_BRIDGE => 2,
+            _ => 0,
+        };
+        let (sizes, last) = match (index, self.kind) {
+            (ROM_INDEX, BarKind::Mem32) => {
+                return bars > 0 && (2 << 10..=1 << 31).contains(&self.size) && self.size.is_power_of_two();
+            }
+            (_, BarKind::Io) => (4..=IO_END, index),
+            (_, BarKind::Mem32) => (16..=1 << 31, index),
+            (_, BarKind::Mem64) => (16..=MEMORY_END / 2, index.saturating_add(1)),
+        };
+        self.size.is_power_of_two() && sizes.contains(&self.size) && last < bars
+    }
+}
+
+/// The BARs of a function, by index.
+pub type BarSpecs = [Option<BarSpec>; BARS];
+
+/// The offset of the register with this index.
+pub fn register(index: usize, layout: u8) -> u16 {
+    match (index, layout) {
+        (ROM_INDEX, HEADER_BRIDGE) => BRIDGE_ROM,
+        (ROM_INDEX, _) => ROM,
+        _ => BAR0 + 4 * index as u16,
+    }
+}
+
+/// Gives the registers of these BARs their type bits and the masks that a sizing write shows, and makes all others read
+/// as zero.
+///
+/// # Errors
+/// [`Code::DeviceFailed`] if a BAR is one that no register can show, or sits on the upper half of another.
+pub fn define(config: &mut ConfigSpace, specs: &BarSpecs, name: &str) -> Result<()> {
+    let layout = config.layout();
+    let registers = match layout {
+        HEADER_ENDPOINT => 0..6,
+        HEADER_BRIDGE => 0..2,
+        _ => 0..0,
+    };
+    for index in registers.chain((layout <= HEADER_BRIDGE).then_some(ROM_INDEX)) {
+        config.set_u32(register(index, layout), 0);
+        config.allow(register(index, layout), &[0; 4]);
+    }
+    let mut upper_half = None;
+    for (index, spec) in specs.iter().enumerate() {
+        let Some(spec) = spec else { continue };
+        if !spec.is_possible(index, layout) || upper_half == Some(index) {
+            return Err(Error::new(Code::DeviceFailed, format!("BAR {index} of {name} cannot exist"))
+                .evidence(format!("{:?} of {:#x} bytes", spec.kind, spec.size)));
+        }
+        let at = register(index, layout);
+        let mask = !(spec.size - 1);
+        if index == ROM_INDEX {
+            config.allow(at, &(mask as u32 & !ROM_FLAGS | ROM_ENABLE).to_le_bytes());
+            continue;
+        }
+        let prefetchable = if spec.prefetchable { MEM_PREFETCHABLE } else { 0 };
+        let (flags, flag_mask) = match spec.kind {
+            BarKind::Io => (IO_BIT, IO_FLAGS),
+            BarKind::Mem32 => (prefetchable, MEM_FLAGS),
+            BarKind::Mem64 => (prefetchable | MEM_64BIT, MEM_FLAGS),
+        };
+        config.set_u32(at, flags);
+        config.allow(at, &(mask as u32 & !flag_mask).to_le_bytes());
+        if spec.kind == BarKind::Mem64 {
+            config.allow(at + 4, &((mask >> 32) as u32).to_le_bytes());
+            upper_half = Some(index + 1);
+        }
+    }
+    Ok(())
+}
+
+/// A range that a function answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// Memory or ports.
+    pub space: Space,
+    /// First address.
+    pub base: u64,
+    /// Size in bytes; `base + size` does not overflow.
+    pub size: u64,
+}
+
+impl Placement {
+    /// The addresses.
+    pub fn range(&self) -> Range<u64> {
+        self.base..self.base + self.size
+    }
+}
+
+/// Where each BAR is, `None` for one that answers nowhere.
+pub type Placements = [Option<Placement>; BARS];
+
+/// The registers that decide about addresses, at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Registers {
+    /// The command register.
+    pub command: u16,
+    /// The six registers; those that the header does not have are zero.
+    pub bars: [u32; 6],
+    /// The expansion ROM's.
+    pub rom: u32,
+    /// Whether the function is in power state D0; in any other it answers configuration accesses only.
+    pub powered: bool,
+}
+
+impl Registers {
+    /// Reads them; `powered` is the caller's knowledge.
+    pub fn read(config: &ConfigSpace, powered: bool) -> Registers {
+        let layout = config.layout();
+        let count = if layout == HEADER_ENDPOINT { 6 } else { 2 };
+        let mut bars = [0; 6];
+        for (index, bar) in bars.iter_mut().enumerate().take(count) {
+            *bar = config.u32(register(index, layout));
+        }
+        Registers { command: config.u16(COMMAND), bars, rom: config.u32(register(ROM_INDEX, layout)), powered }
+    }
+}
+
+/// Where the registers put the BARs.
+///
+/// A BAR at address 0 answers nowhere: it was not assigned yet (all are 0 after power-on). Nor does one that reaches
+/// beyond the end of its space, as every BAR does while it is sized with decoding on.
+pub fn decode(registers: &Registers, specs: &BarSpecs) -> Placements {
+    let mut placements = [None; BARS];
+    if !registers.powered {
+        return placements;
+    }
+    for (index, (placement, spec)) in placements.iter_mut().zip(specs).enumerate() {
+        let Some(spec) = spec else { continue };
+        let low = registers.bars.get(index).copied().unwrap_or(0);
+        let (space, enable, base, end) = match spec.kind {
+            _ if index == ROM_INDEX && registers.rom & ROM_ENABLE == 0 => continue,
+            _ if index == ROM_INDEX => (Space::Mmio, COMMAND_MEMORY, u64::from(registers.rom & !ROM_FLAGS), 1 << 32),
+            BarKind::Io => (Space::Pio, COMMAND_IO, u64::from(low & !IO_FLAGS), IO_END),
+            BarKind::Mem32 => (Space::Mmio, COMMAND_MEMORY, u64::from(low & !MEM_FLAGS), 1 << 32),
+            BarKind::Mem64 => {
+                let high = registers.bars.get(index + 1).copied().unwrap_or(0);
+                (Space::Mmio, COMMAND_MEMORY, u64::from(high) << 32 | u64::from(low & !MEM_FLAGS), MEMORY_END)
+            }
+        };
+        let base = base & !(spec.size.saturating_sub(1));
+        let fits = base.checked_add(spec.size).is_some_and(|last| last <= end);
+        if registers.command & enable != 0 && base != 0 && spec.size != 0 && fits {
+            *placement = Some(Placement { space, base, size: spec.size });
+        }
+    }
+    placements
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn spec(kind: BarKind, size: u64) -> Option<BarSpec> {
+        Some(BarSpec { size, kind, prefetchable: false })
+    }
+
+    fn specs() -> BarSpecs {
+        [
+            spec(BarKind::Mem32, 0x1000),
+            spec(BarKind::Io, 0x20),
+            spec(BarKind::Mem64, 16 << 30),
+            None,
+            None,
+            None,
+            spec(BarKind::Mem32, 0x800),
+        ]
+    }
+
+    fn bases(config: &ConfigSpace, specs: &BarSpecs) -> [Option<u64>; BARS] {
+        decode(&Registers::read(config, true), specs).map(|placement| placement.map(|placement| placement.base))
+    }
+
+    #[test]
+    fn sizing_writes_show_size_and_type() {
+        let mut config = ConfigSpace::new();
+        define(&mut config, &specs(), "t").unwrap();
+        for at in (0x10..0x28).step_by(4).chain([0x30]) {
+            config.write(at, &[0xff; 4]);
+        }
+        let sized: Vec<u32> = (0x10..0x28).step_by(4).map(|at| config.u32(at)).collect();
+        assert_eq!(sized, [0xffff_f000, 0xffff_ffe1, 0x0000_0004, 0xffff_fffc, 0, 0]);
+        assert_eq!(config.u32(0x30), 0xffff_f801);
+    }
+
+    #[test]
+    fn bars_answer_when_their_space_is_enabled() {
+        let mut config = ConfigSpace::new();
+        define(&mut config, &specs(), "t").unwrap();
+        for (at, value) in [(0x10, 0xc000_0000u32), (0x14, 0xc000), (0x18, 0), (0x1c, 0x10), (0x30, 0xc000_1001)] {
+            config.write(at, &value.to_le_bytes());
+        }
+        assert_eq!(bases(&config, &specs()), [None; BARS]);
+        config.set_u16(COMMAND, COMMAND_IO);
+        assert_eq!(bases(&config, &specs())[..3], [None, Some(0xc000), None]);
+        config.set_u16(COMMAND, COMMAND_MEMORY);
+        let all = [Some(0xc000_0000), None, Some(0x10_0000_0000), None, None, None, Some(0xc000_1000)];
+        assert_eq!(bases(&config, &specs()), all);
+        config.write(0x30, &0xc000_1000u32.to_le_bytes());
+        assert_eq!(bases(&config, &specs())[6], None, "the ROM has its own enable bit");
+        assert_eq!(decode(&Registers::read(&config, false), &specs()), [None; BARS], "only D0 answers");
+    }
+
+    #[test]
+    fn unassigned_and_wrapping_bars_answer_nowhere() {
+        let command = COMMAND_IO | COMMAND_MEMORY;
+        let registers = |bars| Registers { command, bars, rom: 1, powered: true };
+        assert_eq!(decode(&registers([0; 6]), &specs()), [None; BARS]);
+        assert_eq!(decode(&registers([0, 0, u32::MAX, u32::MAX, 0, 0]), &specs()), [None; BARS]);
+        assert!(decode(&registers([0, 0x1_0000, 0, 0, 0, 0]), &specs())[1].is_none(), "ports end at 64 KiB");
+        let top = decode(&registers([0xffff_f000, 0xffe0, 0, 0xf_fffc, 0, 0]), &specs());
+        assert_eq!(top[0].unwrap().range(), 0xffff_f000..1 << 32);
+        assert_eq!(top[1].unwrap().range(), 0xffe0..0x1_0000);
+        assert_eq!(top[2].unwrap().range(), (1 << 52) - (16 << 30)..1 << 52);
+    }
+
+    #[test]
+    fn impossible_bars_are_refused() {
+        let cases: [(usize, BarKind, u64); 9] = [
+            (0, BarKind::Mem32, 0),
+            (0, BarKind::Mem32, 8),
+            (0, BarKind::Mem32, 0x1800),
+            (0, BarKind::Mem32, 1 << 32),
+            (5, BarKind::Mem64, 0x1000),
+            (0, BarKind::Io, 2),
+            (0, BarKind::Io, 1 << 17),
+            (6, BarKind::Mem64, 0x1000),
+            (6, BarKind::Mem32, 0x400),
+        ];
+        for (index, kind, size) in cases {
+            let mut specs = [None; BARS];
+            specs[index] = spec(kind, size);
+            assert!(define(&mut ConfigSpace::new(), &specs, "t").is_err(), "{index} {kind:?} {size:#x}");
+        }
+        let mut overlapping = [None; BARS];
+        overlapping[0] = spec(BarKind::Mem64, 0x1000);
+        overlapping[1] = spec(BarKind::Mem32, 0x1000);
+        assert!(define(&mut ConfigSpace::new(), &overlapping, "t").is_err());
+        let mut bridge = ConfigSpace::new();
+        bridge.set_u8(super::super::regs::HEADER_TYPE, HEADER_BRIDGE);
+        assert!(define(&mut bridge, &[None, spec(BarKind::Mem64, 0x1000), None, None, None, None, None], "t").is_err());
+        assert!(define(&mut bridge, &[spec(BarKind::Mem64, 0x1000), None, None, None, None, None, None], "t").is_ok());
+    }
+
+    fn any_spec() -> impl Strategy<Value = Option<BarSpec>> {
+        let kind = prop_oneof![Just(BarKind::Io), Just(BarKind::Mem32), Just(BarKind::Mem64)];
+        prop::option::of((kind, 0u32..64, any::<bool>()).prop_map(|(kind, log2, prefetchable)| BarSpec {
+            size: 1 << log2,
+            kind,
+            prefetchable,
+        }))
+    }
+
+    proptest! {
+        /// No content of the registers panics, and every placement is aligned and inside its space.
+        #[test]
+        fn any_registers_decode(command: u16, bars: [u32; 6], rom: u32, powered: bool,
+                specs in prop::array::uniform7(any_spec())) {
+            let registers = Registers { command, bars, rom, powered };
+            for (placement, spec) in decode(&registers, &specs).iter().zip(&specs) {
+                let Some(placement) = placement else { continue };
+                prop_assert_eq!(placement.size, spec.unwrap().size);
+                prop_assert_eq!(placement.base % placement.size, 0);
+                prop_assert!(placement.base != 0);
+                let end = if placement.space == Space::Pio { IO_END } else { MEMORY_END };
+                prop_assert!(placement.range().end <= end);
+            }
+        }
+
+        /// What is written to a BAR's register is read back, apart from what size and type fix.
+        #[test]
+        fn registers_hold_addresses(specs in prop::array::uniform7(any_spec()), values: [u32; 6]) {
+            let mut config = ConfigSpace::new();
+            prop_assume!(define(&mut config, &specs, "t").is_ok());
+            for (index, value) in values.iter().enumerate() {
+                config.write(register(index, HEADER_ENDPOINT), &value.to_le_bytes());
+            }
+            for (index, spec) in specs.iter().enumerate().take(6) {
+                let Some(spec) = spec else { continue };
+                let low = config.u32(register(index, HEADER_ENDPOINT));
+                let flags = if spec.kind == BarKind::Io { IO_FLAGS } else { MEM_FLAGS };
+                prop_assert_eq!(low & !flags, values[index] & !(spec.size - 1) as u32 & !flags);
+            }
+        }
+    }
+}
