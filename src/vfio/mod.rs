@@ -1,0 +1,7 @@
+//! Passthrough of host PCI functions by VFIO (kernel: include/uapi/linux/vfio.h, Documentation/driver-api/vfio.rst).
+pub mod container;
+pub mod device;
+pub mod dma;
+pub mod seams;
+pub mod space;
+mod uapi;
