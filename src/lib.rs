@@ -3,4 +3,5 @@
 pub mod bdf;
 pub mod cli;
 pub mod error;
+pub mod host;
 pub mod object;
