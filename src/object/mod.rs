@@ -1,7 +1,7 @@
 //! The object model: how the user names, configures and lists everything that can be plugged into a machine.
 //!
 //! One declaration is the syntax, the parser and the help. [`Args`] splits `type,key=value,...` (QEMU's grammar, or its
-//! JSON form); [`props!`] declares the properties of a type, their kinds ([`PropValue`]), default values and texts; a
+//! JSON form); `props!` declares the properties of a type, their kinds ([`PropValue`]), default values and texts; a
 //! [`Registry`] is an explicit table of types that finds, creates and describes them.
 
 mod address;
