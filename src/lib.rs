@@ -13,3 +13,6 @@ pub mod object;
 pub mod pci_names;
 pub mod pci;
 pub mod vfio;
+pub mod error;
+pub mod host;
+pub mod object;

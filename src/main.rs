@@ -2,28 +2,26 @@
 
 use std::process::ExitCode;
 
-use passthru::bdf::Bdf;
-use passthru::cli::{self, Commands, DriverChange, run::RunOptions};
+use passthru::cli::{self, Platform, run::RunOptions};
 use passthru::error::{Code, Error, Result};
+use passthru::host::Host;
 use passthru::object::{Catalogue, Common, Props, Registry};
 
 fn main() -> ExitCode {
-    ExitCode::from(cli::main(std::env::args_os(), &Unconnected))
+    ExitCode::from(cli::main(std::env::args_os(), &WithoutMachine { host: Host::real() }))
 }
 
-/// The command line alone, without the machine and the host behind it.
-struct Unconnected;
+/// The command line and the host's side, without a machine between them.
+struct WithoutMachine {
+    host: Host,
+}
 
 static DEVICES: Registry<(), ()> =
     Registry { what: "device type", option: "--device", key: "driver", common: Common::TABLE, types: &[] };
 static MACHINES: Registry<(), ()> =
     Registry { what: "machine type", option: "-M", key: "type", common: &[], types: &[] };
 
-fn unconnected<T>() -> Result<T> {
-    Err(Error::new(Code::SystemFailed, "this build of passthru has only its command line"))
-}
-
-impl Commands for Unconnected {
+impl Platform for WithoutMachine {
     fn devices(&self) -> &dyn Catalogue {
         &DEVICES
     }
@@ -32,19 +30,11 @@ impl Commands for Unconnected {
         &MACHINES
     }
 
+    fn host(&self) -> &Host {
+        &self.host
+    }
+
     fn run(&self, _: RunOptions) -> Result<()> {
-        unconnected()
-    }
-
-    fn bind(&self, _: Bdf, _: bool) -> Result<DriverChange> {
-        unconnected()
-    }
-
-    fn release(&self, _: Bdf) -> Result<DriverChange> {
-        unconnected()
-    }
-
-    fn recover(&self) -> Result<Vec<DriverChange>> {
-        unconnected()
+        Err(Error::new(Code::SystemFailed, "this build of passthru has no machine to run"))
     }
 }

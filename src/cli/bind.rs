@@ -1,10 +1,12 @@
-//! `passthru bind`, `release` and `recover`: devices between their host drivers and vfio-pci.
+//! `passthru bind`: devices from their host drivers to vfio-pci.
 
 use clap::Args;
 
-use super::{Commands, DriverChange, output};
+use super::output;
 use crate::bdf::Bdf;
 use crate::error::Result;
+use crate::host::bind::Bound;
+use crate::host::{self, Host};
 
 /// Take devices from their host drivers, so that guests can own them
 ///
@@ -18,62 +20,64 @@ pub(super) struct BindArgs {
     /// Take a device even if the host itself uses it
     #[arg(long)]
     force: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
-/// Give devices back to the drivers that they had before
-#[derive(Debug, Args)]
-pub(super) struct ReleaseArgs {
-    /// Addresses of the devices as `lspci -D` prints them, such as 0000:01:00.0 or 01:00.0
-    #[arg(value_name = "BDF", required = true)]
-    devices: Vec<Bdf>,
+pub(super) fn execute(args: &BindArgs, host: &Host) -> Result<()> {
+    output::each(&args.devices, args.json, |&device| host::bind(host, device, args.force), text)
 }
 
-/// Give back every device that a crash left without its driver
-#[derive(Debug, Args)]
-pub(super) struct RecoverArgs {}
-
-pub(super) fn bind(args: &BindArgs, commands: &dyn Commands) -> Result<()> {
-    // Each change is told as it is made: a later device that fails does not hide it.
-    args.devices.iter().try_for_each(|&device| tell(&commands.bind(device, args.force)?))
-}
-
-pub(super) fn release(args: &ReleaseArgs, commands: &dyn Commands) -> Result<()> {
-    args.devices.iter().try_for_each(|&device| tell(&commands.release(device)?))
-}
-
-pub(super) fn recover(commands: &dyn Commands) -> Result<()> {
-    let changes = commands.recover()?;
-    if changes.is_empty() {
-        return output::print("Nothing is left to recover.\n");
+/// What `bind` did: a line about the device, and one about each member of its group that must be bound, too.
+fn text(bound: &Bound) -> String {
+    let device = &bound.device;
+    let former = bound.former_driver.as_deref().unwrap_or("no driver");
+    let mut text = match (bound.changed, bound.ours) {
+        (true, _) => format!("{} {}: {former} -> {}\n", device.bdf, device.name(), device.driver_text()),
+        (false, true) => format!("{} {}: already on {}\n", device.bdf, device.name(), device.driver_text()),
+        (false, false) => format!(
+            "{} {}: already on {}, but not by passthru, which will not release it\n",
+            device.bdf,
+            device.name(),
+            device.driver_text()
+        ),
+    };
+    for companion in bound.companions.iter().filter(|companion| companion.blocks) {
+        let driver = companion.member.driver.as_deref().unwrap_or("no driver");
+        text += &format!("  {} is in the same IOMMU group, on {driver}: bind it, too\n", companion.member.name);
     }
-    changes.iter().try_for_each(tell)
-}
-
-fn tell(change: &DriverChange) -> Result<()> {
-    output::print(&(sentence(change) + "\n"))
-}
-
-/// `0000:01:00.0: e1000e -> vfio-pci`
-fn sentence(change: &DriverChange) -> String {
-    let name = |driver: &Option<String>| driver.clone().unwrap_or_else(|| "no driver".to_owned());
-    if change.from == change.to {
-        return format!("{}: already on {}", change.device, name(&change.to));
-    }
-    format!("{}: {} -> {}", change.device, name(&change.from), name(&change.to))
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::testtree::{TestTree, bdf};
 
     #[test]
-    fn a_change_is_one_line() {
-        let change = |from: Option<&str>, to: Option<&str>| {
-            let device = "01:00.0".parse().unwrap();
-            sentence(&DriverChange { device, from: from.map(str::to_owned), to: to.map(str::to_owned) })
-        };
-        assert_eq!(change(Some("nvme"), Some("vfio-pci")), "0000:01:00.0: nvme -> vfio-pci");
-        assert_eq!(change(Some("vfio-pci"), None), "0000:01:00.0: vfio-pci -> no driver");
-        assert_eq!(change(Some("vfio-pci"), Some("vfio-pci")), "0000:01:00.0: already on vfio-pci");
+    fn the_device_and_what_blocks_its_group_are_told() {
+        let tree = TestTree::new();
+        tree.pci("0000:01:00.0").driver("e1000e").group(1).add();
+        tree.pci("0000:01:00.1").driver("igb").group(1).add();
+        let bind = |address| text(&host::bind(&tree.host(), bdf(address), false).unwrap());
+        let name = tree.host().device(bdf("01:00.0")).unwrap().name();
+        assert_eq!(
+            bind("01:00.0"),
+            format!(
+                "0000:01:00.0 {name}: e1000e -> vfio-pci\n  \
+                 0000:01:00.1 is in the same IOMMU group, on igb: bind it, too\n"
+            )
+        );
+        assert_eq!(bind("01:00.1"), format!("0000:01:00.1 {name}: igb -> vfio-pci\n"));
+        assert_eq!(bind("01:00.0"), format!("0000:01:00.0 {name}: already on vfio-pci\n"));
+    }
+
+    #[test]
+    fn a_device_that_someone_else_bound_is_told() {
+        let tree = TestTree::new();
+        tree.pci("0000:01:00.0").driver("vfio-pci").group(1).add();
+        let bound = host::bind(&tree.host(), bdf("01:00.0"), false).unwrap();
+        assert!(text(&bound).ends_with(": already on vfio-pci, but not by passthru, which will not release it\n"));
     }
 }

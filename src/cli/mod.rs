@@ -1,18 +1,20 @@
 //! The command line: one file per subcommand. Parsing and printing are here, what the commands do is behind
-//! [`Commands`].
+//! [`Platform`].
 
 mod argv;
 mod bind;
-mod commands;
 mod explain;
 mod output;
+mod platform;
+mod recover;
+mod release;
 pub mod run;
 
 use std::ffi::OsString;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-pub use commands::{Commands, DriverChange};
+pub use platform::Platform;
 
 use crate::error::Result;
 
@@ -34,14 +36,14 @@ struct Cli {
 enum Command {
     Run(Box<run::RunArgs>),
     Bind(bind::BindArgs),
-    Release(bind::ReleaseArgs),
-    Recover(bind::RecoverArgs),
+    Release(release::ReleaseArgs),
+    Recover(recover::RecoverArgs),
     Explain(explain::ExplainArgs),
 }
 
 /// Does what the command line `argv` (with the program's name first) says, and gives the exit code of the process.
-pub fn main(argv: impl IntoIterator<Item = OsString>, commands: &dyn Commands) -> u8 {
-    match dispatch(argv.into_iter().collect(), commands) {
+pub fn main(argv: impl IntoIterator<Item = OsString>, platform: &dyn Platform) -> u8 {
+    match dispatch(argv.into_iter().collect(), platform) {
         Ok(()) => 0,
         Err(error) => {
             output::report(&error);
@@ -50,7 +52,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>, commands: &dyn Commands) -
     }
 }
 
-fn dispatch(argv: Vec<OsString>, commands: &dyn Commands) -> Result<()> {
+fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<()> {
     let mut syntax = Cli::command();
     syntax.build();
     let argv = argv::rewrite(argv, &syntax);
@@ -63,10 +65,10 @@ fn dispatch(argv: Vec<OsString>, commands: &dyn Commands) -> Result<()> {
         Err(error) => return Err(output::usage_error(&error, &command)),
     };
     match cli.command {
-        Command::Run(args) => run::execute(*args, commands),
-        Command::Bind(args) => bind::bind(&args, commands),
-        Command::Release(args) => bind::release(&args, commands),
-        Command::Recover(_) => bind::recover(commands),
+        Command::Run(args) => run::execute(*args, platform),
+        Command::Bind(args) => bind::execute(&args, platform.host()),
+        Command::Release(args) => release::execute(&args, platform.host()),
+        Command::Recover(args) => recover::execute(&args, platform.host()),
         Command::Explain(args) => explain::execute(&args),
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, Write};
 
 use clap::error::ErrorKind as ClapKind;
+use serde::Serialize;
 
 use crate::error::{Code, Error, Result};
 
@@ -22,10 +23,27 @@ pub(super) fn report(error: &Error) {
 }
 
 /// `value` as indented JSON on standard output.
-pub(super) fn print_json(value: &impl serde::Serialize) -> Result<()> {
+pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Error::system("write JSON", &io::Error::new(ErrorKind::InvalidData, error)))?;
     print(&(text + "\n"))
+}
+
+/// Does `act` to every item up to the first failure, and tells what was done: each at once as `text`, or all together as
+/// a JSON array. What was done before a failure is told in either case.
+pub(super) fn each<T, D: Serialize>(
+    items: &[T],
+    json: bool,
+    act: impl Fn(&T) -> Result<D>,
+    text: impl Fn(&D) -> String,
+) -> Result<()> {
+    if !json {
+        return items.iter().try_for_each(|item| print(&text(&act(item)?)));
+    }
+    let mut done = Vec::new();
+    let result = items.iter().try_for_each(|item| act(item).map(|it| done.push(it)));
+    print_json(&done)?;
+    result
 }
 
 /// Clap's complaint about the command line of `command` (`passthru run`) as one of our errors: its first paragraph is

@@ -4,29 +4,35 @@ use std::cell::RefCell;
 
 use super::run::{CpuModel, HugePages, RunOptions, SerialOption, SmpOptions};
 use super::*;
-use crate::bdf::Bdf;
-use crate::error::{Code, Error};
+use crate::error::Code;
+use crate::host::Host;
+use crate::host::testtree::{TestTree, bdf};
 use crate::object::testing::{DEVICES, MACHINES};
 use crate::object::{Catalogue, MemSize};
 
-/// Remembers what it was asked for. Binding fails for function 7 of any device.
-#[derive(Default)]
+/// Remembers what guests it was asked to run, on a made-up host with two network cards.
 struct Recorder {
+    tree: TestTree,
+    host: Host,
     runs: RefCell<Vec<RunOptions>>,
-    calls: RefCell<Vec<String>>,
 }
 
 impl Recorder {
-    fn change(&self, call: String, device: Bdf) -> Result<DriverChange> {
-        self.calls.borrow_mut().push(call);
-        if device.function == 7 {
-            return Err(Error::new(Code::BindFailed, "made to fail"));
-        }
-        Ok(DriverChange { device, from: None, to: None })
+    fn new() -> Recorder {
+        let tree = TestTree::new();
+        tree.pci("0000:01:00.0").driver("e1000e").group(1).add();
+        tree.pci("0000:02:00.0").driver("e1000e").group(2).add();
+        let host = tree.host();
+        Recorder { tree, host, runs: RefCell::default() }
+    }
+
+    /// The drivers of the two cards.
+    fn drivers(&self) -> [Option<String>; 2] {
+        ["01:00.0", "02:00.0"].map(|address| self.tree.host().driver(bdf(address)))
     }
 }
 
-impl Commands for Recorder {
+impl Platform for Recorder {
     fn devices(&self) -> &dyn Catalogue {
         &DEVICES
     }
@@ -35,22 +41,13 @@ impl Commands for Recorder {
         &MACHINES
     }
 
+    fn host(&self) -> &Host {
+        &self.host
+    }
+
     fn run(&self, options: RunOptions) -> Result<()> {
         self.runs.borrow_mut().push(options);
         Ok(())
-    }
-
-    fn bind(&self, device: Bdf, force: bool) -> Result<DriverChange> {
-        self.change(format!("bind {device} {force}"), device)
-    }
-
-    fn release(&self, device: Bdf) -> Result<DriverChange> {
-        self.change(format!("release {device}"), device)
-    }
-
-    fn recover(&self) -> Result<Vec<DriverChange>> {
-        self.calls.borrow_mut().push("recover".to_owned());
-        Ok(Vec::new())
     }
 }
 
@@ -60,7 +57,7 @@ fn command(words: &[&str], recorder: &Recorder) -> Result<()> {
 
 /// What `passthru run WORDS` asks for.
 fn run(words: &[&str]) -> Result<RunOptions> {
-    let recorder = Recorder::default();
+    let recorder = Recorder::new();
     command(&[&["run"], words].concat(), &recorder)?;
     let mut runs = recorder.runs.into_inner();
     assert_eq!(runs.len(), 1, "{words:?} ran nothing");
@@ -162,35 +159,38 @@ fn help_runs_nothing_and_needs_nothing_else() {
         ["-smp", "help"],
         ["-cpu", "help"],
     ] {
-        let recorder = Recorder::default();
+        let recorder = Recorder::new();
         command(&[&["run"][..], &words].concat(), &recorder).unwrap();
         assert!(recorder.runs.borrow().is_empty(), "{words:?}");
     }
-    let error = command(&["run", "--device", "numbers,help"], &Recorder::default()).unwrap_err();
+    let error = command(&["run", "--device", "numbers,help"], &Recorder::new()).unwrap_err();
     assert_eq!(error.code(), Code::UnknownType);
 }
 
 #[test]
 fn every_device_is_bound_up_to_the_first_failure() {
-    let recorder = Recorder::default();
-    let error = command(&["bind", "1:0.0", "1:0.7", "1:0.1", "--force"], &recorder).unwrap_err();
-    assert_eq!(error.code(), Code::BindFailed);
-    assert_eq!(*recorder.calls.borrow(), ["bind 0000:01:00.0 true", "bind 0000:01:00.7 true"]);
-    let recorder = Recorder::default();
-    command(&["release", "1:0.7"], &recorder).unwrap_err();
-    assert_eq!(*recorder.calls.borrow(), ["release 0000:01:00.7"]);
-    let recorder = Recorder::default();
-    command(&["recover"], &recorder).unwrap();
-    assert_eq!(*recorder.calls.borrow(), ["recover"]);
+    let recorder = Recorder::new();
+    let drivers = |first: &str, second: &str| [first, second].map(|name| Some(name.to_owned()));
+    for json in [&["--json"][..], &[]] {
+        let error = command(&[&["bind", "1:0.0", "3:0.0", "2:0.0"], json].concat(), &recorder).unwrap_err();
+        assert_eq!(error.code(), Code::DeviceAbsent);
+        assert_eq!(recorder.drivers(), drivers("vfio-pci", "e1000e"));
+        command(&[&["bind", "--force", "2:0.0"], json].concat(), &recorder).unwrap();
+        assert_eq!(recorder.drivers(), drivers("vfio-pci", "vfio-pci"));
+        command(&[&["release", "1:0.0"], json].concat(), &recorder).unwrap();
+        assert_eq!(recorder.drivers(), drivers("e1000e", "vfio-pci"));
+        command(&[&["recover"], json].concat(), &recorder).unwrap();
+        assert_eq!(recorder.drivers(), drivers("e1000e", "e1000e"));
+    }
 }
 
 #[test]
 fn the_class_of_an_error_is_the_exit_code() {
     let exit = |words: &[&str]| {
         let argv: Vec<OsString> = ["passthru"].iter().chain(words).map(OsString::from).collect();
-        main(argv, &Recorder::default())
+        main(argv, &Recorder::new())
     };
-    assert_eq!(exit(&["bind", "1:0.7"]), 4);
+    assert_eq!(exit(&["bind", "3:0.0"]), 4);
     assert_eq!(exit(&["bind"]), 2);
     assert_eq!(exit(&["run"]), 2);
     assert_eq!(exit(&["run", "--kernel", "x"]), 0);

@@ -62,6 +62,12 @@ impl<O, C> TypeInfo<O, C> {
     pub fn props(&self) -> &'static [Prop] {
         self.props
     }
+
+    /// Makes one. [`Registry::take_type`] has taken the type's name from `args`, the caller the common properties; all
+    /// that is left must be the type's own.
+    pub fn create(&self, args: &mut Args, cx: &C) -> Result<O> {
+        (self.create)(args, cx)
+    }
 }
 
 /// Parses all properties before anything is made of them; a failure names the option that it belongs to.
@@ -80,7 +86,7 @@ pub struct Registry<O: 'static, C: 'static> {
     pub option: &'static str,
     /// The key that names the type: `driver` for devices, `type` for machines.
     pub key: &'static str,
-    /// Properties that every type has and that are taken before [`create`](Registry::create).
+    /// Properties that every type has and that are taken before [`TypeInfo::create`].
     pub common: &'static [Prop],
     /// The types, grouped as help lists them.
     pub types: &'static [&'static TypeInfo<O, C>],
@@ -105,12 +111,6 @@ impl<O, C> Registry<O, C> {
         let found = self.find(&name).map_err(|error| error.evidence(args.written()))?;
         args.set_type(found.name);
         Ok(found)
-    }
-
-    /// Makes an object of `of_type`, found by [`take_type`](Registry::take_type); the common properties have been taken
-    /// from `args`, and every other one must be the type's own.
-    pub fn create(&self, of_type: &TypeInfo<O, C>, args: &mut Args, cx: &C) -> Result<O> {
-        (of_type.create)(args, cx)
     }
 
     fn list_fix(&self) -> String {
@@ -170,7 +170,7 @@ mod tests {
         let mut args = Args::parse("--device", Some("driver"), text)?;
         let of_type = DEVICES.take_type(&mut args)?;
         Common::parse(&mut args)?;
-        DEVICES.create(of_type, &mut args, &40)
+        of_type.create(&mut args, &40)
     }
 
     #[test]

@@ -39,6 +39,8 @@ const CASES: &[(&str, &[&str])] = &[
     ("flag-with-value", &["run", "--no-reboot=yes"]),
     ("bind-nothing", &["bind"]),
     ("bind-bad-address", &["bind", "01:00"]),
+    ("bind-absent", &["bind", "ffff:ff:1f.7"]),
+    ("release-absent", &["release", "ffff:ff:1f.7"]),
     ("release-nothing", &["release"]),
     ("recover-stray-word", &["recover", "01:00.0"]),
     // Options of QEMU that contradict what passthru is.

@@ -15,7 +15,7 @@ pub use memory::{HugePages, MemoryOptions};
 pub use serial::SerialOption;
 pub use smp::SmpOptions;
 
-use super::{Commands, output};
+use super::{Platform, output};
 use crate::error::{Code, Error, Result};
 use crate::object::{Args, Catalogue, HelpTopic, Props, options_help, props};
 
@@ -103,12 +103,12 @@ pub struct RunOptions {
 }
 
 /// Prints the help that was asked for, or else runs the guest.
-pub(super) fn execute(args: RunArgs, commands: &dyn Commands) -> Result<()> {
-    let given = Given::read(&args, commands)?;
-    if let Some(help) = given.help(commands)? {
+pub(super) fn execute(args: RunArgs, platform: &dyn Platform) -> Result<()> {
+    let given = Given::read(&args, platform)?;
+    if let Some(help) = given.help(platform)? {
         return output::print(&help);
     }
-    commands.run(given.options(args)?)
+    platform.run(given.options(args)?)
 }
 
 /// The options that have properties of their own, split into these.
@@ -130,10 +130,10 @@ props! {
 }
 
 impl Given {
-    fn read(args: &RunArgs, commands: &dyn Commands) -> Result<Given> {
+    fn read(args: &RunArgs, platform: &dyn Platform) -> Result<Given> {
         let text = |option: &Option<String>| option.clone().unwrap_or_default();
-        let device = |text: &String| Args::parse("--device", Some(commands.devices().key()), text);
-        let machine = commands.machines().key();
+        let device = |text: &String| Args::parse("--device", Some(platform.devices().key()), text);
+        let machine = platform.machines().key();
         Ok(Given {
             memory: Args::parse("-m", Some("size"), &text(&args.memory))?,
             smp: Args::parse("--smp", Some("cpus"), &text(&args.smp))?,
@@ -145,18 +145,18 @@ impl Given {
     }
 
     /// The help text that any of the options asks for.
-    fn help(&self, commands: &dyn Commands) -> Result<Option<String>> {
+    fn help(&self, platform: &dyn Platform) -> Result<Option<String>> {
         let of_type = |args: &Args, catalogue: &dyn Catalogue| match args.help_topic(catalogue.key()) {
             None => Ok(None),
             Some(HelpTopic::List) => Ok(Some(catalogue.help())),
             Some(HelpTopic::Type(name)) => catalogue.help_for(name).map(Some),
         };
         for device in &self.devices {
-            if let Some(help) = of_type(device, commands.devices())? {
+            if let Some(help) = of_type(device, platform.devices())? {
                 return Ok(Some(help));
             }
         }
-        if let Some(help) = of_type(&self.machine, commands.machines())? {
+        if let Some(help) = of_type(&self.machine, platform.machines())? {
             return Ok(Some(help));
         }
         let asks = |args: &Args, implied| args.help_topic(implied).is_some();
