@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use passthru::cli::{self, Platform, run::RunOptions};
+use passthru::cli::{self, Platform};
 use passthru::error::{Code, Error, Result};
 use passthru::host::Host;
+use passthru::machine::options::RunOptions;
 use passthru::object::{Catalogue, Common, Props, Registry};
 
 fn main() -> ExitCode {

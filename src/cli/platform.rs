@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::object::Catalogue;
 
-use super::run::RunOptions;
+use crate::machine::options::RunOptions;
 
 /// What the command line stands on. The binary connects it to the machine and the real host; tests record what is
 /// asked for, on made-up hosts.

@@ -2,11 +2,11 @@
 
 use std::cell::RefCell;
 
-use super::run::{CpuModel, HugePages, RunOptions, SerialOption, SmpOptions};
 use super::*;
 use crate::error::Code;
 use crate::host::Host;
 use crate::host::testtree::{TestTree, bdf};
+use crate::machine::options::{CpuModel, HugePages, RunOptions, SerialOption, SmpOptions};
 use crate::object::testing::{DEVICES, MACHINES};
 use crate::object::{Catalogue, MemSize};
 

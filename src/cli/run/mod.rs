@@ -1,22 +1,14 @@
 //! `passthru run`: QEMU's words for a guest, from the command line to [`RunOptions`].
 
-mod cpu;
 mod implied;
-mod memory;
-mod serial;
-mod smp;
 
 use std::path::PathBuf;
 
 use clap::ArgAction;
 
-pub use cpu::{CpuModel, CpuOptions};
-pub use memory::{HugePages, MemoryOptions};
-pub use serial::SerialOption;
-pub use smp::SmpOptions;
-
 use super::{Platform, output};
 use crate::error::{Code, Error, Result};
+use crate::machine::options::{RunOptions, cpu, memory, serial, smp};
 use crate::object::{Args, Catalogue, HelpTopic, Props, options_help, props};
 
 /// Run a guest that owns devices of this host
@@ -74,33 +66,6 @@ Example:
   passthru bind 01:00.0
   passthru run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 \\
       -m 4G --smp 4 --device vfio-pci,host=01:00.0";
-
-/// What `passthru run` was asked for, checked as far as that is possible without the host.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RunOptions {
-    /// The guest's kernel.
-    pub kernel: PathBuf,
-    /// The kernel's initial RAM disk.
-    pub initrd: Option<PathBuf>,
-    /// The kernel's command line.
-    pub append: String,
-    /// The guest's memory.
-    pub memory: MemoryOptions,
-    /// The number of CPUs and their topology.
-    pub smp: SmpOptions,
-    /// The CPU model.
-    pub cpu: CpuOptions,
-    /// The machine's type (key `type`) and properties, for the machine registry.
-    pub machine: Args,
-    /// The devices' types (key `driver`) and properties in the user's order, for the device registry.
-    pub devices: Vec<Args>,
-    /// Where the serial port goes.
-    pub serial: SerialOption,
-    /// A reboot of the guest ends the process.
-    pub no_reboot: bool,
-    /// The guest's name.
-    pub name: Option<String>,
-}
 
 /// Prints the help that was asked for, or else runs the guest.
 pub(super) fn execute(args: RunArgs, platform: &dyn Platform) -> Result<()> {

@@ -28,7 +28,8 @@ fn is_feature(name: &str) -> bool {
 }
 
 /// `host`, then any of `+feature`, `-feature` and, as QEMU takes it too, `feature=on|off`.
-pub(super) fn parse(mut args: Args) -> Result<CpuOptions> {
+/// Reads the option.
+pub fn parse(mut args: Args) -> Result<CpuOptions> {
     let model = match args.take("model") {
         None => CpuModel::Host,
         Some(name) => CpuModel::parse(&name).map_err(|_| {
@@ -56,7 +57,8 @@ pub(super) fn parse(mut args: Args) -> Result<CpuOptions> {
     Ok(CpuOptions { model, features })
 }
 
-pub(super) fn help() -> String {
+/// What the option takes.
+pub fn help() -> String {
     "\
 CPU models:
 host  The host's CPU

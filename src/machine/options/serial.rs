@@ -17,7 +17,8 @@ pub enum SerialOption {
     None,
 }
 
-pub(super) fn parse(text: &str) -> Result<SerialOption> {
+/// Reads the option.
+pub fn parse(text: &str) -> Result<SerialOption> {
     match (text, text.strip_prefix("file:")) {
         // QEMU's name for a console whose escape keys (Ctrl-A) work, as ours always do.
         ("stdio" | "mon:stdio", _) => Ok(SerialOption::Stdio),

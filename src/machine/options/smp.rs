@@ -33,7 +33,8 @@ pub struct SmpOptions {
     pub threads: u32,
 }
 
-pub(super) fn parse(mut args: Args) -> Result<SmpOptions> {
+/// Reads the option.
+pub fn parse(mut args: Args) -> Result<SmpOptions> {
     let given = Given::parse(&mut args)?;
     args.finish()?;
     let number = |count: Option<Count>| count.map(|count| u32::try_from(count.get()).unwrap_or(u32::MAX));
@@ -78,7 +79,8 @@ fn plan(cpus: Option<u32>, sockets: Option<u32>, cores: Option<u32>, threads: Op
     Ok(smp)
 }
 
-pub(super) fn help() -> String {
+/// What the option takes.
+pub fn help() -> String {
     options_help("--smp options", &[Given::TABLE])
 }
 

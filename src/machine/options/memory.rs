@@ -40,7 +40,8 @@ props! {
     }
 }
 
-pub(super) fn parse(mut args: Args) -> Result<MemoryOptions> {
+/// Reads the option.
+pub fn parse(mut args: Args) -> Result<MemoryOptions> {
     let given = args.peek("size").unwrap_or_default().to_owned();
     let memory = MemoryOptions::parse(&mut args)?;
     args.finish()?;
@@ -52,7 +53,8 @@ pub(super) fn parse(mut args: Args) -> Result<MemoryOptions> {
     Ok(memory)
 }
 
-pub(super) fn help() -> String {
+/// What the option takes.
+pub fn help() -> String {
     options_help("-m options", &[MemoryOptions::TABLE])
 }
 
