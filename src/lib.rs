@@ -5,6 +5,7 @@ pub mod boot;
 pub mod cli;
 pub mod device;
 pub mod error;
+pub mod event_loop;
 pub mod host;
 pub mod irq;
 pub mod log;
