@@ -12,3 +12,4 @@ pub mod log;
 pub mod memory;
 pub mod object;
 pub mod pci_names;
+pub mod terminal;
