@@ -1,5 +1,6 @@
 //! passthru: a virtual machine monitor for x86_64 Linux/KVM whose reason to exist is device passthrough.
 
+pub mod backends;
 pub mod bdf;
 pub mod boot;
 pub mod cli;
