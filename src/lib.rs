@@ -5,6 +5,7 @@ pub mod bdf;
 pub mod boot;
 pub mod cli;
 pub mod device;
+pub mod devices;
 pub mod error;
 pub mod event_loop;
 pub mod host;
