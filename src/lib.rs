@@ -1,10 +1,13 @@
 //! passthru: a virtual machine monitor for x86_64 Linux/KVM whose reason to exist is device passthrough.
 
+pub mod backends;
 pub mod bdf;
 pub mod boot;
 pub mod cli;
 pub mod device;
+pub mod devices;
 pub mod error;
+pub mod event_loop;
 pub mod host;
 pub mod irq;
 pub mod log;
@@ -14,3 +17,4 @@ pub mod object;
 pub mod pci;
 pub mod pci_names;
 pub mod vfio;
+pub mod terminal;
