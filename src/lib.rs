@@ -16,5 +16,5 @@ pub mod memory;
 pub mod object;
 pub mod pci;
 pub mod pci_names;
-pub mod vfio;
 pub mod terminal;
+pub mod vfio;
