@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Line, Router};
+use super::Router;
 
 /// The wires of the machine, by GSI.
 #[derive(Default)]
@@ -37,11 +37,10 @@ impl IrqLine {
     pub fn gsi(&self) -> u32 {
         self.wire.gsi
     }
-}
 
-impl Line for IrqLine {
-    /// Sets the level of this source; the wire stays high while another source is.
-    fn set(&self, high: bool) {
+    /// Sets the level of this source; the wire stays high while another source is. Devices call this with their own
+    /// lock held, so that two threads cannot leave the wire at a stale level.
+    pub fn set(&self, high: bool) {
         let mut raised = self.raised.lock();
         if *raised == high {
             return;

@@ -69,15 +69,6 @@ pub trait IrqChip: Send + Sync {
     fn detach(&self, gsi: u32, fd: &EventFd) -> io::Result<()>;
 }
 
-/// One device's end of a level-triggered interrupt wire: an [`IrqLine`], or a recorder in tests.
-///
-/// Devices call `set` with their own lock held, so that two threads cannot leave the wire at a stale level; an
-/// implementation therefore never calls back into a device.
-pub trait Line: Send + Sync {
-    /// Drives the wire high (asserted) or low.
-    fn set(&self, high: bool);
-}
-
 /// The routes of the pins as a PC has them: GSI 0 to 15 to the 8259s (2 is the cascade), GSI 0 to 23 to the IOAPIC's pin
 /// of the same number, except that the timer, IRQ 0, is wired to pin 2 (as MADT's override says).
 pub fn pin_routes() -> Vec<Route> {
