@@ -4,10 +4,10 @@
 //! a guest that reboots gets an unspoilt kernel. What the files say is checked again at each load, since they can
 //! change in between.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use linux_loader::loader::{self, KernelLoader};
@@ -35,7 +35,9 @@ struct Source {
 
 impl Source {
     fn open(path: &Path) -> Result<Source> {
-        let source = Source { path: path.into(), file: File::open(path).map_err(|e| unusable(path, &e))? };
+        // Without O_NONBLOCK the open of a named pipe waits for its writer, perhaps for ever.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let source = Source { path: path.into(), file: file.map_err(|e| unusable(path, &e))? };
         let metadata = source.file.metadata().map_err(|e| unusable(path, &e))?;
         if !metadata.is_file() || metadata.len() == 0 {
             let what = if metadata.is_file() { "is empty" } else { "is not a regular file" };
@@ -167,7 +169,8 @@ impl LinuxImage {
     }
 
     /// Loads everything into the guest's memory, which is laid out as `layout` says; `rsdp` is the address of the
-    /// ACPI tables' root. To be called at every start, with all vCPUs stopped.
+    /// ACPI tables' root. To be called at every start, with all vCPUs stopped; memory that nothing is loaded to stays
+    /// as it is.
     pub fn load(&self, mem: &GuestMemoryMmap, layout: &Layout, rsdp: u64) -> Result<Entry> {
         let kernel = self.read_kernel()?;
         let room = HIGH_MEMORY..layout.low_ram.end;
@@ -364,6 +367,10 @@ mod tests {
         assert_eq!(open(Path::new("/dev/null")).code(), Code::FileUnusable);
         assert_eq!(open(Path::new("/")).code(), Code::FileUnusable);
         assert_eq!(open(file(b"").path()).code(), Code::FileUnusable);
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(open(&pipe).cause(), format!("{} is not a regular file", pipe.display()));
         assert_eq!(open(file(b"\x7fELF").path()).code(), Code::NotAKernel);
     }
 
