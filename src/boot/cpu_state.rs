@@ -25,6 +25,13 @@ const EFER_LMA: u64 = 1 << 10;
 /// Bit 1 of RFLAGS always reads 1. Interrupts are off.
 const RFLAGS: u64 = 1 << 1;
 
+/// MSRs (index, value) of every vCPU that firmware would have set before it enters a kernel.
+///
+/// - IA32_MTRR_DEF_TYPE: MTRRs on, all memory write-back. While they are off all memory is uncached, and KVM before
+///   Linux 6.11 believes that as soon as a device with non-coherent DMA is passed through.
+/// - IA32_MISC_ENABLE: fast strings. Without them Linux on Intel gives up `rep movsb` for copies.
+pub const FIRMWARE_MSRS: [(u32, u64); 2] = [(0x2ff, 1 << 11 | 6), (0x1a0, 1)];
+
 /// By which protocol the kernel is entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {

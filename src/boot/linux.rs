@@ -4,11 +4,8 @@
 //! a guest that reboots gets an unspoilt kernel. What the files say is checked again at each load, since they can
 //! change in between.
 
-use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use linux_loader::loader::{self, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
@@ -16,66 +13,16 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 use super::bzimage::{self, BzImage};
 use super::cpu_state::{CpuState, Entry, Protocol};
 use super::layout::{CMDLINE, CMDLINE_LEN, HIGH_MEMORY, LOW_RAM_MAX, Layout, PVH_START_INFO, ZERO_PAGE};
+use super::source::Source;
 use super::{e820, elf, initrd, paging, pvh, zero_page};
-use crate::error::{Code, Error, Result, explain_io};
+use crate::error::{Code, Error, Result};
 
 /// The longest command line of an x86 kernel that does not say it (COMMAND_LINE_SIZE less the final NUL).
 const ELF_CMDLINE_MAX: u64 = 2047;
 /// Zeros are written in pieces of this many bytes.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 4096] = [0; 4096];
 /// How much of an unknown file is shown.
 const SHOWN: usize = 8;
-
-/// A file that stays open.
-#[derive(Debug)]
-struct Source {
-    path: PathBuf,
-    file: File,
-}
-
-impl Source {
-    fn open(path: &Path) -> Result<Source> {
-        let source = Source { path: path.into(), file: File::open(path).map_err(|e| unusable(path, &e))? };
-        let metadata = source.file.metadata().map_err(|e| unusable(path, &e))?;
-        if !metadata.is_file() || metadata.len() == 0 {
-            let what = if metadata.is_file() { "is empty" } else { "is not a regular file" };
-            return Err(Error::new(Code::FileUnusable, format!("{} {what}", path.display())));
-        }
-        Ok(source)
-    }
-
-    fn len(&self) -> Result<u64> {
-        self.file.metadata().map(|metadata| metadata.len()).map_err(|e| unusable(&self.path, &e))
-    }
-
-    /// The first bytes, fewer than `len` if the file is shorter.
-    fn head(&self, len: usize) -> Result<Vec<u8>> {
-        let mut head = vec![0; len.min(usize::try_from(self.len()?).unwrap_or(usize::MAX))];
-        self.file.read_exact_at(&mut head, 0).map_err(|e| unusable(&self.path, &e))?;
-        Ok(head)
-    }
-
-    fn not_a_kernel(&self, evidence: impl Into<String>) -> Error {
-        Error::new(Code::NotAKernel, format!("{} is not a kernel that can be booted", self.path.display()))
-            .evidence(evidence)
-    }
-
-    fn too_large(&self, what: &str, needs: &Range<u64>, room: &Range<u64>) -> Error {
-        Error::new(Code::NoMemory, format!("{what} {} does not fit in the guest's memory", self.path.display()))
-            .evidence(format!(
-                "it needs {} KiB at {:#x}, the guest has memory from {:#x} to {:#x} for it",
-                (needs.end - needs.start).div_ceil(1024),
-                needs.start,
-                room.start,
-                room.end
-            ))
-            .fix("give the guest more memory with -m")
-    }
-}
-
-fn unusable(path: &Path, error: &io::Error) -> Error {
-    Error::new(Code::FileUnusable, format!("{} cannot be read", path.display())).evidence(explain_io(error))
-}
 
 fn unwritable(what: &str, error: &GuestMemoryError) -> Error {
     Error::new(Code::SystemFailed, format!("{what} could not be written to the guest's memory"))
@@ -105,7 +52,7 @@ impl Kernel {
         let header = elf::Header::parse(&head, file_len).map_err(|evidence| source.not_a_kernel(evidence))?;
         let table = header.table();
         let mut bytes = vec![0; (table.end - table.start) as usize];
-        source.file.read_exact_at(&mut bytes, table.start).map_err(|e| unusable(&source.path, &e))?;
+        source.read_at(&mut bytes, table.start)?;
         let image = elf::Image::plan(&header, &bytes, file_len).map_err(|evidence| source.not_a_kernel(evidence))?;
         Ok(Kernel::Elf(image))
     }
@@ -155,6 +102,7 @@ impl LinuxImage {
         Ok(image)
     }
 
+    /// Reads the kernel's headers, and checks the command line against them.
     fn read_kernel(&self) -> Result<Kernel> {
         let kernel = Kernel::read(&self.kernel)?;
         let (len, max) = (self.cmdline.len() as u64, kernel.cmdline_max());
@@ -167,7 +115,8 @@ impl LinuxImage {
     }
 
     /// Loads everything into the guest's memory, which is laid out as `layout` says; `rsdp` is the address of the
-    /// ACPI tables' root. To be called at every start, with all vCPUs stopped.
+    /// ACPI tables' root. To be called at every start, with all vCPUs stopped; memory that nothing is loaded to stays
+    /// as it is.
     pub fn load(&self, mem: &GuestMemoryMmap, layout: &Layout, rsdp: u64) -> Result<Entry> {
         let kernel = self.read_kernel()?;
         let room = HIGH_MEMORY..layout.low_ram.end;
@@ -176,13 +125,13 @@ impl LinuxImage {
             return Err(self.kernel.too_large("the kernel", &needed, &room));
         }
         let initrd_room = needed.end..room.end.min(kernel.initrd_limit());
-        let initrd = self.initrd.as_ref().map(|source| load_initrd(source, &initrd_room, mem)).transpose()?;
+        let initrd = self.initrd.as_ref().map(|source| initrd::load(source, &initrd_room, mem)).transpose()?;
 
         let memory = e820::map(layout);
         mem.write_slice(self.cmdline.as_bytes(), GuestAddress(CMDLINE))
             .and_then(|()| mem.write_obj(0u8, GuestAddress(CMDLINE + self.cmdline.len() as u64)))
             .map_err(|e| unwritable("the command line", &e))?;
-        let machine = zero_page::Machine { memory: &memory, cmdline_len: self.cmdline.len() as u32, initrd, rsdp };
+        let machine = zero_page::Machine { memory: &memory, initrd, rsdp };
         let entry = match &kernel {
             Kernel::BzImage(image) => self.load_bzimage(image, &machine, mem)?,
             Kernel::Elf(image) => self.load_elf(image, &machine, mem)?,
@@ -196,7 +145,7 @@ impl LinuxImage {
 
     fn load_bzimage(&self, image: &BzImage, machine: &zero_page::Machine, mem: &GuestMemoryMmap) -> Result<Entry> {
         let address = GuestAddress(image.load_address());
-        let loaded = loader::BzImage::load(mem, Some(address), &mut &self.kernel.file, None)
+        let loaded = loader::BzImage::load(mem, Some(address), &mut self.kernel.file(), None)
             .map_err(|e| self.kernel.not_a_kernel(e.to_string()))?;
         self.unchanged(loaded.kernel_end, image.loaded().end)?;
         mem.write_obj(zero_page::build(image.header, machine), GuestAddress(ZERO_PAGE))
@@ -205,7 +154,7 @@ impl LinuxImage {
     }
 
     fn load_elf(&self, image: &elf::Image, machine: &zero_page::Machine, mem: &GuestMemoryMmap) -> Result<Entry> {
-        let loaded = loader::Elf::load(mem, None, &mut &self.kernel.file, None)
+        let loaded = loader::Elf::load(mem, None, &mut self.kernel.file(), None)
             .map_err(|e| self.kernel.not_a_kernel(e.to_string()))?;
         self.unchanged(loaded.kernel_end.max(image.memory.end), image.memory.end)?;
         // linux-loader leaves the zero-filled rest of a segment as it was, and after a reboot it is not zero.
@@ -223,7 +172,7 @@ impl LinuxImage {
                 Ok(Entry { protocol: Protocol::Pvh32, address: address.0 })
             }
             _ => {
-                let header = zero_page::made_up_header(machine.cmdline_len);
+                let header = zero_page::made_up_header(self.cmdline.len() as u32);
                 mem.write_obj(zero_page::build(header, machine), GuestAddress(ZERO_PAGE))
                     .map_err(|e| unwritable("the zero page", &e))?;
                 Ok(Entry { protocol: Protocol::Linux64, address: image.entry })
@@ -236,24 +185,11 @@ impl LinuxImage {
         if loaded_end == planned_end {
             return Ok(());
         }
-        Err(Error::new(Code::FileUnusable, format!("{} changed while it was read", self.kernel.path.display())))
+        Err(Error::new(Code::FileUnusable, format!("{} changed while it was read", self.kernel.path().display())))
     }
 }
 
-/// Reads the disk to the top of `room` and returns where it is.
-fn load_initrd(source: &Source, room: &Range<u64>, mem: &GuestMemoryMmap) -> Result<Range<u64>> {
-    let len = source.len()?;
-    let needs = room.start..room.start.saturating_add(len);
-    let start = initrd::place(len, room.start, room.end).filter(|_| len > 0);
-    let start = start.ok_or_else(|| source.too_large("the initial RAM disk", &needs, room))?;
-    let mut file = &source.file;
-    file.seek(SeekFrom::Start(0)).map_err(|e| unusable(&source.path, &e))?;
-    mem.read_exact_volatile_from(GuestAddress(start), &mut file, len as usize).map_err(|e| {
-        Error::new(Code::FileUnusable, format!("{} cannot be read", source.path.display())).evidence(e.to_string())
-    })?;
-    Ok(start..start + len)
-}
-
+/// Clears a range of guest memory.
 fn write_zeros(mem: &GuestMemoryMmap, mut range: Range<u64>) -> Result<(), GuestMemoryError> {
     while !range.is_empty() {
         let len = (range.end - range.start).min(ZEROS.len() as u64);
@@ -266,6 +202,7 @@ fn write_zeros(mem: &GuestMemoryMmap, mut range: Range<u64>) -> Result<(), Guest
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::io::Write;
     use tempfile::NamedTempFile;
 
@@ -364,6 +301,10 @@ mod tests {
         assert_eq!(open(Path::new("/dev/null")).code(), Code::FileUnusable);
         assert_eq!(open(Path::new("/")).code(), Code::FileUnusable);
         assert_eq!(open(file(b"").path()).code(), Code::FileUnusable);
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(open(&pipe).cause(), format!("{} is not a regular file", pipe.display()));
         assert_eq!(open(file(b"\x7fELF").path()).code(), Code::NotAKernel);
     }
 
@@ -400,5 +341,19 @@ mod tests {
         kernel.as_file().set_len(0x300).unwrap();
         let (mem, layout) = guest(32);
         assert_eq!(image.load(&mem, &layout, 0xe_0000).unwrap_err().code(), Code::NotAKernel);
+    }
+    proptest! {
+        #[test]
+        fn hostile_notes_neither_panic_nor_hang(notes in prop::collection::vec(any::<u8>(), 0..80), small: bool) {
+            // Small numbers look like lengths that a note could have.
+            let notes: Vec<u8> = notes.iter().map(|byte| if small { byte & 0x13 } else { *byte }).collect();
+            let programs = [(1, 0x1000, 0x100_0000, 1, 1), (4, 0x1001, 0, notes.len() as u64, 0)];
+            let kernel = file(&elf::tests::file(0x100_0000, &programs, &[&[0x90], notes.as_slice()].concat()));
+            let (mem, layout) = guest(32);
+            match LinuxImage::open(kernel.path(), None, "").unwrap().load(&mem, &layout, 0) {
+                Ok(entry) => prop_assert_eq!(entry.address, 0x100_0000),
+                Err(error) => prop_assert_eq!(error.code(), Code::NotAKernel),
+            }
+        }
     }
 }

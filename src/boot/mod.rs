@@ -22,4 +22,5 @@ pub mod layout;
 pub mod linux;
 pub mod paging;
 pub mod pvh;
+mod source;
 pub mod zero_page;

@@ -23,15 +23,14 @@ const VERSION: u16 = 0x020f;
 pub struct Machine<'a> {
     /// The memory map; what does not fit in the zero page's 128 entries is left out.
     pub memory: &'a [e820::Entry],
-    /// Length of the command line at [`CMDLINE`], without its final NUL.
-    pub cmdline_len: u32,
     /// The initial RAM disk, below 4 GiB.
     pub initrd: Option<Range<u64>>,
     /// Address of the RSDP.
     pub rsdp: u64,
 }
 
-/// The setup header for a kernel that has none (an ELF vmlinux by its 64-bit entry).
+/// The setup header for a kernel that has none (an ELF vmlinux by its 64-bit entry); `cmdline_len` is the length of the
+/// command line at [`CMDLINE`], without its final NUL.
 pub fn made_up_header(cmdline_len: u32) -> setup_header {
     setup_header {
         boot_flag: BOOT_FLAG,
@@ -82,7 +81,7 @@ mod tests {
             e820::Entry { range: 0..0x9_fc00, kind: e820::Kind::Ram },
             e820::Entry { range: 0xe000_0000..0xe010_0000, kind: e820::Kind::Reserved },
         ];
-        let machine = Machine { memory: &memory, cmdline_len: 4, initrd: Some(0x700_0000..0x700_1801), rsdp: 0xe_0000 };
+        let machine = Machine { memory: &memory, initrd: Some(0x700_0000..0x700_1801), rsdp: 0xe_0000 };
         let params = build(made_up_header(4), &machine);
         let bytes = params.as_slice();
         assert_eq!(bytes.len(), 4096);
@@ -102,7 +101,7 @@ mod tests {
     #[test]
     fn long_memory_map_is_cut() {
         let memory = vec![e820::Entry { range: 0..1, kind: e820::Kind::Ram }; 300];
-        let params = build(made_up_header(0), &Machine { memory: &memory, cmdline_len: 0, initrd: None, rsdp: 0 });
+        let params = build(made_up_header(0), &Machine { memory: &memory, initrd: None, rsdp: 0 });
         assert_eq!(params.e820_entries, 128);
     }
 }
