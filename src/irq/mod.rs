@@ -16,8 +16,8 @@ pub use router::{MsiVector, Router};
 
 /// Number of pins of the IOAPIC, which are GSI 0 to 23.
 pub const IOAPIC_PINS: u32 = 24;
-/// Number of GSIs: KVM's limit of routes.
-pub const GSI_COUNT: u32 = 4096;
+/// Number of GSIs. KVM takes a table of 4096 routes, and the pins below 16 have two each.
+pub const GSI_COUNT: u32 = 4096 - 16;
 
 /// The address and data that a message-signalled interrupt writes (PCI Local Bus 3.0, section 6.8.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
