@@ -70,16 +70,18 @@ enum Mode {
     Ended,
 }
 
-/// The reader of standard input; lives on the main thread.
+/// The reader of standard input; lives on the main thread. Dropping it restores the terminal, the loop's callbacks
+/// notwithstanding.
 pub struct Stdio {
     reader: Rc<RefCell<Reader>>,
+    terminal: Option<Terminal>,
 }
 
 struct Reader {
     fd: Option<Rc<OwnedFd>>,
     mode: Mode,
-    terminal: Option<Terminal>,
-    escape: Escape,
+    /// The escape keys of a terminal.
+    escape: Option<Escape>,
     port: Arc<dyn CharInput>,
     room: RoomSignal,
     echo: Arc<dyn CharSink>,
@@ -109,13 +111,12 @@ impl Stdio {
         let reader = Reader {
             fd: owned.clone(),
             mode: Mode::Ended,
-            terminal,
-            escape: Escape::default(),
+            escape: terminal.is_some().then(Escape::default),
             port,
             room: room.clone(),
             echo,
         };
-        let stdio = Stdio { reader: Rc::new(RefCell::new(reader)) };
+        let stdio = Stdio { reader: Rc::new(RefCell::new(reader)), terminal };
         let Some(fd) = owned else { return Ok(stdio) };
 
         let on_quit: Rc<dyn Fn(&mut EventLoop)> = Rc::new(on_quit);
@@ -154,15 +155,14 @@ impl Stdio {
     /// # Errors
     /// The terminal is gone.
     pub fn job_control(&self, event_loop: &mut EventLoop, signal: Signal) -> io::Result<()> {
-        let reader = self.reader.borrow();
-        match (signal, &reader.terminal) {
+        match (signal, &self.terminal) {
             (Signal::SIGTSTP, _) => terminal::suspend(),
             (Signal::SIGCONT, Some(terminal)) => {
                 let foreground = terminal.is_foreground();
                 if foreground {
                     terminal.enter_raw()?;
                 }
-                if let Mode::Polled(token) = reader.mode {
+                if let Mode::Polled(token) = self.reader.borrow().mode {
                     // Reading in the background would stop the process (SIGTTIN).
                     let interest = if foreground { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
                     event_loop.set_interest(token, interest)?;
@@ -185,7 +185,7 @@ impl Reader {
             let _ = event_loop.set_interest(token, EpollFlags::EPOLLIN);
             return false;
         }
-        let room = if self.terminal.is_some() { CHUNK } else { self.port.room().min(CHUNK) };
+        let room = if self.escape.is_some() { CHUNK } else { self.port.room().min(CHUNK) };
         if room == 0 {
             if let Mode::Polled(token) = self.mode {
                 let _ = event_loop.set_interest(token, EpollFlags::empty());
@@ -218,12 +218,12 @@ impl Reader {
     }
 
     fn deliver(&mut self, bytes: &[u8]) -> bool {
-        if self.terminal.is_none() {
+        let Some(escape) = &mut self.escape else {
             self.port.input(bytes);
             return false;
-        }
+        };
         let mut quit = false;
-        for action in self.escape.feed(bytes) {
+        for action in escape.feed(bytes) {
             match action {
                 Action::Send(bytes) => self.port.input(&bytes),
                 Action::Break => self.port.input_break(),

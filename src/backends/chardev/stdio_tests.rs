@@ -6,6 +6,8 @@ use std::io::{Seek, Write};
 use std::process::{Command, Stdio as Pipes};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use nix::fcntl::OFlag;
+use nix::sys::termios::{LocalFlags, tcgetattr};
 use parking_lot::Mutex;
 
 use super::*;
@@ -191,4 +193,37 @@ fn a_terminal() {
     drop(user);
     bench.settle();
     assert_eq!(bench.mode(), Mode::Ended, "the terminal has hung up");
+}
+
+#[test]
+fn being_stopped_restores_the_terminal_until_the_process_continues() {
+    run_alone("job_control", "");
+}
+
+#[test]
+#[ignore = "run by being_stopped_restores_the_terminal_until_the_process_continues"]
+fn job_control() {
+    // A session of its own, whose controlling terminal the first one to be opened becomes.
+    nix::unistd::setsid().unwrap();
+    let master = nix::pty::posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY).unwrap();
+    nix::pty::grantpt(&master).unwrap();
+    nix::pty::unlockpt(&master).unwrap();
+    let slave = File::options().read(true).write(true).open(nix::pty::ptsname_r(&master).unwrap()).unwrap();
+    let is_raw = || !tcgetattr(&slave).unwrap().local_flags.contains(LocalFlags::ICANON);
+
+    let Bench { mut event_loop, stdio, .. } = Bench::new(&slave, 0, 1);
+    assert!(is_raw());
+    let me = std::process::id();
+    let shell = format!("while kill -CONT {me} 2>/dev/null; do sleep 0.05; done");
+    let mut waker = Command::new("sh").args(["-c", &shell]).spawn().unwrap();
+    stdio.job_control(&mut event_loop, Signal::SIGTSTP).unwrap();
+    assert!(!is_raw(), "restored before it stopped, and left alone");
+    stdio.job_control(&mut event_loop, Signal::SIGCONT).unwrap();
+    assert!(is_raw(), "it is in the foreground");
+    drop(stdio);
+    assert!(!is_raw(), "although the loop still holds the callbacks");
+    waker.kill().unwrap();
+    waker.wait().unwrap();
+    // Closing it would end this process by SIGHUP before it can report.
+    std::mem::forget(master);
 }

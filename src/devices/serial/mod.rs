@@ -173,6 +173,8 @@ impl IoHandler for Serial {
 mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+    use proptest::prelude::*;
+
     use super::uart::{IER_DLM, IIR_FCR, LSR};
     use super::*;
     use crate::backends::chardev::ReadyCallback;
@@ -313,5 +315,26 @@ mod tests {
         bench.write(IIR_FCR, 1);
         bench.serial.input_break();
         assert_eq!(bench.read(LSR) & 0x11, 0x11);
+    }
+
+    proptest! {
+        /// Accesses of any size anywhere, and input at any time.
+        #[test]
+        fn any_accesses(steps in proptest::collection::vec((0u8..3, 0u64..12, any::<u64>(), 0u32..4), 0..60)) {
+            let bench = bench();
+            for (kind, offset, value, size) in steps {
+                let mut data = value.to_le_bytes();
+                let data = &mut data[..1 << size];
+                match kind {
+                    0 => bench.serial.read(offset, data),
+                    1 => bench.serial.write(offset, data),
+                    _ => bench.serial.input(data),
+                }
+                prop_assert!(bench.serial.state.lock().backlog.len() <= MAX_BACKLOG);
+            }
+            let mut data = [0; 8];
+            bench.serial.read(PORTS, &mut data);
+            prop_assert_eq!(data, [0xff; 8]);
+        }
     }
 }
