@@ -10,6 +10,7 @@
 //! | [`usage`] | what the host uses a function for: mounts, swap, holders, routes |
 //! | [`busy`], [`viable`] | who holds a group; what keeps a group from being handed out |
 //! | [`check`] | which error a failed open or VFIO request really is |
+//! | [`limits`] | memory, locked memory and address bits, planned before anything is allocated |
 //! | [`bind`], [`release`] | driver changes: `bind`, and `release` and `recover` that undo it |
 //! | [`journal`], [`effects`] | what was there before a change, kept across a crash; the one place that writes to sysfs |
 
@@ -23,6 +24,7 @@ pub mod check;
 pub mod effects;
 pub mod group;
 pub mod journal;
+pub mod limits;
 pub mod pci;
 mod read;
 pub mod release;

@@ -238,6 +238,8 @@ mod tests {
 
     const NIC: &str = "0000:01:00.0";
 
+    type Make = fn() -> TestTree;
+
     fn errno(number: i32) -> io::Error {
         io::Error::from_raw_os_error(number)
     }
@@ -275,7 +277,7 @@ mod tests {
     #[test]
     fn each_answer_at_each_step() {
         use VfioStep::*;
-        type Row = (fn() -> TestTree, VfioStep, i32, Code, &'static str);
+        type Row = (Make, VfioStep, i32, Code, &'static str);
         let table: &[Row] = &[
             (bound, OpenContainer, libc::ENOENT, Code::NoVfio, "modprobe vfio-pci"),
             (bound, OpenContainer, libc::ENODEV, Code::NoVfio, "(ENODEV)"),
@@ -331,7 +333,7 @@ mod tests {
 
     #[test]
     fn ready_finds_out_before_anything_is_opened() {
-        let table: [(fn() -> TestTree, Option<Code>); 5] = [
+        let table: [(Make, Option<Code>); 5] = [
             (bound, None),
             (not_bound, Some(Code::DeviceNotBound)),
             (no_group, Some(Code::NoIommu)),
