@@ -2,7 +2,7 @@
 //!
 //! One JSON file for each device, replaced as a whole (temporary file, fsync, rename, fsync of the folder) before the
 //! first change and before every later step. /run is empty after a reboot, and so are the kernel's driver overrides:
-//! the two never disagree. One lock (flock) is held for as long as a [`Journal`] lives, hence two passthru processes
+//! the two never disagree. One lock (flock) is held for as long as a `Journal` lives, hence two passthru processes
 //! never change drivers at the same time; a process that dies lets go of it.
 //!
 //! An entry decides what root writes to sysfs. It is therefore believed only if root (or the user who runs passthru)

@@ -11,7 +11,7 @@
 //! | [`busy`], [`viable`] | who holds a group; what keeps a group from being handed out |
 //! | [`check`] | which error a failed open or VFIO request really is |
 //! | [`limits`] | memory, locked memory and address bits, planned before anything is allocated |
-//! | [`bind`], [`release`] | driver changes: `bind`, and `release` and `recover` that undo it |
+//! | [`mod@bind`], [`mod@release`] | driver changes: `bind`, and `release` and `recover` that undo it |
 //! | [`journal`], [`effects`] | what was there before a change, kept across a crash; the one place that writes to sysfs |
 
 use std::path::{Path, PathBuf};

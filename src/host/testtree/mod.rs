@@ -31,7 +31,8 @@ pub(crate) struct TestTree {
 impl TestTree {
     /// A host without devices, on which the vfio-pci driver is loaded.
     pub(crate) fn new() -> TestTree {
-        let dir = tempfile::tempdir().unwrap();
+        // In memory, if possible: the journal calls fsync for every step, and the tests take thousands of steps.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let root = dir.path().canonicalize().unwrap();
         let tree = TestTree { dir, kernel: Arc::new(FakeKernel::new(root)) };
         for folder in ["bus/pci/devices", "bus/pci/drivers", "class/block", "class/net", "kernel/iommu_groups"] {
