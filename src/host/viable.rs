@@ -66,14 +66,9 @@ pub fn not_viable_error(id: u32, verdicts: &[Verdict]) -> Option<Error> {
     if blocking.is_empty() {
         return None;
     }
-    let error = Error::new(
-        Code::GroupNotViable,
-        format!(
-            "IOMMU group {id} cannot be given to a guest: {} of its {} members still have host drivers",
-            blocking.len(),
-            verdicts.len()
-        ),
-    );
+    let have = if blocking.len() == 1 { "has a host driver" } else { "have host drivers" };
+    let count = format!("{} of its {} members {have}", blocking.len(), verdicts.len());
+    let error = Error::new(Code::GroupNotViable, format!("IOMMU group {id} cannot be given to a guest: {count}"));
     let error = verdicts.iter().fold(error, |error, verdict| error.evidence(verdict.to_string()));
     let used = blocking.iter().any(|verdict| verdict.uses.iter().any(Use::is_vital));
     let commands: Vec<String> = blocking

@@ -68,7 +68,7 @@ impl Journal {
             .mode(0o755)
             .create(&folder)
             .map_err(|error| unusable(&folder, &error).fix("run it as root"))?;
-        for each in [host.run(""), folder.clone()] {
+        for each in [host.run.clone(), folder.clone()] {
             let meta = fs::symlink_metadata(&each).map_err(|error| unusable(&each, &error))?;
             if !meta.is_dir() || !is_trusted(&meta) {
                 return Err(distrusted(&each, "it is not a folder of root that nobody else can write"));
