@@ -1,16 +1,18 @@
 //! The board: the devices of the machine that sit in no slot, at the ports where every PC has them.
 
+use std::cell::OnceCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::epoll::EpollFlags;
 use nix::sys::signal::Signal;
 
 use super::options::SerialOption;
 use crate::backends::chardev::stdio::{RoomSignal, Stdio};
 use crate::backends::chardev::{CharSink, Null, Output};
-use crate::boot::layout::{PM_BASE, RESET_PORT};
+use crate::boot::layout::PM_BASE;
 use crate::devices::pm::{AcpiPm, PM_PORTS};
 use crate::devices::power::{PowerEvent, PowerSender};
 use crate::devices::reset::{KEYBOARD_COMMAND_PORT, KeyboardReset, ResetControl};
@@ -20,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::event_loop::EventLoop;
 use crate::irq::{IrqLine, Router};
 use crate::kvm::{VmEvent, VmEvents};
-use crate::memory::{Backing, IoHandler, Layout, Memory, PRIORITY_OVERLAY, PRIORITY_PLATFORM, Region, Space};
+use crate::memory::{Backing, IoHandler, Layout, Memory, PRIORITY_PLATFORM, Region, Space};
 
 /// The SCI: the interrupt of the power management registers, as the FADT and the MADT have it.
 const SCI_IRQ: u32 = 9;
@@ -40,7 +42,6 @@ pub struct Board {
 struct Console {
     serial: Arc<Serial>,
     sink: Arc<dyn CharSink>,
-    stdio: Option<Rc<Stdio>>,
 }
 
 impl Board {
@@ -51,6 +52,7 @@ impl Board {
         router: &Arc<Router>,
         event_loop: &mut EventLoop,
         events: &Arc<VmEvents>,
+        job_control: &JobControl,
         serial: &SerialOption,
     ) -> Result<Board> {
         let sender = events.clone();
@@ -63,7 +65,7 @@ impl Board {
         let rtc = Rtc::new(router.line(RTC_IRQ)).map_err(|error| Error::system("make the RTC's timer", &error))?;
         rtc.attach(event_loop).map_err(|error| Error::system("wait for the RTC's timer", &error))?;
         let board = Board {
-            console: Console::new(serial, router.line(COM1_IRQ), event_loop)?,
+            console: Console::new(serial, router.line(COM1_IRQ), event_loop, job_control)?,
             rtc,
             pm: Arc::new(AcpiPm::new(router.line(SCI_IRQ), power.clone())),
             reset_control: Arc::new(ResetControl::new(power.clone())),
@@ -74,19 +76,22 @@ impl Board {
     }
 
     fn place(&self, layout: &mut Layout) {
-        let mut put = |name: &'static str, base: u16, len: u64, priority: i8, device: Arc<dyn IoHandler>| {
-            let region = Region::whole(name, len, priority, Backing::io(device));
+        let mut put = |name: &'static str, base: u16, len: u64, device: Arc<dyn IoHandler>| {
+            let region = Region::whole(name, len, PRIORITY_PLATFORM, Backing::io(device));
             layout.add(Space::Pio, u64::from(base), region);
         };
         if let Some(console) = &self.console {
-            put("serial port", COM1_BASE, PORTS, PRIORITY_PLATFORM, console.serial.clone());
+            put("serial port", COM1_BASE, PORTS, console.serial.clone());
         }
-        put("RTC", RTC_BASE, RTC_PORTS, PRIORITY_PLATFORM, self.rtc.clone());
-        put("ACPI power management", PM_BASE, PM_PORTS, PRIORITY_PLATFORM, self.pm.clone());
+        put("RTC", RTC_BASE, RTC_PORTS, self.rtc.clone());
+        put("ACPI power management", PM_BASE, PM_PORTS, self.pm.clone());
         let keyboard = Arc::new(KeyboardReset::new(self.power.clone()));
-        put("keyboard controller's reset", KEYBOARD_COMMAND_PORT, 1, PRIORITY_PLATFORM, keyboard);
-        // It lies among the ports of PCI's configuration mechanism 1.
-        put("reset control", RESET_PORT, 1, PRIORITY_OVERLAY, self.reset_control.clone());
+        put("keyboard controller's reset", KEYBOARD_COMMAND_PORT, 1, keyboard);
+    }
+
+    /// The reset control register, which lies among the ports of PCI's configuration mechanism 1.
+    pub fn reset_control(&self) -> Arc<dyn IoHandler> {
+        self.reset_control.clone()
     }
 
     /// Whether there is a serial port.
@@ -104,11 +109,6 @@ impl Board {
         self.reset_control.reset();
         self.power.rearm();
     }
-
-    /// The reader of the terminal, for job control.
-    pub fn stdio(&self) -> Option<Rc<Stdio>> {
-        self.console.as_ref()?.stdio.clone()
-    }
 }
 
 impl Drop for Board {
@@ -122,7 +122,12 @@ impl Drop for Board {
 }
 
 impl Console {
-    fn new(option: &SerialOption, line: IrqLine, event_loop: &mut EventLoop) -> Result<Option<Console>> {
+    fn new(
+        option: &SerialOption,
+        line: IrqLine,
+        event_loop: &mut EventLoop,
+        job_control: &JobControl,
+    ) -> Result<Option<Console>> {
         let sink: Arc<dyn CharSink> = match option {
             SerialOption::None => return Ok(None),
             SerialOption::Null => Arc::new(Null),
@@ -132,21 +137,33 @@ impl Console {
         let room = RoomSignal::new().map_err(|error| Error::system("make an eventfd", &error))?;
         let on_room = room.clone();
         let serial = Serial::new(sink.clone(), line, move || on_room.raise());
-        let stdio = if *option == SerialOption::Stdio {
-            let quit = |event_loop: &mut EventLoop| event_loop.stop();
-            let stdio = Stdio::attach(event_loop, io::stdin(), serial.clone(), room, sink.clone(), quit)
+        if *option == SerialOption::Stdio {
+            let stdio = Stdio::attach(event_loop, io::stdin(), serial.clone(), room, sink.clone(), EventLoop::stop)
                 .map_err(|error| Error::system("read standard input", &error))?;
-            Some(Rc::new(stdio))
-        } else {
-            None
-        };
-        Ok(Some(Console { serial, sink, stdio }))
+            // Set once: a process has one console.
+            let _ = job_control.set(stdio);
+        }
+        Ok(Some(Console { serial, sink }))
     }
 }
 
-/// The signals that end the process in an orderly way; those of job control stop and continue it.
-pub fn on_signal(event_loop: &mut EventLoop, signal: Signal, stdio: Option<&Stdio>) {
-    match (signal, stdio) {
+/// The main loop: it stops when an event comes from the guest, and when a signal or the terminal ends the process.
+pub fn event_loop(events: &Arc<VmEvents>, job_control: &JobControl) -> Result<EventLoop> {
+    let terminal = job_control.clone();
+    let mut event_loop = EventLoop::new(move |event_loop, signal| on_signal(event_loop, signal, &terminal))
+        .map_err(|error| Error::system("make the main loop", &error))?;
+    event_loop
+        .add(events.clone(), EpollFlags::EPOLLIN, |event_loop, _| event_loop.stop())
+        .map_err(|error| Error::system("wait for the guest's events", &error))?;
+    Ok(event_loop)
+}
+
+/// The reader of the terminal, once there is one: signals are waited for before it is made.
+pub type JobControl = Rc<OnceCell<Stdio>>;
+
+/// The signals of job control stop and continue the process, all others end it.
+fn on_signal(event_loop: &mut EventLoop, signal: Signal, terminal: &JobControl) {
+    match (signal, terminal.get()) {
         (Signal::SIGTSTP | Signal::SIGCONT, Some(stdio)) => {
             if let Err(error) = stdio.job_control(event_loop, signal) {
                 crate::log::warn(format_args!("the terminal cannot be used any more: {error}"));
