@@ -25,13 +25,6 @@ const EFER_LMA: u64 = 1 << 10;
 /// Bit 1 of RFLAGS always reads 1. Interrupts are off.
 const RFLAGS: u64 = 1 << 1;
 
-/// MSRs (index, value) of every vCPU that firmware would have set before it enters a kernel.
-///
-/// - IA32_MTRR_DEF_TYPE: MTRRs on, all memory write-back. While they are off all memory is uncached, and KVM before
-///   Linux 6.11 believes that as soon as a device with non-coherent DMA is passed through.
-/// - IA32_MISC_ENABLE: fast strings. Without them Linux on Intel gives up `rep movsb` for copies.
-pub const FIRMWARE_MSRS: [(u32, u64); 2] = [(0x2ff, 1 << 11 | 6), (0x1a0, 1)];
-
 /// By which protocol the kernel is entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
@@ -51,7 +44,7 @@ pub struct Entry {
 }
 
 /// A segment register with its hidden part, field by field as in `kvm_segment`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Segment {
     /// The visible part.
     pub selector: u16,
@@ -88,7 +81,7 @@ impl Segment {
 
 /// The registers that matter at the entry point; all others are as after a reset, all general registers that are not
 /// named here are 0. Every segment is present with privilege level 0, the LDT is unusable, the IDT is empty.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CpuState {
     /// First instruction.
     pub rip: u64,

@@ -6,7 +6,7 @@ use super::*;
 use crate::error::Code;
 use crate::host::Host;
 use crate::host::testtree::{TestTree, bdf};
-use crate::machine::options::{CpuModel, HugePages, RunOptions, SerialOption, SmpOptions};
+use crate::machine::options::{HugePages, RunOptions, SerialOption};
 use crate::object::testing::{DEVICES, MACHINES};
 use crate::object::{Catalogue, MemSize};
 
@@ -75,8 +75,8 @@ fn a_guest_needs_only_its_kernel() {
     assert_eq!(options.kernel.as_os_str(), "vmlinuz");
     assert_eq!((options.initrd, options.append.as_str(), options.name), (None, "", None));
     assert_eq!(options.memory.size, MemSize(512 << 20));
-    assert_eq!(options.smp, SmpOptions { cpus: 1, sockets: 1, cores: 1, threads: 1 });
-    assert_eq!(options.cpu.model, CpuModel::Host);
+    assert_eq!(options.smp { cpus: 1, sockets: 1, cores: 1, threads: 1 });
+    assert!(options.cpu.switches.is_empty());
     assert_eq!(options.machine.peek("type"), Some("q35"));
     assert_eq!(options.serial, SerialOption::Stdio);
     assert!(options.devices.is_empty() && !options.no_reboot);
@@ -135,7 +135,7 @@ fn a_command_line_of_qemu_is_understood() {
     assert_eq!(options.initrd.unwrap().as_os_str(), "initrd");
     assert_eq!(options.append, "-x console=ttyS0");
     assert_eq!((options.memory.size, options.memory.hugepages), (MemSize(2 << 30), HugePages::TwoMiB));
-    assert_eq!(options.smp, SmpOptions { cpus: 4, sockets: 1, cores: 2, threads: 2 });
+    assert_eq!(options.smp { cpus: 4, sockets: 1, cores: 2, threads: 2 });
     assert_eq!(options.cpu.features, [(false, "avx512f".to_owned()), (true, "x2apic".to_owned())]);
     assert_eq!(options.machine.peek("x"), Some("1"));
     assert_eq!(options.machine.peek("type"), Some("q35"));

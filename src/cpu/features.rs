@@ -130,34 +130,8 @@ pub fn find(name: &str) -> Option<Bit> {
     all().find(|(name, _)| *name == wanted).map(|(_, bit)| bit)
 }
 
-/// The name that was probably meant.
-pub fn nearest(name: &str) -> Option<&'static str> {
-    let wanted = normal(name);
-    let (distance, name) = all().map(|(name, _)| (distance(&wanted, name), name)).min()?;
-    (distance <= 1 + wanted.len() / 4).then_some(name)
-}
-
 fn normal(name: &str) -> String {
     name.trim().to_ascii_lowercase().replace(['-', '.'], "_")
-}
-
-/// How many characters must be inserted, removed or replaced to make one of the other (Levenshtein's distance).
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (y, cell) in b.bytes().zip(row.iter_mut().skip(1)) {
-            let above = *cell;
-            left = (above + 1).min(left + 1).min(diagonal + usize::from(x != y));
-            diagonal = above;
-            *cell = left;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-    }
-    row.last().copied().unwrap_or(0)
 }
 
 #[cfg(test)]

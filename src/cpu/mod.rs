@@ -7,5 +7,5 @@ pub mod model;
 pub mod topology;
 
 pub use cpuid::{CpuPlan, HostCpu, Vendor};
-pub use model::Model;
+pub use model::{Model, Switch};
 pub use topology::{SmpRequest, Topology};

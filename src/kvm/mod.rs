@@ -2,7 +2,7 @@
 //!
 //! The guest's restart is a fresh [`Vm`] beside the kept memory and VFIO container, so every type here can be dropped
 //! and made again in one process. The order of an end: stop and join the [`VcpuSet`]; drop the slots' `Listening`;
-//! [`KvmVfio::disconnect`]; `Router::clear_chip`; drop the last `Arc<Vm>`. Only then may a new chip be connected: while
+//! [`KvmVfio`]; `Router::clear_chip`; drop the last `Arc<Vm>`. Only then may a new chip be connected: while
 //! the old descriptor lives its irqfds would take the new one's interrupts.
 //!
 //! Everything follows Linux Documentation/virt/kvm/api.rst.
@@ -12,7 +12,7 @@ mod exits;
 mod kick;
 mod run;
 pub mod slots;
-pub mod start;
+mod start;
 pub mod system;
 mod vcpu;
 mod vcpus;
@@ -22,7 +22,6 @@ pub mod vm;
 pub use events::{VmEvent, VmEvents};
 pub use exits::ExitCounts;
 pub use slots::KvmSlots;
-pub use start::StartState;
 pub use system::Kvm;
 pub use vcpus::VcpuSet;
 pub use vfio::KvmVfio;

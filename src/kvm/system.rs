@@ -1,14 +1,14 @@
 //! /dev/kvm itself: version, capabilities, and what the processor offers to guests.
 
 use std::arch::x86_64::__cpuid;
-use std::io;
 
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::Cap;
 
 use super::refused;
 use crate::cpu::HostCpu;
-use crate::error::{Code, Error, Result, explain_io};
+use crate::error::{Code, Error, Result};
+use crate::host::Host;
 
 const PATH: &str = "/dev/kvm";
 
@@ -34,8 +34,8 @@ impl Kvm {
     /// # Errors
     /// [`Code::NoKvm`] if it is missing, [`Code::NotPermitted`] if it may not be opened, [`Code::KvmFailed`] if it lacks
     /// something, which is named.
-    pub fn open() -> Result<Kvm> {
-        let fd = kvm_ioctls::Kvm::new().map_err(|error| unopened(error.into()))?;
+    pub fn open(host: &Host) -> Result<Kvm> {
+        let fd = kvm_ioctls::Kvm::new().map_err(|error| host.kvm_error(&error.into()))?;
         let version = fd.get_api_version();
         if u32::try_from(version) != Ok(KVM_API_VERSION) {
             return Err(Error::new(
@@ -79,31 +79,4 @@ fn brand() -> [[u32; 4]; 3] {
         let answer = __cpuid(leaf);
         [answer.eax, answer.ebx, answer.ecx, answer.edx]
     })
-}
-
-fn unopened(error: io::Error) -> Error {
-    let evidence = format!("open {PATH}: {}", explain_io(&error));
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => Error::new(Code::NotPermitted, format!("{PATH} may not be opened"))
-            .evidence(evidence)
-            .fix("add your user to the group that owns it (`ls -l /dev/kvm`), or run passthru as root"),
-        io::ErrorKind::NotFound => Error::new(Code::NoKvm, format!("{PATH} does not exist"))
-            .evidence(evidence)
-            .fix("modprobe kvm_intel (or kvm_amd); if that fails, switch VT-x or AMD-V on in the firmware setup"),
-        _ => Error::new(Code::NoKvm, format!("{PATH} cannot be opened")).evidence(evidence),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_node_that_cannot_be_opened_is_explained() {
-        let code = |errno| unopened(io::Error::from_raw_os_error(errno)).code();
-        assert_eq!(code(libc::ENOENT), Code::NoKvm);
-        assert_eq!(code(libc::EACCES), Code::NotPermitted);
-        assert_eq!(code(libc::ENODEV), Code::NoKvm);
-        assert!(unopened(io::Error::from_raw_os_error(libc::ENODEV)).to_string().contains("ENODEV"));
-    }
 }

@@ -5,7 +5,8 @@
 use kvm_bindings::{CpuId, Msrs, kvm_lapic_state, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
-use super::{StartState, Vm, refused};
+use super::{Vm, refused, start};
+use crate::boot::cpu_state::CpuState;
 use crate::cpu::{CpuPlan, Vendor};
 use crate::error::{Code, Error, Result};
 
@@ -29,8 +30,8 @@ const LVT_LINT1: usize = 0x360;
 const DELIVER_NMI: u32 = 4 << 8;
 const DELIVER_EXTINT: u32 = 7 << 8;
 
-/// Makes the vCPU with this APIC id. `start` is given for the bootstrap processor of a boot without firmware.
-pub(super) fn create(vm: &Vm, plan: &CpuPlan, apic_id: u32, start: Option<&StartState>) -> Result<VcpuFd> {
+/// Makes the vCPU with this APIC id. `begin` is given for the bootstrap processor of a boot without firmware.
+pub(super) fn create(vm: &Vm, plan: &CpuPlan, apic_id: u32, begin: Option<&CpuState>) -> Result<VcpuFd> {
     let fd = vm
         .fd
         .create_vcpu(u64::from(apic_id))
@@ -43,9 +44,9 @@ pub(super) fn create(vm: &Vm, plan: &CpuPlan, apic_id: u32, start: Option<&Start
     if apic_id == 0 {
         wire_local_interrupts(&fd)?;
     }
-    if let Some(start) = start {
-        fd.set_sregs(&start.sregs()).map_err(|error| refused("the start's system registers (KVM_SET_SREGS)", error))?;
-        fd.set_regs(&start.regs()).map_err(|error| refused("the start's registers (KVM_SET_REGS)", error))?;
+    if let Some(begin) = begin {
+        fd.set_sregs(&start::sregs(begin)).map_err(|error| refused("the start's system registers (KVM_SET_SREGS)", error))?;
+        fd.set_regs(&start::regs(begin)).map_err(|error| refused("the start's registers (KVM_SET_REGS)", error))?;
     }
     Ok(fd)
 }

@@ -7,7 +7,8 @@ use std::thread::{Builder, JoinHandle};
 use super::events::VmEvents;
 use super::exits::{Counters, ExitCounts};
 use super::run::Runner;
-use super::{StartState, Vm, kick, vcpu};
+use super::{Vm, kick, vcpu};
+use crate::boot::cpu_state::CpuState;
 use crate::cpu::CpuPlan;
 use crate::error::{Error, Result};
 use crate::memory::Memory;
@@ -32,7 +33,7 @@ impl VcpuSet {
     pub fn new(
         vm: &Arc<Vm>,
         plan: &CpuPlan,
-        start: Option<&StartState>,
+        start: Option<&CpuState>,
         memory: &Arc<Memory>,
         events: &Arc<VmEvents>,
     ) -> Result<VcpuSet> {

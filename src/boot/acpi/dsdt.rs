@@ -66,13 +66,17 @@ impl Aml for Reserved {
 }
 
 /// The devices of the ISA bus, inside the PCI root, whose I/O window they use.
-pub(super) struct IsaDevices;
+pub(super) struct IsaDevices {
+    pub serial_port: bool,
+}
 
 impl Aml for IsaDevices {
     fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
-        let ports = IO::new(COM1_PORT, COM1_PORT, 1, 8);
-        let interrupt = edge_interrupt(COM1_IRQ);
-        device("COM1", "PNP0501", &ResourceTemplate::new(vec![&ports, &interrupt]), sink);
+        if self.serial_port {
+            let ports = IO::new(COM1_PORT, COM1_PORT, 1, 8);
+            let interrupt = edge_interrupt(COM1_IRQ);
+            device("COM1", "PNP0501", &ResourceTemplate::new(vec![&ports, &interrupt]), sink);
+        }
 
         let ports = IO::new(RTC_PORT, RTC_PORT, 1, 2);
         let interrupt = edge_interrupt(RTC_IRQ);

@@ -8,7 +8,6 @@
 
 pub mod dsdt;
 pub mod fadt;
-pub mod intx;
 pub mod madt;
 pub mod pci_root;
 pub mod pm;
@@ -49,6 +48,8 @@ pub struct AcpiInput<'a> {
     pub pm_base: u16,
     /// Whether the power button's event bit in PM1a works.
     pub power_button: bool,
+    /// Whether there is a first serial port.
+    pub serial_port: bool,
     /// What devices add to `\_SB`: objects that may stand in a scope. `Scope("PCI0")` leads to the PCI root.
     pub devices: &'a [&'a dyn Aml],
 }
@@ -64,6 +65,7 @@ impl<'a> AcpiInput<'a> {
             mmio64: &layout.mmio64,
             pm_base: layout::PM_BASE,
             power_button: false,
+            serial_port: true,
             devices: &[],
         }
     }

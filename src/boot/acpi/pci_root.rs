@@ -9,8 +9,9 @@ use acpi_tables::aml::{
 };
 use acpi_tables::{Aml, AmlSink};
 
-use super::{AcpiInput, dsdt, intx};
+use super::{AcpiInput, dsdt};
 use crate::boot::layout::PCI_CONFIG_PORTS;
+use crate::pci::intx;
 
 /// The `_OSC` interface of PCI host bridges.
 const OSC_UUID: &str = "33DB4D5B-1FF7-401C-9657-7441C03DD766";
@@ -28,12 +29,13 @@ pub struct PciRoot<'a> {
     last_bus: u8,
     mmio32: &'a [Range<u64>],
     mmio64: &'a [Range<u64>],
+    serial_port: bool,
 }
 
 impl<'a> PciRoot<'a> {
     /// The root bus of the machine.
     pub fn new(input: &AcpiInput<'a>) -> PciRoot<'a> {
-        PciRoot { last_bus: input.last_bus, mmio32: input.mmio32, mmio64: input.mmio64 }
+        PciRoot { last_bus: input.last_bus, mmio32: input.mmio32, mmio64: input.mmio64, serial_port: input.serial_port }
     }
 
     /// `_CRS`. Windows that are empty, or that reach beyond what their descriptor can express, are left out.
@@ -83,7 +85,7 @@ impl Aml for PciRoot<'_> {
                 &resources,
                 &routing,
                 &OperatingSystemCapabilities,
-                &dsdt::IsaDevices,
+                &dsdt::IsaDevices { serial_port: self.serial_port },
             ],
         )
         .to_aml_bytes(sink);
@@ -94,15 +96,13 @@ impl Aml for PciRoot<'_> {
 fn routing() -> PackageBuilder {
     const ANY_FUNCTION: u32 = 0xffff;
     let mut table = PackageBuilder::new();
-    for slot in 0..intx::SLOTS {
-        for pin in 0..intx::PINS {
-            let mut entry = PackageBuilder::new();
-            entry.add_element(&(u32::from(slot) << 16 | ANY_FUNCTION));
-            entry.add_element(&pin);
-            entry.add_element(&0u8); // no interrupt link device: the next element is a GSI
-            entry.add_element(&intx::gsi(slot, pin));
-            table.add_element(&entry);
-        }
+    for (slot, pin, gsi) in intx::routes() {
+        let mut entry = PackageBuilder::new();
+        entry.add_element(&(u32::from(slot) << 16 | ANY_FUNCTION));
+        entry.add_element(&pin);
+        entry.add_element(&0u8); // no interrupt link device: the next element is a GSI
+        entry.add_element(&gsi);
+        table.add_element(&entry);
     }
     table
 }

@@ -1,45 +1,23 @@
 //! `--cpu`: the CPU model and changes of its features.
 
+use crate::cpu::{Model, Switch};
 use crate::error::{Code, Error, Result};
-use crate::object::{Args, PropValue, did_you_mean, prop_enum};
+use crate::object::{Args, PropValue, did_you_mean};
 
-prop_enum! {
-    /// What the guest's CPUs are like.
-    pub enum CpuModel {
-        /// The host's CPU.
-        Host = "host",
-        /// Everything that KVM can offer on this host.
-        Max = "max",
+/// The models. Both are everything that KVM offers on this host.
+const MODELS: [&str; 2] = ["host", "max"];
+
+/// Reads `host` or `max`, then any of `+feature`, `-feature` and, as QEMU takes it too, `feature=on|off`.
+pub fn parse(mut args: Args) -> Result<Model> {
+    if let Some(name) = args.take("model")
+        && !MODELS.contains(&&*name)
+    {
+        let hint = did_you_mean(&name, MODELS);
+        return Err(Error::new(Code::UnknownCpu, format!("there is no CPU model `{name}`{hint}"))
+            .evidence(args.written())
+            .fix("use `--cpu host`, with +FEATURE and -FEATURE where it must differ"));
     }
-}
-
-/// The CPU model and changes of its features.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CpuOptions {
-    /// Where the features come from.
-    pub model: CpuModel,
-    /// Features to add (true) or to take away (false), in the user's order: a later one counts.
-    pub features: Vec<(bool, String)>,
-}
-
-/// Whether a feature of this name can exist; which ones do is KVM's to say.
-fn is_feature(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
-}
-
-/// `host`, then any of `+feature`, `-feature` and, as QEMU takes it too, `feature=on|off`.
-/// Reads the option.
-pub fn parse(mut args: Args) -> Result<CpuOptions> {
-    let model = match args.take("model") {
-        None => CpuModel::Host,
-        Some(name) => CpuModel::parse(&name).map_err(|_| {
-            let hint = did_you_mean(&name, ["host", "max"]);
-            Error::new(Code::UnknownCpu, format!("there is no CPU model `{name}`{hint}"))
-                .evidence(args.written())
-                .fix("use `--cpu host` or `--cpu max`")
-        })?,
-    };
-    let mut features = Vec::new();
+    let mut switches = Vec::new();
     for (key, value) in args.take_rest() {
         let on = bool::parse(&value).map_err(|invalid| args.bad_value(&key, &value, invalid))?;
         let (on, name) = match (key.split_at_checked(1), on) {
@@ -47,14 +25,9 @@ pub fn parse(mut args: Args) -> Result<CpuOptions> {
             (Some(("-", name)), true) => (false, name),
             (_, on) => (on, key.as_str()),
         };
-        if !is_feature(name) {
-            return Err(Error::new(Code::UnknownCpu, format!("`{key}` is not the name of a CPU feature"))
-                .evidence(args.written())
-                .fix("write `+feature` or `-feature` with the names of /proc/cpuinfo"));
-        }
-        features.push((on, name.to_owned()));
+        switches.push(Switch::new(name, on).map_err(|error| error.evidence(args.written()))?);
     }
-    Ok(CpuOptions { model, features })
+    Ok(Model { switches })
 }
 
 /// What the option takes.
@@ -73,21 +46,22 @@ max   Everything that KVM can offer on this host
 mod tests {
     use super::*;
 
-    fn cpu(text: &str) -> Result<CpuOptions> {
+    fn cpu(text: &str) -> Result<Model> {
         parse(Args::parse("--cpu", Some("model"), text)?)
     }
 
     #[test]
     fn models_and_features() {
-        for (text, model, expected) in [
-            ("", CpuModel::Host, &[][..]),
-            ("max", CpuModel::Max, &[]),
-            ("host,+x2apic,-avx512f", CpuModel::Host, &[(true, "x2apic"), (false, "avx512f")]),
-            ("host,avx2=off,sse4.1", CpuModel::Host, &[(false, "avx2"), (true, "sse4.1")]),
-            ("host,+a,-a", CpuModel::Host, &[(true, "a"), (false, "a")]),
+        for (text, expected) in [
+            ("", &[][..]),
+            ("max", &[]),
+            ("host,+svm,-avx2", &[(true, "svm"), (false, "avx2")]),
+            ("host,avx2=off,sse4.1", &[(false, "avx2"), (true, "sse4.1")]),
+            ("host,+avx,-avx", &[(true, "avx"), (false, "avx")]),
         ] {
-            let features = expected.iter().map(|&(on, name)| (on, name.to_owned())).collect();
-            assert_eq!(cpu(text).unwrap(), CpuOptions { model, features }, "{text}");
+            let model = cpu(text).unwrap();
+            let switches: Vec<_> = model.switches.iter().map(|switch| (switch.on, &*switch.name)).collect();
+            assert_eq!(switches, expected, "{text}");
         }
     }
 
@@ -96,9 +70,9 @@ mod tests {
         for (text, code, cause) in [
             ("hots", Code::UnknownCpu, "there is no CPU model `hots`, did you mean `host`?"),
             ("Skylake-Client", Code::UnknownCpu, "there is no CPU model `Skylake-Client`"),
-            ("host,+", Code::UnknownCpu, "`+` is not the name of a CPU feature"),
-            ("host,+avx=off", Code::UnknownCpu, "`+avx` is not the name of a CPU feature"),
-            ("host,é", Code::UnknownCpu, "`é` is not the name of a CPU feature"),
+            ("host,+", Code::UnknownCpu, "there is no CPU feature ``"),
+            ("host,+avx22", Code::UnknownCpu, "there is no CPU feature `avx22`, did you mean `avx2`?"),
+            ("host,+avx=off", Code::UnknownCpu, "there is no CPU feature `+avx`, did you mean `avx`?"),
             ("host,avx=maybe", Code::BadProperty, "`--cpu` cannot have avx=`maybe`: expected on or off"),
         ] {
             let error = cpu(text).unwrap_err();
@@ -108,7 +82,7 @@ mod tests {
 
     #[test]
     fn help_lists_every_model() {
-        for model in CpuModel::KIND.split('|') {
+        for model in MODELS {
             assert!(help().contains(&format!("\n{model} ")), "{model}");
         }
     }

@@ -7,11 +7,10 @@ pub mod smp;
 
 use std::path::PathBuf;
 
-pub use cpu::{CpuModel, CpuOptions};
 pub use memory::{HugePages, MemoryOptions};
 pub use serial::SerialOption;
-pub use smp::SmpOptions;
 
+use crate::cpu::{Model, Topology};
 use crate::object::Args;
 
 /// What `passthru run` was asked for, checked as far as that is possible without the host.
@@ -26,9 +25,9 @@ pub struct RunOptions {
     /// The guest's memory.
     pub memory: MemoryOptions,
     /// The number of CPUs and their topology.
-    pub smp: SmpOptions,
+    pub smp: Topology,
     /// The CPU model.
-    pub cpu: CpuOptions,
+    pub cpu: Model,
     /// The machine's type (key `type`) and properties, for the machine registry.
     pub machine: Args,
     /// The devices' types (key `driver`) and properties in the user's order, for the device registry.
