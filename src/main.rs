@@ -3,39 +3,35 @@
 use std::process::ExitCode;
 
 use passthru::cli::{self, Platform};
-use passthru::error::{Code, Error, Result};
+use passthru::error::Result;
 use passthru::host::Host;
 use passthru::machine::options::RunOptions;
-use passthru::object::{Catalogue, Common, Props, Registry};
+use passthru::machine::{self, types};
+use passthru::object::Catalogue;
 
 fn main() -> ExitCode {
-    ExitCode::from(cli::main(std::env::args_os(), &WithoutMachine { host: Host::real() }))
+    ExitCode::from(cli::main(std::env::args_os(), &ThisHost { host: Host::real() }))
 }
 
-/// The command line and the host's side, without a machine between them.
-struct WithoutMachine {
+/// The machine's types and the real host behind the command line.
+struct ThisHost {
     host: Host,
 }
 
-static DEVICES: Registry<(), ()> =
-    Registry { what: "device type", option: "--device", key: "driver", common: Common::TABLE, types: &[] };
-static MACHINES: Registry<(), ()> =
-    Registry { what: "machine type", option: "-M", key: "type", common: &[], types: &[] };
-
-impl Platform for WithoutMachine {
+impl Platform for ThisHost {
     fn devices(&self) -> &dyn Catalogue {
-        &DEVICES
+        &types::DEVICES
     }
 
     fn machines(&self) -> &dyn Catalogue {
-        &MACHINES
+        &types::MACHINES
     }
 
     fn host(&self) -> &Host {
         &self.host
     }
 
-    fn run(&self, _: RunOptions) -> Result<()> {
-        Err(Error::new(Code::SystemFailed, "this build of passthru has no machine to run"))
+    fn run(&self, options: RunOptions) -> Result<()> {
+        machine::run(options, &self.host)
     }
 }

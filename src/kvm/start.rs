@@ -18,25 +18,25 @@ pub(super) fn regs(start: &CpuState) -> kvm_regs {
 
 /// For KVM_SET_SREGS. Complete, so that nothing need be read from KVM first.
 pub(super) fn sregs(start: &CpuState) -> kvm_sregs {
-        let data = segment(&start.data);
-        kvm_sregs {
-            cs: segment(&start.cs),
-            ds: data,
-            es: data,
-            fs: data,
-            gs: data,
-            ss: data,
-            tr: segment(&start.tr),
-            // Type 2 is an LDT.
-            ldt: kvm_segment { type_: 2, unusable: 1, ..Default::default() },
-            gdt: kvm_dtable { base: start.gdt_base, limit: start.gdt_limit, ..Default::default() },
-            cr0: start.cr0,
-            cr3: start.cr3,
-            cr4: start.cr4,
-            efer: start.efer,
-            apic_base: APIC_BASE,
-            ..Default::default()
-        }
+    let data = segment(&start.data);
+    kvm_sregs {
+        cs: segment(&start.cs),
+        ds: data,
+        es: data,
+        fs: data,
+        gs: data,
+        ss: data,
+        tr: segment(&start.tr),
+        // Type 2 is an LDT.
+        ldt: kvm_segment { type_: 2, unusable: 1, ..Default::default() },
+        gdt: kvm_dtable { base: start.gdt_base, limit: start.gdt_limit, ..Default::default() },
+        cr0: start.cr0,
+        cr3: start.cr3,
+        cr4: start.cr4,
+        efer: start.efer,
+        apic_base: APIC_BASE,
+        ..Default::default()
+    }
 }
 
 fn segment(from: &Segment) -> kvm_segment {

@@ -45,7 +45,8 @@ pub(super) fn create(vm: &Vm, plan: &CpuPlan, apic_id: u32, begin: Option<&CpuSt
         wire_local_interrupts(&fd)?;
     }
     if let Some(begin) = begin {
-        fd.set_sregs(&start::sregs(begin)).map_err(|error| refused("the start's system registers (KVM_SET_SREGS)", error))?;
+        fd.set_sregs(&start::sregs(begin))
+            .map_err(|error| refused("the start's system registers (KVM_SET_SREGS)", error))?;
         fd.set_regs(&start::regs(begin)).map_err(|error| refused("the start's registers (KVM_SET_REGS)", error))?;
     }
     Ok(fd)

@@ -17,10 +17,10 @@
 //! pins. So no state of KVM's can survive: no MSR that makes it write to guest memory, no pending interrupt.
 
 mod board;
+pub mod options;
 mod plug;
 mod preflight;
 mod running;
-pub mod options;
 pub mod types;
 
 use std::sync::Arc;
@@ -41,10 +41,10 @@ use crate::irq::Router;
 use crate::kvm::{Kvm, VmEvent, VmEvents};
 use crate::memory::host::PageSize;
 use crate::memory::{Backing, HostMem, Memory, PRIORITY_PLATFORM, Region, Space};
+use crate::pci::PciRoot;
 use crate::pci::cf8::{self, Cf8};
 use crate::pci::decode::Decode;
 use crate::pci::ecam::{Ecam, Overlay};
-use crate::pci::PciRoot;
 use crate::vfio::space::Vfio;
 
 /// Runs a guest until it powers off, reboots with `--no-reboot`, or the user ends it.

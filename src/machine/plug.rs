@@ -60,8 +60,7 @@ impl Plugged {
         vfio: &Arc<Vfio>,
         devices: &mut [Args],
     ) -> Result<Plugged> {
-        let mut plugged =
-            Plugged { buses: vec![root.bus().clone()], ids: BTreeSet::new(), devices: Vec::new() };
+        let mut plugged = Plugged { buses: vec![root.bus().clone()], ids: BTreeSet::new(), devices: Vec::new() };
         let bridge = HostBridge::new();
         let slot = root.bus().attach(bridge.clone(), Some(host_bridge::ADDRESS))?;
         plugged.devices.push((slot, bridge));
@@ -99,7 +98,7 @@ impl Plugged {
             decode: decode.clone(),
             vfio: vfio.clone(),
         };
-        let Plug { function, adds } = DEVICES.create(of_type, args, &cx)?;
+        let Plug { function, adds } = of_type.create(args, &cx)?;
         let addr = common.addr.map(|addr| addr.to_string());
         let slot = bus
             .attach(function.clone(), addr.as_deref())

@@ -35,11 +35,11 @@ pub struct Plan {
 pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
     let mut machine = options.machine.clone();
     let of_type = MACHINES.take_type(&mut machine)?;
-    let machine = MACHINES.create(of_type, &mut machine, &())?;
+    let machine = of_type.create(&mut machine, &())?;
     let mut passed_through = 0;
     for device in &options.devices {
         let of_type = DEVICES.take_type(&mut device.clone())?;
-        passed_through += u64::from(of_type.name() == crate::vfio::front_end::NAME);
+        passed_through += u64::from(of_type.name() == "vfio-pci");
     }
     let image = LinuxImage::open(&options.kernel, options.initrd.as_deref(), &options.append)?;
     let ram = options.memory.size.0;
@@ -65,8 +65,10 @@ pub fn check_reserved(layout: &Layout, vfio: &Vfio) -> Result<()> {
     let usable = vfio.usable()?;
     for range in std::iter::once(&layout.low_ram).chain(&layout.high_ram) {
         if let Some(reserved) = first_reserved(&usable, range.clone()) {
-            let cause = format!("the IOMMU cannot map guest memory at {:#x} to {:#x}", reserved.start, reserved.end - 1);
-            let has: Vec<_> = usable.iter().map(|range| format!("{:#x} to {:#x}", range.start, range.end - 1)).collect();
+            let cause =
+                format!("the IOMMU cannot map guest memory at {:#x} to {:#x}", reserved.start, reserved.end - 1);
+            let has: Vec<_> =
+                usable.iter().map(|range| format!("{:#x} to {:#x}", range.start, range.end - 1)).collect();
             return Err(Error::new(Code::ReservedIova, cause)
                 .evidence(format!("it can map {}", has.join(", ")))
                 .fix("give the guest less memory, so that it ends below the range"));

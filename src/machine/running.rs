@@ -17,7 +17,7 @@ use crate::vfio::space::Vfio;
 
 /// A VM that runs. Dropping it stops the vCPUs and takes the VM descriptor down; memory and devices stay.
 pub struct Running {
-    vcpus: VcpuSet,
+    vcpus: Option<VcpuSet>,
     slots: Option<Listening>,
     router: Arc<Router>,
     vfio: Arc<Vfio>,
@@ -32,7 +32,7 @@ impl Running {
         router.set_chip(vm.clone())?;
         // Each of these is undone by the drop of `running` from here on.
         let mut running = Running {
-            vcpus: VcpuSet::empty(),
+            vcpus: None,
             slots: Some(memory.listen(Stage::Guest, KvmSlots::new(vm.clone())?)?),
             router: router.clone(),
             vfio: vfio.clone(),
@@ -49,23 +49,21 @@ impl Running {
         })?;
         tables.write(ram.memory())?;
         let entry = machine.image.load(ram.memory(), layout, tables.rsdp())?;
-        running.vcpus = VcpuSet::new(&vm, cpus, Some(&CpuState::at(entry)), memory, &machine.events)?;
-        running.vcpus.start()?;
+        let vcpus = VcpuSet::new(&vm, cpus, Some(&CpuState::at(entry)), memory, &machine.events)?;
+        running.vcpus.insert(vcpus).start()?;
         Ok(running)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // The order that crate::kvm asks for: nobody may use the descriptor when the last of its owners goes.
-        self.vcpus.stop();
-        self.vcpus.join();
+        // The order that crate::kvm asks for. Stopped and joined first.
+        self.vcpus = None;
         self.slots = None;
         if let Err(error) = self.vfio.set_kvm(None) {
             crate::log::warn(format_args!("{error}"));
         }
         self.router.clear_chip();
-        self.vcpus = VcpuSet::empty();
     }
 }
 

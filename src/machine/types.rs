@@ -1,21 +1,13 @@
 //! The tables of types: what `-M` and `--device` choose from, and what `help` is made of.
 
-use std::sync::Arc;
-
 use super::plug::{Cx, Plug};
 use crate::error::Result;
 use crate::object::{Common, Create, Props, Registry, TypeInfo, props};
 use crate::pci::root_port::RootPort;
-use crate::vfio;
 
 /// The device types of `--device`, grouped as help lists them.
-pub static DEVICES: Registry<Plug, Cx> = Registry {
-    what: "device type",
-    option: "--device",
-    key: "driver",
-    common: Common::TABLE,
-    types: &[&ROOT_PORT, &vfio::front_end::TYPE],
-};
+pub static DEVICES: Registry<Plug, Cx> =
+    Registry { what: "device type", option: "--device", key: "driver", common: Common::TABLE, types: &[&ROOT_PORT] };
 
 /// The machine types of `-M`.
 pub static MACHINES: Registry<Q35, ()> =

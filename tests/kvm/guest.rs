@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
+use passthru::boot::cpu_state::{CpuState, Segment};
 use passthru::cpu::{CpuPlan, Model, SmpRequest, Topology};
 use passthru::error::Result;
-use passthru::boot::cpu_state::{CpuState, Segment};
 use passthru::kvm::{Kvm, KvmSlots, VcpuSet, Vm, VmEvent, VmEvents};
 use passthru::memory::host::PageSize;
 use passthru::memory::{Backing, HostMem, IoHandler, Listening, Memory, PRIORITY_PLATFORM, Region, Space, Stage};

@@ -4,8 +4,8 @@ use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use proptest::prelude::*;
 
 use super::*;
-use crate::cpu::features;
 use crate::cpu::Switch;
+use crate::cpu::features;
 use crate::cpu::topology::SmpRequest;
 
 fn plain(function: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {

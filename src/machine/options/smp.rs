@@ -28,8 +28,7 @@ pub fn parse(mut args: Args) -> Result<Topology> {
     let number = |count: Option<Count>| count.map(|count| u32::try_from(count.get()).unwrap_or(u32::MAX));
     let Given { cpus, sockets, cores, threads } = given;
     let cpus = number(cpus).or_else(|| (sockets, cores, threads).eq(&(None, None, None)).then_some(1));
-    let request =
-        SmpRequest { cpus, sockets: number(sockets), cores: number(cores), threads: number(threads) };
+    let request = SmpRequest { cpus, sockets: number(sockets), cores: number(cores), threads: number(threads) };
     Topology::plan(request).map_err(|error| error.evidence(args.written()))
 }
 
