@@ -1,1 +1,14 @@
-fn main() {}
+//! passthru's laboratory: a PC with an IOMMU, in software.
+//!
+//! L0 is this machine, where QEMU emulates that PC in pure software. L1 is a stock Debian
+//! kernel on it, with a real `/dev/kvm` and `/dev/vfio`. L2 is the guest that passthru runs
+//! in L1, with L1's devices passed through to it.
+
+mod cpio;
+mod setup;
+
+fn main() -> anyhow::Result<()> {
+    let image = setup::run()?;
+    println!("{}", image.images.display());
+    Ok(())
+}
