@@ -4,11 +4,24 @@
 //! kernel on it, with a real `/dev/kvm` and `/dev/vfio`. L2 is the guest that passthru runs
 //! in L1, with L1's devices passed through to it.
 
+mod agent;
+mod build;
+mod cli;
 mod cpio;
+mod l0;
+mod l1;
+mod report;
 mod setup;
+mod shell;
 
-fn main() -> anyhow::Result<()> {
-    let image = setup::run()?;
-    println!("{}", image.images.display());
-    Ok(())
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -32,13 +32,9 @@ pub fn build(tree: &Path, to: &Path) -> Result<()> {
         Ok(())
     })?;
     fs::write(to.join(name::L1_INITRAMFS), l1)?;
-    let plain = initramfs(
-        tree,
-        &version,
-        recipe::L2_INIT,
-        recipe::L2_MODULES,
-        |_| Ok(()),
-    )?;
+    let plain = initramfs(tree, &version, recipe::L2_INIT, recipe::L2_MODULES, |_| {
+        Ok(())
+    })?;
     fs::write(to.join(name::L2_INITRAMFS), plain)?;
     let fat_modules = [recipe::L2_MODULES, recipe::L2_FAT_MODULES].concat();
     let fat = initramfs(tree, &version, recipe::L2_INIT, &fat_modules, |a| {

@@ -15,21 +15,23 @@ pub fn add(archive: &mut Archive, tree: &Path, version: &str, names: &[&str]) ->
     let folder = format!("usr/lib/modules/{version}");
     let dep = std::fs::read_to_string(tree.join(&folder).join("modules.dep"))
         .context("the tree has no modules.dep")?;
-    for path in closure(&dep, names) {
-        let packed = std::fs::read(tree.join(&folder).join(&path))?;
+    let files = closure(&dep, names);
+    for path in &files {
+        let packed = std::fs::read(tree.join(&folder).join(path))?;
         let plain = match path.rsplit_once('.').map(|(_, e)| e) {
             Some("xz") => tools::filter(tree, &["/usr/bin/xz", "-dc"], &packed, false)?,
             Some("zst") => tools::filter(tree, &["/usr/bin/zstd", "-dcq"], &packed, false)?,
             _ => packed,
         };
         archive.file(
-            &format!("lib/modules/{version}/{}", unpacked(&path)),
+            &format!("lib/modules/{version}/{}", unpacked(path)),
             0o644,
             &plain,
         );
     }
     let dep: String = dep
         .lines()
+        .filter(|line| line.split(':').next().is_some_and(|f| files.contains(f)))
         .map(|line| line.split(' ').map(unpacked).collect::<Vec<_>>().join(" ") + "\n")
         .collect();
     archive.file(

@@ -1,0 +1,99 @@
+//! The command line of `cargo lab`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::l0::machines::{self, Machine};
+use crate::l1::{L1, Programs};
+use crate::{agent, build, report, setup, shell};
+
+/// passthru's laboratory: a PC with an IOMMU, in software.
+///
+/// Needs no special hardware: QEMU emulates a PC that has an IOMMU and AMD-V (L0), on which a
+/// stock Debian kernel (L1) has a real /dev/kvm and /dev/vfio; passthru's guests are L2.
+#[derive(Parser)]
+#[command(name = "cargo lab", bin_name = "cargo lab")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make the lab image in the user's cache folder (4 minutes at most, once)
+    Setup,
+    /// Open a prompt in L1, or run commands in it (ready in about 10 s)
+    Shell(ShellArgs),
+    /// L1's side of the lab
+    #[command(hide = true)]
+    Agent,
+}
+
+/// In L1, passthru is on the PATH; /images has the kernels and initramfs images for guests
+/// (bzImage, vmlinux, initramfs, initramfs-fat), /share is a folder of this run on L0.
+#[derive(Args)]
+struct ShellArgs {
+    /// The PC to boot; `help` lists them
+    #[arg(long, value_name = "SET", default_value = "default")]
+    devices: String,
+    /// Run this shell text, pass its output on, exit with its code
+    #[arg(short = 'c', value_name = "COMMANDS")]
+    commands: Option<String>,
+    /// Time limit for -c, seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    timeout: u64,
+    /// The passthru to put into L1, instead of building one [env: LAB_PASSTHRU]
+    #[arg(long, value_name = "FILE")]
+    passthru: Option<PathBuf>,
+    /// Cargo profile to build passthru with
+    #[arg(long, value_name = "NAME", default_value = "lab")]
+    profile: String,
+}
+
+/// Reads the command line and does what it says.
+pub fn run() -> Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Setup => {
+            let image = setup::run()?;
+            println!("tree:   {}", image.tree.display());
+            println!("images: {}", image.images.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Shell(args) => run_shell(&args),
+        Command::Agent => agent::serve().map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn run_shell(args: &ShellArgs) -> Result<ExitCode> {
+    if args.devices == "help" {
+        for machine in machines::ALL {
+            println!("{:15} {}", machine.name, machine.about);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let machine = find_machine(&args.devices)?;
+    let image = setup::run()?;
+    let programs = Programs {
+        passthru: Some(build::passthru(args.passthru.as_deref(), &args.profile)?),
+    };
+    let folder = report::run_folder(&build::target())?.join("shell");
+    let mut l1 = L1::boot(&image, machine, &programs, &folder)
+        .inspect_err(|_| eprint!("{}", report::consoles(&folder, 20)))?;
+    let code = match &args.commands {
+        Some(text) => shell::command(&mut l1, text, Duration::from_secs(args.timeout))
+            .inspect_err(|_| eprint!("{}", report::consoles(&folder, 20)))?,
+        None => shell::interactive(&mut l1)?,
+    };
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+fn find_machine(name: &str) -> Result<&'static Machine> {
+    machines::find(name).with_context(|| {
+        let names: Vec<&str> = machines::ALL.iter().map(|m| m.name).collect();
+        format!("no device set `{name}`; there are: {}", names.join(", "))
+    })
+}
