@@ -1,9 +1,12 @@
 //! The workspace: where it is, and building what is tested.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+
+use crate::report;
+use crate::runner::Tally;
 
 /// The workspace's root folder.
 pub fn workspace() -> PathBuf {
@@ -54,4 +57,60 @@ pub fn passthru(given: Option<&Path>, profile: &str) -> Result<PathBuf> {
         bail!("passthru does not build");
     }
     Ok(target().join(profile).join("passthru"))
+}
+
+/// Runs `cargo test` on the workspace and sums up its results.
+pub fn cargo_test(filter: &str) -> Result<Tally> {
+    eprintln!("lab: cargo test --workspace {filter}");
+    let output = cargo()
+        .args(["test", "--workspace", "--no-fail-fast", "--", filter])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut tally = sum_up(&text);
+    if !output.status.success() {
+        println!("{}", report::tail(&text, 200));
+        // What does not even build has no result lines.
+        tally.failed = tally.failed.max(1);
+    }
+    println!("cargo test: {tally}");
+    Ok(tally)
+}
+
+/// Adds up lines like `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
+fn sum_up(text: &str) -> Tally {
+    let mut tally = Tally::default();
+    for line in text.lines().filter_map(|l| l.strip_prefix("test result: ")) {
+        let of = |what: &str| -> u64 {
+            let words: Vec<&str> = line.split([' ', ';']).collect();
+            let at = words.iter().position(|w| *w == what);
+            at.and_then(|i| words.get(i.checked_sub(1)?)?.parse().ok())
+                .unwrap_or(0)
+        };
+        tally += Tally {
+            passed: of("passed"),
+            failed: of("failed"),
+            skipped: of("ignored"),
+        };
+    }
+    tally
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_lines_add_up() {
+        let text = "running 3 tests\n\
+            test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
+            test result: FAILED. 12 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out\n";
+        let expected = Tally {
+            passed: 15,
+            failed: 2,
+            skipped: 1,
+        };
+        assert_eq!(sum_up(text), expected);
+    }
 }

@@ -9,7 +9,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::l0::machines::{self, Machine};
 use crate::l1::{L1, Programs};
-use crate::{agent, build, report, setup, shell};
+use crate::runner::{self, Tally};
+use crate::{agent, build, report, scenarios, setup, shell};
 
 /// passthru's laboratory: a PC with an IOMMU, in software.
 ///
@@ -28,6 +29,8 @@ enum Command {
     Setup,
     /// Open a prompt in L1, or run commands in it (ready in about 10 s)
     Shell(ShellArgs),
+    /// Run unit and integration tests, then every scenario
+    Test(TestArgs),
     /// L1's side of the lab
     #[command(hide = true)]
     Agent,
@@ -54,6 +57,24 @@ struct ShellArgs {
     profile: String,
 }
 
+#[derive(Args)]
+struct TestArgs {
+    /// Run only the tests and scenarios with this in their name
+    filter: Option<String>,
+    /// Also run the scenarios that take long
+    #[arg(long)]
+    long: bool,
+    /// List the scenarios, run nothing
+    #[arg(long)]
+    list: bool,
+    /// Leave out `cargo test`
+    #[arg(long)]
+    scenarios_only: bool,
+    /// The passthru to test, instead of building one [env: LAB_PASSTHRU]
+    #[arg(long, value_name = "FILE")]
+    passthru: Option<PathBuf>,
+}
+
 /// Reads the command line and does what it says.
 pub fn run() -> Result<ExitCode> {
     match Cli::parse().command {
@@ -64,6 +85,7 @@ pub fn run() -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Shell(args) => run_shell(&args),
+        Command::Test(args) => run_tests(&args),
         Command::Agent => agent::serve().map(|()| ExitCode::SUCCESS),
     }
 }
@@ -89,6 +111,40 @@ fn run_shell(args: &ShellArgs) -> Result<ExitCode> {
         None => shell::interactive(&mut l1)?,
     };
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+fn run_tests(args: &TestArgs) -> Result<ExitCode> {
+    let filter = args.filter.as_deref().unwrap_or_default();
+    let chosen: Vec<_> = scenarios::all()
+        .filter(|s| s.name.contains(filter))
+        .collect();
+    if args.list {
+        for s in chosen {
+            let long = if s.long { " (--long)" } else { "" };
+            println!("{:32} {}{long}", s.name, s.machine.name);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut tally = Tally::default();
+    if !args.scenarios_only {
+        tally += build::cargo_test(filter)?;
+    }
+    let (chosen, left_out): (Vec<_>, Vec<_>) =
+        chosen.into_iter().partition(|s| args.long || !s.long);
+    tally.skipped += left_out.len() as u64;
+    if !chosen.is_empty() {
+        let image = setup::run()?;
+        let passthru = if chosen.iter().any(|s| s.needs_passthru) {
+            Some(build::passthru(args.passthru.as_deref(), "lab")?)
+        } else {
+            None
+        };
+        let folder = report::run_folder(&build::target())?;
+        setup::progress(&format!("consoles are kept in {}", folder.display()));
+        tally += runner::run(&image, &Programs { passthru }, &folder, chosen)?;
+    }
+    println!("{tally}");
+    Ok(ExitCode::from(u8::from(tally.failed > 0)))
 }
 
 fn find_machine(name: &str) -> Result<&'static Machine> {

@@ -10,7 +10,12 @@ mod cli;
 mod cpio;
 mod l0;
 mod l1;
+mod pattern;
 mod report;
+mod runner;
+mod scenario;
+mod scenarios;
+mod server;
 mod setup;
 mod shell;
 

@@ -141,7 +141,7 @@ fn arguments(image: &Image, machine: &Machine) -> Vec<String> {
         "-device virtio-serial-pci,addr=1c -device virtserialport,chardev=agent,name={} \
          -device virtconsole,chardev=terminal -kernel {images}/{} -initrd {images}/{} ",
         agent::PORT,
-        name::L1_KERNEL,
+        name::ELF_KERNEL,
         name::L1_INITRAMFS
     );
     for (tag, path, readonly, slot) in [

@@ -2,6 +2,9 @@
 //! it, start guests on it.
 
 mod client;
+pub mod guest;
+pub mod l2_scripts;
+mod state;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,6 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 pub use client::Stalled;
+pub use guest::{Ended, Guest, Kernel, Vmm};
+pub use state::State;
 
 use crate::agent::protocol::{Answer, Command, Op, Output};
 use crate::l0::L0;
@@ -23,6 +28,9 @@ const GRACE: Duration = Duration::from_secs(20);
 /// Limit of a command that names none.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
+/// Limit of a guest's whole life.
+pub const GUEST_LIMIT: Duration = Duration::from_secs(180);
+
 /// Programs that L1 gets in `/usr/local/bin`.
 #[derive(Debug, Clone)]
 pub struct Programs {
@@ -36,6 +44,9 @@ pub struct L1 {
     agent: Client,
     machine: &'static Machine,
     jobs: u64,
+    scripts: u64,
+    /// When the present scenario's time is over.
+    deadline: Option<Instant>,
 }
 
 /// A background command.
@@ -45,6 +56,14 @@ pub struct Job {
     pub pid: u32,
     /// Its console on L0.
     pub console: PathBuf,
+}
+
+impl Job {
+    /// All that the command has written so far.
+    pub fn text(&self) -> String {
+        let bytes = std::fs::read(&self.console).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
 }
 
 impl L1 {
@@ -85,12 +104,29 @@ impl L1 {
             agent,
             machine,
             jobs: 0,
+            scripts: 0,
+            deadline: None,
         })
     }
 
     /// The PC under this L1.
     pub fn l0(&mut self) -> &mut L0 {
         &mut self.l0
+    }
+
+    /// Gives everything from now on `limit` of real time; `None` takes the limit away.
+    pub fn limit(&mut self, limit: Option<Duration>) {
+        self.deadline = limit.map(|l| Instant::now() + l);
+    }
+
+    /// `limit`, cut down to what the scenario has left.
+    fn within(&self, limit: Duration) -> Result<Duration> {
+        let Some(deadline) = self.deadline else {
+            return Ok(limit);
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        ensure!(!left.is_zero(), "the scenario's time limit is over");
+        Ok(limit.min(left))
     }
 
     pub fn machine(&self) -> &'static Machine {
@@ -109,6 +145,7 @@ impl L1 {
 
     /// As [`L1::sh`], with a limit of its own.
     pub fn sh_within(&mut self, text: &str, limit: Duration) -> Result<Output> {
+        let limit = self.within(limit)?;
         let op = Op::Run {
             command: shell(text),
             timeout_ms: u64::try_from(limit.as_millis())?,
@@ -157,6 +194,7 @@ impl L1 {
 
     /// The background command's exit code, or `None` if it still runs after `limit`.
     pub fn wait(&mut self, job: &Job, limit: Duration) -> Result<Option<i32>> {
+        let limit = self.within(limit)?;
         let op = Op::Wait {
             job: job.id,
             timeout_ms: u64::try_from(limit.as_millis())?,
@@ -172,12 +210,15 @@ impl L1 {
         let end = Instant::now() + limit;
         loop {
             let code = self.wait(job, Duration::from_millis(200))?;
-            let console = std::fs::read(&job.console).unwrap_or_default();
-            if String::from_utf8_lossy(&console).contains(text) {
+            let console = job.text();
+            if console.contains(text) {
                 return Ok(());
             }
             if let Some(code) = code {
-                bail!("it ended with {code} before it said `{text}`");
+                bail!(
+                    "it ended with {code} before it said `{text}`:\n{}",
+                    crate::report::tail(&console, 30)
+                );
             }
             ensure!(
                 Instant::now() < end,
@@ -185,6 +226,47 @@ impl L1 {
                 limit.as_secs()
             );
         }
+    }
+
+    /// Starts a guest in the background.
+    pub fn start_guest(&mut self, guest: &Guest) -> Result<Job> {
+        let command = self.prepare(guest)?;
+        self.start(&command)
+    }
+
+    /// Runs a guest to its end, which must come within the scenario's limit or `GUEST_LIMIT`.
+    pub fn guest(&mut self, guest: &Guest) -> Result<Ended> {
+        let job = self.start_guest(guest)?;
+        self.ended(&job)
+    }
+
+    /// Waits until a guest that was started has ended.
+    pub fn ended(&mut self, job: &Job) -> Result<Ended> {
+        let Some(code) = self.wait(job, GUEST_LIMIT)? else {
+            bail!(
+                "the guest has not ended within {} s:\n{}",
+                GUEST_LIMIT.as_secs(),
+                crate::report::tail(&job.text(), 30)
+            );
+        };
+        Ok(Ended {
+            code,
+            text: job.text(),
+            console: job.console.clone(),
+        })
+    }
+
+    /// Puts the guest's script into L1 and returns the command that runs the guest.
+    pub fn prepare(&mut self, guest: &Guest) -> Result<String> {
+        self.scripts += 1;
+        let name = format!("script{}.cpio", self.scripts);
+        std::fs::write(self.folder().join("share").join(&name), guest.archive())?;
+        let initrd = format!("/tmp/initrd{}", self.scripts);
+        self.ok(&format!(
+            "cat {} /share/{name} > {initrd}",
+            guest.base_initramfs()
+        ))?;
+        Ok(guest.command(&initrd))
     }
 
     /// Sends a signal to a background command and its children.

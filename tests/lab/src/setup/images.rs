@@ -9,23 +9,21 @@ use anyhow::{Context, Result, ensure};
 
 use super::{mend, modules, name, progress, recipe, tools, vmlinux};
 use crate::cpio::Archive;
+use crate::pattern;
 
 /// Size of the lab's NVMe drive, MiB.
 const DRIVE_MIB: u64 = 256;
 /// How much of it is filled with numbers that no two blocks share, MiB.
 const FILLED_MIB: usize = 64;
+const DRIVE_SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Builds all images in the empty folder `to`.
 pub fn build(tree: &Path, to: &Path) -> Result<()> {
     progress("making kernels and initramfs images");
     let version = kernel_version(tree)?;
     let kernel = fs::read(tree.join(format!("boot/vmlinuz-{version}")))?;
-    fs::write(to.join(name::L1_KERNEL), &kernel)?;
-    fs::write(to.join(name::L2_KERNEL), &kernel)?;
-    fs::write(
-        to.join(name::L2_ELF_KERNEL),
-        vmlinux::extract(tree, &kernel)?,
-    )?;
+    fs::write(to.join(name::KERNEL), &kernel)?;
+    fs::write(to.join(name::ELF_KERNEL), vmlinux::extract(tree, &kernel)?)?;
 
     let l1 = initramfs(tree, &version, recipe::L1_INIT, recipe::L1_MODULES, |a| {
         a.file("pid1", 0o755, recipe::L1_PID1.as_bytes());
@@ -138,17 +136,9 @@ fn qemu(tree: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The drive: pseudo-random blocks (xorshift64*), then nothing.
+/// The drive: a pattern, then nothing.
 fn drive(to: &Path) -> Result<()> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut data = Vec::with_capacity(FILLED_MIB << 20);
-    while data.len() < FILLED_MIB << 20 {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        data.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
-    }
-    fs::write(to, data)?;
+    fs::write(to, pattern::bytes(DRIVE_SEED, FILLED_MIB << 20))?;
     fs::OpenOptions::new()
         .write(true)
         .open(to)?

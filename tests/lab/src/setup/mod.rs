@@ -33,10 +33,12 @@ pub struct Image {
 
 /// File names inside [`Image::images`]; L1 sees the folder as `/images`.
 pub mod name {
-    pub const L1_KERNEL: &str = "l1-kernel";
     pub const L1_INITRAMFS: &str = "l1-initramfs";
-    pub const L2_KERNEL: &str = "bzImage";
-    pub const L2_ELF_KERNEL: &str = "vmlinux";
+    /// Debian's kernel as the package has it.
+    pub const KERNEL: &str = "bzImage";
+    /// The same kernel unpacked: an ELF file with a PVH entry, which L1 boots from
+    /// because unpacking takes seconds under emulation.
+    pub const ELF_KERNEL: &str = "vmlinux";
     pub const L2_INITRAMFS: &str = "initramfs";
     pub const L2_FAT_INITRAMFS: &str = "initramfs-fat";
     pub const QEMU: &str = "qemu-system-x86_64";

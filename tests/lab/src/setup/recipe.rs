@@ -49,8 +49,18 @@ pub const EXCLUDED: &[&str] = &[
 pub const NO_INITRAMFS_HOOK: &str = "mkdir -p \"$1/etc/initramfs-tools\" \
      && echo update_initramfs=no > \"$1/etc/initramfs-tools/update-initramfs.conf\"";
 
-/// Modules of L1's initramfs: what it takes to reach the tree over 9p.
-pub const L1_MODULES: &[&str] = &["9pnet_virtio", "9p", "overlay"];
+/// Modules of L1's initramfs: what it takes to reach the tree over 9p, and those that
+/// machines load at start, which take seconds when xz has to unpack them under emulation.
+pub const L1_MODULES: &[&str] = &[
+    "9pnet_virtio",
+    "9p",
+    "overlay",
+    "kvm-amd",
+    "vfio-pci",
+    "vfio_iommu_type1",
+    "e1000e",
+    "nvme",
+];
 
 /// Modules of the plain L2 initramfs.
 pub const L2_MODULES: &[&str] = &["e1000e", "nvme"];
