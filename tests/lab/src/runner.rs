@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::l0::machines::Machine;
 use crate::l1::{L1, Programs, Stalled, State};
 use crate::report;
-use crate::scenario::{Bench, Scenario, Skip};
+use crate::scenario::{Lab, Scenario, Skip};
 use crate::server::{self, Server};
 use crate::setup::Image;
 
@@ -131,6 +131,7 @@ impl<'a> Worker<'a> {
             let mut result = self.attempt(scenario);
             if result.as_ref().is_err_and(|e| e.is::<Stalled>()) {
                 eprintln!("lab: {}: L1 stalled; once more", scenario.name);
+                self.keep_evidence();
                 self.l1 = None;
                 result = self.attempt(scenario);
             }
@@ -162,7 +163,7 @@ impl<'a> Worker<'a> {
         }
         let (l1, _) = self.l1.as_mut().context("no L1")?;
         l1.limit(Some(scenario.limit));
-        let result = (scenario.run)(&mut Bench {
+        let result = (scenario.run)(&mut Lab {
             l1,
             server: &self.run.server,
         });
@@ -184,6 +185,19 @@ impl<'a> Worker<'a> {
             }
         }
         result
+    }
+
+    /// Where L1's processors stood when it stalled, as far as QEMU still says.
+    fn keep_evidence(&mut self) {
+        let folder = self.folder();
+        let registers = self.l1.as_mut().and_then(|(l1, _)| {
+            let mut monitor = l1.l0().monitor().ok()?;
+            monitor.human("info registers -a").ok()
+        });
+        if let Some(text) = registers {
+            // Evidence is welcome, not needed: the run goes on without it.
+            let _ = std::fs::write(folder.join("l0-stall.log"), text);
+        }
     }
 
     fn boot(&mut self, machine: &'static Machine) -> Result<(L1, State)> {

@@ -9,10 +9,10 @@ use crate::l1::L1;
 use crate::server::Server;
 
 /// Limit of a scenario that names none.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(400);
 
 /// What a scenario works with.
-pub struct Bench<'a> {
+pub struct Lab<'a> {
     pub l1: &'a mut L1,
     /// The server on L0 that guests fetch from.
     pub server: &'a Server,
@@ -29,12 +29,12 @@ pub struct Scenario {
     pub limit: Duration,
     /// Whether it has any use for passthru.
     pub needs_passthru: bool,
-    pub run: fn(&mut Bench) -> Result<()>,
+    pub run: fn(&mut Lab) -> Result<()>,
 }
 
 impl Scenario {
     /// A scenario on the default machine.
-    pub const fn new(name: &'static str, run: fn(&mut Bench) -> Result<()>) -> Self {
+    pub const fn new(name: &'static str, run: fn(&mut Lab) -> Result<()>) -> Self {
         Self {
             name,
             machine: &machines::DEFAULT,

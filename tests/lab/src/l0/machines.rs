@@ -133,6 +133,13 @@ pub static AMD_IOMMU: Machine = Machine {
     ..DEFAULT
 };
 
+pub static LARGE: Machine = Machine {
+    name: "large",
+    about: "as default, with 8 GiB of memory",
+    memory_mib: 8192,
+    ..DEFAULT
+};
+
 /// All machines.
 pub static ALL: &[&Machine] = &[
     &DEFAULT,
@@ -142,6 +149,7 @@ pub static ALL: &[&Machine] = &[
     &NO_IOMMU,
     &NO_INTREMAP,
     &AMD_IOMMU,
+    &LARGE,
 ];
 
 /// The machine of that name.

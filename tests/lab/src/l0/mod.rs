@@ -88,23 +88,6 @@ impl L0 {
     pub fn folder(&self) -> &Path {
         &self.folder
     }
-
-    /// Whether QEMU still runs.
-    pub fn is_running(&mut self) -> bool {
-        matches!(self.process.try_wait(), Ok(None))
-    }
-
-    /// Waits for L1 to switch itself off.
-    pub fn wait(&mut self, limit: Duration) -> bool {
-        let end = Instant::now() + limit;
-        while self.is_running() {
-            if Instant::now() > end {
-                return false;
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        true
-    }
 }
 
 impl Drop for L0 {

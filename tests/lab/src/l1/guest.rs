@@ -1,7 +1,5 @@
 //! A guest (L2), described once and run by passthru or, as the lab's own proof, by QEMU.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result, ensure};
 
 use crate::cpio::Archive;
@@ -34,7 +32,6 @@ pub struct Guest {
     quiet: bool,
     reboots: bool,
     devices: Vec<String>,
-    arguments: Vec<String>,
     script: String,
 }
 
@@ -56,7 +53,6 @@ impl Guest {
             quiet: true,
             reboots: false,
             devices: Vec::new(),
-            arguments: Vec::new(),
             script: String::new(),
         }
     }
@@ -111,12 +107,6 @@ impl Guest {
         let port = self.devices.len() / 2 + 1;
         self.device(&format!("pcie-root-port,id=port{port}"))
             .device(&format!("vfio-pci,host={bdf},bus=port{port}"))
-    }
-
-    /// Any other argument.
-    pub fn argument(mut self, argument: &str) -> Self {
-        self.arguments.push(argument.to_owned());
-        self
     }
 
     /// Shell text that the guest runs once it is up; further calls add to it.
@@ -174,15 +164,16 @@ impl Guest {
         if !self.reboots {
             words.push(format!("{dashes}no-reboot"));
         }
-        for device in &self.devices {
-            let rom = match self.vmm {
+        for (i, device) in self.devices.iter().enumerate() {
+            let more = match (self.vmm, device.split(',').next()) {
                 // SeaBIOS would run the card's network boot ROM.
-                Vmm::Qemu if device.starts_with("vfio-pci") => ",rombar=0",
-                _ => "",
+                (Vmm::Qemu, Some("vfio-pci")) => ",rombar=0".to_owned(),
+                // QEMU wants to be told that two root ports are not the same.
+                (Vmm::Qemu, Some("pcie-root-port")) => format!(",chassis={}", i + 1),
+                _ => String::new(),
             };
-            words.push(format!("{dashes}device {device}{rom}"));
+            words.push(format!("{dashes}device {device}{more}"));
         }
-        words.extend(self.arguments.iter().cloned());
         words.join(" ")
     }
 }
@@ -194,8 +185,6 @@ pub struct Ended {
     pub code: i32,
     /// All that came out of it.
     pub text: String,
-    /// The console's file on L0.
-    pub console: PathBuf,
 }
 
 impl Ended {

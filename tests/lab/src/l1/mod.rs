@@ -29,7 +29,7 @@ const GRACE: Duration = Duration::from_secs(20);
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
 /// Limit of a guest's whole life.
-pub const GUEST_LIMIT: Duration = Duration::from_secs(180);
+pub const GUEST_LIMIT: Duration = Duration::from_secs(300);
 
 /// Programs that L1 gets in `/usr/local/bin`.
 #[derive(Debug, Clone)]
@@ -252,7 +252,6 @@ impl L1 {
         Ok(Ended {
             code,
             text: job.text(),
-            console: job.console.clone(),
         })
     }
 

@@ -66,7 +66,14 @@ pub const L1_MODULES: &[&str] = &[
 pub const L2_MODULES: &[&str] = &["e1000e", "nvme"];
 
 /// Modules that the fat L2 initramfs has besides.
-pub const L2_FAT_MODULES: &[&str] = &["igb", "igbvf", "8139cp", "8139too", "snd-hda-intel"];
+pub const L2_FAT_MODULES: &[&str] = &[
+    "igb",
+    "igbvf",
+    "8139cp",
+    "8139too",
+    "snd-hda-intel",
+    "snd-hda-codec-generic",
+];
 
 /// Programs that the fat L2 initramfs has besides busybox, with their libraries.
 pub const L2_FAT_PROGRAMS: &[&str] = &["/usr/bin/lspci", "/usr/sbin/ethtool"];

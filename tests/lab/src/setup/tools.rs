@@ -57,7 +57,7 @@ pub fn filter(tree: &Path, argv: &[&str], input: &[u8], lenient: bool) -> Result
         scope.spawn(move || stdin.write_all(input).ok());
         child.wait_with_output()
     })?;
-    if !output.status.success() && !(lenient && !output.stdout.is_empty()) {
+    if !output.status.success() && (!lenient || output.stdout.is_empty()) {
         bail!("{program}: {}", output.status);
     }
     Ok(output.stdout)
