@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
 use crate::l0::machines::{self, Machine};
-use crate::l1::{L1, Programs};
+use crate::l1::{L1, Programs, Vmm};
 use crate::runner::{self, Tally};
-use crate::{agent, build, report, scenarios, setup, shell};
+use crate::{agent, bench, build, report, scenarios, setup, shell};
 
 /// passthru's laboratory: a PC with an IOMMU, in software.
 ///
@@ -31,6 +31,11 @@ enum Command {
     Shell(ShellArgs),
     /// Run unit and integration tests, then every scenario
     Test(TestArgs),
+    /// Compare passthru with QEMU: exits, ioctls, memory, time
+    Bench(BenchArgs),
+    /// L1's side of `bench`
+    #[command(hide = true)]
+    Measure(MeasureArgs),
     /// L1's side of the lab
     #[command(hide = true)]
     Agent,
@@ -75,6 +80,36 @@ struct TestArgs {
     passthru: Option<PathBuf>,
 }
 
+/// Counts are exact in the lab. Times are not: only their ratio means something.
+#[derive(Args)]
+struct BenchArgs {
+    /// Rounds in which time is measured; at most 3 of as many more count everything
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=50))]
+    rounds: u32,
+    /// Memory of the guests
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    memory: String,
+    /// Also write all figures to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measure one of the two only
+    #[arg(long, value_name = "VMM")]
+    only: Option<Vmm>,
+    /// The passthru to measure, instead of the release build [env: LAB_PASSTHRU]
+    #[arg(long, value_name = "FILE")]
+    passthru: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct MeasureArgs {
+    #[arg(long)]
+    counting: bool,
+    #[arg(long, default_value_t = 120)]
+    limit: u64,
+    /// File with the shell text that runs the VMM
+    command: PathBuf,
+}
+
 /// Reads the command line and does what it says.
 pub fn run() -> Result<ExitCode> {
     match Cli::parse().command {
@@ -86,6 +121,8 @@ pub fn run() -> Result<ExitCode> {
         }
         Command::Shell(args) => run_shell(&args),
         Command::Test(args) => run_tests(&args),
+        Command::Bench(args) => run_bench(&args),
+        Command::Measure(args) => run_measure(&args),
         Command::Agent => agent::serve().map(|()| ExitCode::SUCCESS),
     }
 }
@@ -145,6 +182,38 @@ fn run_tests(args: &TestArgs) -> Result<ExitCode> {
     }
     println!("{tally}");
     Ok(ExitCode::from(u8::from(tally.failed > 0)))
+}
+
+fn run_bench(args: &BenchArgs) -> Result<ExitCode> {
+    let vmms = args
+        .only
+        .map_or(vec![Vmm::Qemu, Vmm::Passthru], |only| vec![only]);
+    let passthru = if vmms.contains(&Vmm::Passthru) {
+        Some(build::passthru(args.passthru.as_deref(), "release")?)
+    } else {
+        None
+    };
+    let size = match &passthru {
+        Some(file) => Some(std::fs::metadata(file)?.len()),
+        None => None,
+    };
+    let plan = bench::Plan {
+        rounds: args.rounds,
+        memory: args.memory.clone(),
+        vmms,
+    };
+    let image = setup::run()?;
+    let programs = Programs { passthru };
+    bench::run(&image, &programs, &plan, size, args.json.as_deref())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_measure(args: &MeasureArgs) -> Result<ExitCode> {
+    let text = std::fs::read_to_string(&args.command)?;
+    let limit = Duration::from_secs(args.limit);
+    let run = bench::measure::run(&text, args.counting, limit)?;
+    println!("{}", serde_json::to_string(&run)?);
+    Ok(ExitCode::SUCCESS)
 }
 
 fn find_machine(name: &str) -> Result<&'static Machine> {

@@ -5,6 +5,7 @@
 //! in L1, with L1's devices passed through to it.
 
 mod agent;
+mod bench;
 mod build;
 mod cli;
 mod cpio;

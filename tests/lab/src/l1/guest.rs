@@ -1,13 +1,16 @@
 //! A guest (L2), described once and run by passthru or, as the lab's own proof, by QEMU.
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use crate::cpio::Archive;
 use crate::report;
 use crate::setup::name;
 
 /// What runs the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
 pub enum Vmm {
     Passthru,
     Qemu,
