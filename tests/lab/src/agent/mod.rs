@@ -1,0 +1,12 @@
+//! The lab's agent: this same program, run in L1, where it executes commands that
+//! arrive as JSON lines on a virtio-serial port and answers on it.
+
+mod jobs;
+pub mod protocol;
+mod server;
+mod waker;
+
+pub use server::serve;
+
+/// Name of the virtio-serial port.
+pub const PORT: &str = "org.passthru.lab.agent";

@@ -1,0 +1,255 @@
+//! `cargo lab bench`: passthru beside QEMU, in turns, in one L1 (issue "The main job",
+//! section 6). Counts are exact in the lab; times are compared as ratios of medians only.
+
+mod hist;
+mod map_time;
+pub mod measure;
+mod smaps;
+mod strace;
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::l0::machines;
+use crate::l1::{Guest, L1, Programs, Stalled, Vmm, l2_scripts as l2};
+use crate::report;
+use crate::scenarios::lab::bind_by_hand;
+use crate::scenarios::steps::{DRIVE, NIC};
+use crate::setup::{Image, progress};
+use measure::Run;
+use strace::Ioctls;
+
+/// Limit of one run of a VMM, L1's time.
+const RUN_LIMIT: Duration = Duration::from_secs(150);
+/// Runs in which everything is counted.
+const COUNTING_ROUNDS: u32 = 3;
+/// L1s that may stall before the benchmark is given up.
+const MAX_BOOTS: u32 = 4;
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub rounds: u32,
+    pub memory: String,
+    pub vmms: Vec<Vmm>,
+}
+
+/// All figures of one VMM.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Figures {
+    pub vmm: Vmm,
+    pub timed: Vec<Run>,
+    pub counted: Vec<Run>,
+    pub ioctls: Option<Ioctls>,
+    /// Size of its stripped binary, bytes.
+    pub binary: Option<u64>,
+}
+
+/// Runs the benchmark and prints its table; `passthru_size` is that of the release build.
+pub fn run(
+    image: &Image,
+    programs: &Programs,
+    plan: &Plan,
+    passthru_size: Option<u64>,
+    json: Option<&Path>,
+) -> Result<()> {
+    let mut bench = Bench {
+        image,
+        programs,
+        plan,
+        folder: report::run_folder(&crate::build::target())?,
+        boots: 0,
+        l1: None,
+    };
+    let mut all: Vec<Figures> = Vec::new();
+    for vmm in &plan.vmms {
+        all.push(Figures {
+            vmm: *vmm,
+            timed: Vec::new(),
+            counted: Vec::new(),
+            ioctls: None,
+            binary: passthru_size.filter(|_| *vmm == Vmm::Passthru),
+        });
+    }
+    for figures in &mut all {
+        figures.ioctls = Some(bench.ioctls(figures.vmm)?);
+    }
+    for round in 1..=plan.rounds.min(COUNTING_ROUNDS) {
+        for figures in &mut all {
+            figures
+                .counted
+                .push(bench.measured(figures.vmm, true, round)?);
+        }
+    }
+    for round in 1..=plan.rounds {
+        for figures in &mut all {
+            figures
+                .timed
+                .push(bench.measured(figures.vmm, false, round)?);
+        }
+    }
+    print!("{}", table::render(&all, &plan.memory));
+    if let Some(file) = json {
+        std::fs::write(file, serde_json::to_string_pretty(&all)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// The benchmark with its L1, which is booted anew after a stall.
+struct Bench<'a> {
+    image: &'a Image,
+    programs: &'a Programs,
+    plan: &'a Plan,
+    folder: PathBuf,
+    boots: u32,
+    l1: Option<L1>,
+}
+
+impl Bench<'_> {
+    /// L1 with both devices bound and QEMU's files in memory.
+    fn l1(&mut self) -> Result<&mut L1> {
+        if self.l1.is_none() {
+            self.boots += 1;
+            ensure!(self.boots <= MAX_BOOTS, "L1 stalled {MAX_BOOTS} times");
+            let folder = self.folder.join(format!("boot{}", self.boots));
+            progress("booting L1");
+            let mut l1 = L1::boot(self.image, &machines::DEFAULT, self.programs, &folder)?;
+            for bdf in [NIC, DRIVE] {
+                bind_by_hand(&mut l1, bdf)?;
+            }
+            if self.plan.vmms.contains(&Vmm::Qemu) {
+                progress("copying QEMU to L1's memory");
+                l1.sh_within(QEMU_TO_MEMORY, Duration::from_secs(180))?;
+                l1.ok("qemu-system-x86_64 --version")?;
+            }
+            self.l1 = Some(l1);
+        }
+        self.l1.as_mut().context("no L1")
+    }
+
+    fn guest(&self, vmm: Vmm) -> Guest {
+        Guest::new()
+            .vmm(vmm)
+            .memory(&self.plan.memory)
+            .passes(NIC)
+            .passes(DRIVE)
+    }
+
+    /// Does `work`, and does it again on a new L1 if this one stalls.
+    fn robust<T>(&mut self, work: impl Fn(&mut Self) -> Result<T>) -> Result<T> {
+        loop {
+            match work(self) {
+                Err(e) if e.is::<Stalled>() && self.boots < MAX_BOOTS => {
+                    progress("L1 stalled; once more on a new one");
+                    self.l1 = None;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn measured(&mut self, vmm: Vmm, counting: bool, round: u32) -> Result<Run> {
+        let what = if counting { "counted" } else { "timed" };
+        let run = self.robust(|bench| bench.measure(vmm, counting))?;
+        let up = run.mark("up").context("no init")?;
+        progress(&format!(
+            "{vmm:?}, {what} run {round}: init after {:.1} s, of it {:.1} s in MAP_DMA",
+            up.ms / 1000.0,
+            run.map_ms / 1000.0
+        ));
+        Ok(run)
+    }
+
+    fn measure(&mut self, vmm: Vmm, counting: bool) -> Result<Run> {
+        let mut guest = self.guest(vmm);
+        if counting {
+            guest = guest
+                .script(&l2::nic_up("e1000e"))
+                .script(&l2::nvme_up())
+                // The first use of a device and of a program differs from the later ones.
+                .script(&l2::ping(1))
+                .script(&l2::nvme_read(1))
+                .script(&marked(
+                    "nvme",
+                    "dd if=/dev/nvme0n1 of=/dev/null bs=1M count=64 iflag=direct 2>/dev/null",
+                ))
+                .script(&marked(
+                    "ping",
+                    "ping -q -c 100 -i 0.05 10.0.2.2 > /dev/null",
+                ));
+        }
+        let limit = RUN_LIMIT.as_secs();
+        let l1 = self.l1()?;
+        let command = l1.prepare(&guest)?;
+        let option = if counting { "--counting" } else { "" };
+        let text = format!(
+            "cat > /tmp/vmm-command <<'END'\n{command}\nEND\nlab measure {option} --limit {limit} /tmp/vmm-command"
+        );
+        let output = l1.sh_within(&text, RUN_LIMIT + Duration::from_secs(30))?;
+        let Ok(run) = serde_json::from_str::<Run>(&output.stdout) else {
+            bail!("{vmm:?} {}", crate::l1::describe(&output));
+        };
+        ensure!(
+            run.mark("up").is_some() && run.success,
+            "{vmm:?} did not run its guest to the end:\n{}\n{}",
+            run.tail,
+            output.stderr
+        );
+        Ok(run)
+    }
+
+    /// ioctls before the first KVM_RUN. strace slows KVM_RUN down a lot: the guest is
+    /// killed as soon as it runs.
+    fn ioctls(&mut self, vmm: Vmm) -> Result<Ioctls> {
+        let guest = self.guest(vmm);
+        let text = self.robust(|bench| {
+            let l1 = bench.l1()?;
+            let command = l1.prepare(&guest)?;
+            let job = l1.start(&format!(
+                "echo '{}' > /tmp/vmm-command; exec strace -f -e trace=ioctl -o /tmp/strace sh /tmp/vmm-command",
+                command.replace('\'', "'\\''")
+            ))?;
+            let seen = l1.sh_within(
+                "for i in $(seq 600); do grep -q KVM_RUN /tmp/strace 2>/dev/null && break; sleep 0.2; done",
+                RUN_LIMIT,
+            );
+            l1.kill(&job, nix::sys::signal::Signal::SIGKILL)?;
+            l1.kill_all()?;
+            seen?;
+            l1.ok("cat /tmp/strace; rm -f /tmp/strace")
+        })?;
+        let found = strace::parse(&text);
+        progress(&format!("{vmm:?}: ioctls counted"));
+        found.with_context(|| {
+            format!(
+                "{vmm:?} never came to KVM_RUN:\n{}",
+                report::tail(&text, 20)
+            )
+        })
+    }
+}
+
+/// Between two markers, with rests in which L1 reads the counters.
+fn marked(name: &str, work: &str) -> String {
+    format!(
+        "echo LAB mark={name}-start; sleep 2; {work}; sleep 2; echo LAB mark={name}-end; sleep 1"
+    )
+}
+
+/// Copies QEMU and its libraries to memory: over 9p its first start takes many seconds.
+const QEMU_TO_MEMORY: &str = r#"
+mkdir -p /run/qemu/lib
+b=/usr/bin/qemu-system-x86_64
+cp "$b" /run/qemu/
+ldd "$b" | sed -n 's/.* => \(\/[^ ]*\).*/\1/p' | while read -r l; do cp -L "$l" /run/qemu/lib/; done
+cat > /usr/local/bin/qemu-system-x86_64 <<'END'
+#!/bin/sh
+LD_LIBRARY_PATH=/run/qemu/lib exec /run/qemu/qemu-system-x86_64 "$@"
+END
+chmod 755 /usr/local/bin/qemu-system-x86_64
+"#;

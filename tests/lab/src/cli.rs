@@ -1,0 +1,224 @@
+//! The command line of `cargo lab`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::l0::machines::{self, Machine};
+use crate::l1::{L1, Programs, Vmm};
+use crate::runner::{self, Tally};
+use crate::{agent, bench, build, report, scenarios, setup, shell};
+
+/// passthru's laboratory: a PC with an IOMMU, in software.
+///
+/// Needs no special hardware: QEMU emulates a PC that has an IOMMU and AMD-V (L0), on which a
+/// stock Debian kernel (L1) has a real /dev/kvm and /dev/vfio; passthru's guests are L2.
+#[derive(Parser)]
+#[command(name = "cargo lab", bin_name = "cargo lab")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make the lab image in the user's cache folder (4 minutes at most, once)
+    Setup,
+    /// Open a prompt in L1, or run commands in it (ready in about 10 s)
+    Shell(ShellArgs),
+    /// Run unit and integration tests, then every scenario
+    Test(TestArgs),
+    /// Compare passthru with QEMU: exits, ioctls, memory, time
+    Bench(BenchArgs),
+    /// L1's side of `bench`
+    #[command(hide = true)]
+    Measure(MeasureArgs),
+    /// L1's side of the lab
+    #[command(hide = true)]
+    Agent,
+}
+
+/// In L1, passthru is on the PATH; /images has the kernels and initramfs images for guests
+/// (bzImage, vmlinux, initramfs, initramfs-fat), /share is a folder of this run on L0.
+#[derive(Args)]
+struct ShellArgs {
+    /// The PC to boot; `help` lists them
+    #[arg(long, value_name = "SET", default_value = "default")]
+    devices: String,
+    /// Run this shell text, pass its output on, exit with its code
+    #[arg(short = 'c', value_name = "COMMANDS")]
+    commands: Option<String>,
+    /// Time limit for -c, seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    timeout: u64,
+    /// The passthru to put into L1, instead of building one [env: LAB_PASSTHRU]
+    #[arg(long, value_name = "FILE")]
+    passthru: Option<PathBuf>,
+    /// Cargo profile to build passthru with
+    #[arg(long, value_name = "NAME", default_value = "lab")]
+    profile: String,
+}
+
+#[derive(Args)]
+struct TestArgs {
+    /// Run only the tests and scenarios with this in their name
+    filter: Option<String>,
+    /// Also run the scenarios that take long
+    #[arg(long)]
+    long: bool,
+    /// List the scenarios, run nothing
+    #[arg(long)]
+    list: bool,
+    /// Leave out `cargo test`
+    #[arg(long)]
+    scenarios_only: bool,
+    /// The passthru to test, instead of building one [env: LAB_PASSTHRU]
+    #[arg(long, value_name = "FILE")]
+    passthru: Option<PathBuf>,
+}
+
+/// Counts are exact in the lab. Times are not: only their ratio means something.
+#[derive(Args)]
+struct BenchArgs {
+    /// Rounds in which time is measured; at most 3 of as many more count everything
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=50))]
+    rounds: u32,
+    /// Memory of the guests
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    memory: String,
+    /// Also write all figures to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measure one of the two only
+    #[arg(long, value_name = "VMM")]
+    only: Option<Vmm>,
+    /// The passthru to measure, instead of the release build [env: LAB_PASSTHRU]
+    #[arg(long, value_name = "FILE")]
+    passthru: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct MeasureArgs {
+    #[arg(long)]
+    counting: bool,
+    #[arg(long, default_value_t = 120)]
+    limit: u64,
+    /// File with the shell text that runs the VMM
+    command: PathBuf,
+}
+
+/// Reads the command line and does what it says.
+pub fn run() -> Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Setup => {
+            let image = setup::run()?;
+            println!("tree:   {}", image.tree.display());
+            println!("images: {}", image.images.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Shell(args) => run_shell(&args),
+        Command::Test(args) => run_tests(&args),
+        Command::Bench(args) => run_bench(&args),
+        Command::Measure(args) => run_measure(&args),
+        Command::Agent => agent::serve().map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn run_shell(args: &ShellArgs) -> Result<ExitCode> {
+    if args.devices == "help" {
+        for machine in machines::ALL {
+            println!("{:15} {}", machine.name, machine.about);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let machine = find_machine(&args.devices)?;
+    let image = setup::run()?;
+    let programs = Programs {
+        passthru: Some(build::passthru(args.passthru.as_deref(), &args.profile)?),
+    };
+    let folder = report::run_folder(&build::target())?.join("shell");
+    let mut l1 = L1::boot(&image, machine, &programs, &folder)
+        .inspect_err(|_| eprint!("{}", report::consoles(&folder, 20)))?;
+    let code = match &args.commands {
+        Some(text) => shell::command(&mut l1, text, Duration::from_secs(args.timeout))
+            .inspect_err(|_| eprint!("{}", report::consoles(&folder, 20)))?,
+        None => shell::interactive(&mut l1)?,
+    };
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+fn run_tests(args: &TestArgs) -> Result<ExitCode> {
+    let filter = args.filter.as_deref().unwrap_or_default();
+    let chosen: Vec<_> = scenarios::all()
+        .filter(|s| s.name.contains(filter))
+        .collect();
+    if args.list {
+        for s in chosen {
+            let long = if s.long { " (--long)" } else { "" };
+            println!("{:32} {}{long}", s.name, s.machine.name);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut tally = Tally::default();
+    if !args.scenarios_only {
+        tally += build::cargo_test(filter)?;
+    }
+    let (chosen, left_out): (Vec<_>, Vec<_>) =
+        chosen.into_iter().partition(|s| args.long || !s.long);
+    tally.skipped += left_out.len() as u64;
+    if !chosen.is_empty() {
+        let image = setup::run()?;
+        let passthru = if chosen.iter().any(|s| s.needs_passthru) {
+            Some(build::passthru(args.passthru.as_deref(), "lab")?)
+        } else {
+            None
+        };
+        let folder = report::run_folder(&build::target())?;
+        setup::progress(&format!("consoles are kept in {}", folder.display()));
+        tally += runner::run(&image, &Programs { passthru }, &folder, chosen)?;
+    }
+    println!("{tally}");
+    Ok(ExitCode::from(u8::from(tally.failed > 0)))
+}
+
+fn run_bench(args: &BenchArgs) -> Result<ExitCode> {
+    let vmms = args
+        .only
+        .map_or(vec![Vmm::Qemu, Vmm::Passthru], |only| vec![only]);
+    let passthru = if vmms.contains(&Vmm::Passthru) {
+        Some(build::passthru(args.passthru.as_deref(), "release")?)
+    } else {
+        None
+    };
+    let size = match &passthru {
+        Some(file) => Some(std::fs::metadata(file)?.len()),
+        None => None,
+    };
+    let plan = bench::Plan {
+        rounds: args.rounds,
+        memory: args.memory.clone(),
+        vmms,
+    };
+    let image = setup::run()?;
+    let programs = Programs { passthru };
+    bench::run(&image, &programs, &plan, size, args.json.as_deref())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_measure(args: &MeasureArgs) -> Result<ExitCode> {
+    let text = std::fs::read_to_string(&args.command)?;
+    let limit = Duration::from_secs(args.limit);
+    let run = bench::measure::run(&text, args.counting, limit)?;
+    println!("{}", serde_json::to_string(&run)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn find_machine(name: &str) -> Result<&'static Machine> {
+    machines::find(name).with_context(|| {
+        let names: Vec<&str> = machines::ALL.iter().map(|m| m.name).collect();
+        format!("no device set `{name}`; there are: {}", names.join(", "))
+    })
+}

@@ -1,0 +1,158 @@
+//! The PCs that scenarios run on, as data. Every machine puts its devices behind root
+//! ports at fixed slots, so that their addresses in L1 are known.
+
+/// What translates the devices' memory accesses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Iommu {
+    /// VT-d with interrupt remapping.
+    Intel,
+    /// VT-d without: type1 refuses devices unless told otherwise.
+    IntelWithoutRemapping,
+    /// AMD-Vi.
+    Amd,
+    None,
+}
+
+impl Iommu {
+    /// Options for L1's kernel.
+    pub fn kernel_options(self) -> &'static str {
+        match self {
+            Self::Intel | Self::IntelWithoutRemapping => "intel_iommu=on iommu=nopt",
+            Self::Amd => "amd_iommu=on iommu=nopt",
+            Self::None => "intel_iommu=off",
+        }
+    }
+}
+
+/// A PC.
+#[derive(Debug)]
+pub struct Machine {
+    /// Name for `--devices`.
+    pub name: &'static str,
+    /// One line for `--help`.
+    pub about: &'static str,
+    pub iommu: Iommu,
+    /// Memory of the PC, MiB.
+    pub memory_mib: u64,
+    /// QEMU arguments; `{drive}` stands for the drive's image.
+    pub devices: &'static [&'static str],
+    /// Modules that L1 loads at start.
+    pub modules: &'static [&'static str],
+}
+
+const ROOT_PORT_1: &str = "-device pcie-root-port,id=rp1,bus=pcie.0,addr=1,chassis=1";
+const ROOT_PORT_2: &str = "-device pcie-root-port,id=rp2,bus=pcie.0,addr=2,chassis=2";
+const NIC: &str =
+    "-netdev user,id=net1 -device e1000e,id=nic1,netdev=net1,bus=rp1,mac=52:54:00:00:00:01";
+const DRIVE: &str = "-drive file={drive},format=raw,if=none,id=drive1,snapshot=on";
+const NVME: &str = "-device nvme,id=nvme1,drive=drive1,serial=lab1,bus=rp2";
+const MODULES: &[&str] = &["kvm-amd", "vfio-pci", "vfio_iommu_type1", "e1000e", "nvme"];
+
+/// Memory of most machines: two guests of 1 GiB and the tree's working set.
+const MEMORY_MIB: u64 = 3072;
+
+/// The machine used unless another one is asked for.
+pub static DEFAULT: Machine = Machine {
+    name: "default",
+    about: "e1000e at 01:00.0, NVMe at 02:00.0 (MSI-X table inside BAR 0)",
+    iommu: Iommu::Intel,
+    memory_mib: MEMORY_MIB,
+    devices: &[ROOT_PORT_1, ROOT_PORT_2, NIC, DRIVE, NVME],
+    modules: MODULES,
+};
+
+/// The other layout of an NVMe drive's MSI-X table.
+pub static NVME_EXCLUSIVE: Machine = Machine {
+    name: "nvme-exclusive",
+    about: "as default, but the NVMe drive's MSI-X table has a BAR of its own",
+    devices: &[
+        ROOT_PORT_1,
+        ROOT_PORT_2,
+        NIC,
+        DRIVE,
+        "-device nvme,id=nvme1,drive=drive1,serial=lab1,bus=rp2,msix-exclusive-bar=on",
+    ],
+    ..DEFAULT
+};
+
+pub static SRIOV: Machine = Machine {
+    name: "sriov",
+    about: "igb with SR-IOV at 01:00.0, NVMe at 02:00.0",
+    devices: &[
+        ROOT_PORT_1,
+        ROOT_PORT_2,
+        "-netdev user,id=net1 -device igb,id=nic1,netdev=net1,bus=rp1,mac=52:54:00:00:00:01",
+        DRIVE,
+        NVME,
+    ],
+    modules: &["kvm-amd", "vfio-pci", "vfio_iommu_type1", "igb", "nvme"],
+    ..DEFAULT
+};
+
+pub static SHARED_GROUP: Machine = Machine {
+    name: "shared-group",
+    about: "rtl8139 and Intel HD audio in one group, behind a PCIe-to-PCI bridge",
+    devices: &[
+        ROOT_PORT_1,
+        ROOT_PORT_2,
+        "-device pcie-pci-bridge,id=bridge1,bus=rp1",
+        "-netdev user,id=net1 -device rtl8139,id=nic1,netdev=net1,bus=bridge1,addr=1,mac=52:54:00:00:00:01",
+        "-audiodev none,id=audio1 -device ich9-intel-hda,id=hda1,bus=bridge1,addr=2 -device hda-output,audiodev=audio1,bus=hda1.0",
+        DRIVE,
+        NVME,
+    ],
+    modules: &[
+        "kvm-amd",
+        "vfio-pci",
+        "vfio_iommu_type1",
+        "8139cp",
+        "snd-hda-intel",
+        "nvme",
+    ],
+    ..DEFAULT
+};
+
+pub static NO_IOMMU: Machine = Machine {
+    name: "no-iommu",
+    about: "as default, without an IOMMU",
+    iommu: Iommu::None,
+    ..DEFAULT
+};
+
+pub static NO_INTREMAP: Machine = Machine {
+    name: "no-intremap",
+    about: "as default, with an IOMMU that cannot remap interrupts",
+    iommu: Iommu::IntelWithoutRemapping,
+    ..DEFAULT
+};
+
+pub static AMD_IOMMU: Machine = Machine {
+    name: "amd-iommu",
+    about: "as default, with an AMD IOMMU",
+    iommu: Iommu::Amd,
+    ..DEFAULT
+};
+
+pub static LARGE: Machine = Machine {
+    name: "large",
+    about: "as default, with 8 GiB of memory",
+    memory_mib: 8192,
+    ..DEFAULT
+};
+
+/// All machines.
+pub static ALL: &[&Machine] = &[
+    &DEFAULT,
+    &NVME_EXCLUSIVE,
+    &SRIOV,
+    &SHARED_GROUP,
+    &NO_IOMMU,
+    &NO_INTREMAP,
+    &AMD_IOMMU,
+    &LARGE,
+];
+
+/// The machine of that name.
+pub fn find(name: &str) -> Option<&'static Machine> {
+    ALL.iter().copied().find(|m| m.name == name)
+}

@@ -1,0 +1,176 @@
+//! L0: QEMU in pure software, as the PC on which L1 runs. One folder for each run keeps
+//! every console; the process ends with the lab, however the lab ends.
+
+pub mod machines;
+pub mod qmp;
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::agent;
+use crate::setup::{Image, name, tools};
+use machines::{Iommu, Machine};
+
+/// Console of L1 in the run's folder.
+pub const L1_CONSOLE: &str = "l1-console.log";
+/// Standard output and error of QEMU in the run's folder.
+pub const L0_LOG: &str = "l0-qemu.log";
+/// How long QEMU may take to make its sockets.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// A running PC.
+pub struct L0 {
+    process: Child,
+    folder: PathBuf,
+}
+
+impl L0 {
+    /// Starts `machine`. `folder` gets the consoles; `folder/share` is L1's `/share`.
+    ///
+    /// The calling thread must live as long as the PC: the kernel ends the PC with it.
+    pub fn start(image: &Image, machine: &Machine, folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder.join("share"))?;
+        let log = File::create(folder.join(L0_LOG))?;
+        let mut words = tools::loader(&image.tree);
+        words.push(image.images.join(name::QEMU).display().to_string());
+        words.extend(arguments(image, machine));
+        let process = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL"])
+            .args(&words)
+            .env(
+                "QEMU_MODULE_DIR",
+                image.tree.join("usr/lib/x86_64-linux-gnu/qemu"),
+            )
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("cannot start setpriv (package util-linux)")?;
+        fs::write(folder.join("l0-command"), words.join("\n"))?;
+        Ok(Self {
+            process,
+            folder: folder.to_owned(),
+        })
+    }
+
+    /// Connects to one of QEMU's sockets.
+    pub fn connect(&mut self, socket: &str) -> Result<UnixStream> {
+        // By way of /proc: the path of a socket may have 107 bytes only.
+        let path = format!("/proc/{}/cwd/{socket}", self.process.id());
+        let end = Instant::now() + START_LIMIT;
+        loop {
+            if let Some(status) = self.process.try_wait()? {
+                bail!("L0's QEMU ended at once: {status}");
+            }
+            match UnixStream::connect(&path) {
+                Ok(stream) => return Ok(stream),
+                Err(e) if Instant::now() > end => {
+                    return Err(e).context("L0's QEMU does not answer");
+                }
+                Err(_) => thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    /// A session with QEMU's monitor.
+    pub fn monitor(&mut self) -> Result<qmp::Monitor> {
+        qmp::Monitor::new(self.connect("qmp.sock")?)
+    }
+
+    /// Where the consoles are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+impl Drop for L0 {
+    fn drop(&mut self) {
+        // Fails only if QEMU has ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        for socket in ["agent.sock", "qmp.sock", "terminal.sock"] {
+            let _ = fs::remove_file(self.folder.join(socket));
+        }
+    }
+}
+
+/// QEMU's command line. Sockets and consoles are relative to the run's folder.
+fn arguments(image: &Image, machine: &Machine) -> Vec<String> {
+    let tree = image.tree.display();
+    let images = image.images.display();
+    let mut line = format!(
+        "-L {tree}/usr/share/qemu -L {tree}/usr/share/seabios -L {tree}/usr/lib/ipxe/qemu \
+         -machine q35 -accel tcg,thread=multi -cpu max,+svm -smp 2 -m {} \
+         -nodefaults -display none -no-reboot -serial file:{L1_CONSOLE} \
+         -qmp unix:qmp.sock,server=on,wait=off \
+         -chardev socket,id=agent,path=agent.sock,server=on,wait=off \
+         -chardev socket,id=terminal,path=terminal.sock,server=on,wait=off ",
+        machine.memory_mib
+    );
+    line += match machine.iommu {
+        Iommu::Intel => "-device intel-iommu,intremap=on,caching-mode=off ",
+        Iommu::IntelWithoutRemapping => "-device intel-iommu,intremap=off,caching-mode=off ",
+        Iommu::Amd => "-device amd-iommu,intremap=on ",
+        Iommu::None => "",
+    };
+    line += &format!(
+        "-device virtio-serial-pci,addr=1c -device virtserialport,chardev=agent,name={} \
+         -device virtconsole,chardev=terminal -kernel {images}/{} -initrd {images}/{} ",
+        agent::PORT,
+        name::ELF_KERNEL,
+        name::L1_INITRAMFS
+    );
+    for (tag, path, readonly, slot) in [
+        ("tree", tree.to_string(), "on", "1d"),
+        ("images", images.to_string(), "on", "1e"),
+        ("share", "share".to_owned(), "off", "1b"),
+    ] {
+        line += &format!(
+            "-fsdev local,id={tag},path={path},security_model=none,readonly={readonly},multidevs=remap \
+             -device virtio-9p-pci,fsdev={tag},mount_tag={tag},addr={slot} "
+        );
+    }
+    let mut words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+    let drive = format!("{images}/{}", name::NVME);
+    for argument in machine.devices {
+        words.extend(
+            argument
+                .split_whitespace()
+                .map(|w| w.replace("{drive}", &drive)),
+        );
+    }
+    words.push("-append".into());
+    words.push(format!(
+        "console=ttyS0 quiet panic=-1 mitigations=off nokaslr nmi_watchdog=0 {} lab_modules={}",
+        machine.iommu.kernel_options(),
+        machine.modules.join(",")
+    ));
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_machine_has_an_iommu_and_its_devices() {
+        let image = Image {
+            tree: "/t".into(),
+            images: "/i".into(),
+        };
+        for machine in machines::ALL {
+            let words = arguments(&image, machine);
+            let has = |text: &str| words.iter().any(|w| w.contains(text));
+            assert_eq!(has("-iommu"), machine.iommu != Iommu::None);
+            assert!(!has("{drive}"), "{}", machine.name);
+            assert!(has("lab_modules=kvm-amd,vfio-pci"), "{}", machine.name);
+        }
+    }
+}

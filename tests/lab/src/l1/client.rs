@@ -1,0 +1,64 @@
+//! The L0 side of the agent: sends one request, waits for its answer.
+
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::agent::protocol::{Answer, Op, Request, Response};
+
+/// Said when L1 no longer answers: a stall, which is worth another try.
+#[derive(Debug)]
+pub struct Stalled;
+
+impl std::fmt::Display for Stalled {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str("L1 does not answer any more")
+    }
+}
+
+impl std::error::Error for Stalled {}
+
+/// A connection to the agent.
+pub struct Client {
+    lines: BufReader<UnixStream>,
+    last: u64,
+}
+
+impl Client {
+    pub fn new(stream: UnixStream) -> Self {
+        Self {
+            lines: BufReader::new(stream),
+            last: 0,
+        }
+    }
+
+    /// Asks and waits, in real time, for `limit` at most.
+    pub fn ask(&mut self, op: Op, limit: Duration) -> Result<Answer> {
+        self.last += 1;
+        let mut text = serde_json::to_string(&Request { id: self.last, op })?;
+        text.push('\n');
+        let stream = self.lines.get_mut();
+        stream.set_read_timeout(Some(limit))?;
+        if stream.write_all(text.as_bytes()).is_err() {
+            bail!(Stalled);
+        }
+        loop {
+            let mut line = String::new();
+            match self.lines.read_line(&mut line) {
+                Ok(0) => bail!(Stalled),
+                Ok(_) => {}
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    bail!(Stalled)
+                }
+                Err(e) if e.kind() == ErrorKind::ConnectionReset => bail!(Stalled),
+                Err(e) => return Err(e.into()),
+            }
+            let response: Response = serde_json::from_str(&line)?;
+            if response.id == self.last {
+                return response.result.map_err(anyhow::Error::msg);
+            }
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! A guest (L2), described once and run by passthru or, as the lab's own proof, by QEMU.
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::cpio::Archive;
+use crate::report;
+use crate::setup::name;
+
+/// What runs the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Vmm {
+    Passthru,
+    Qemu,
+}
+
+/// Kernel file of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    BzImage,
+    /// The same kernel as an ELF file with a PVH note.
+    Elf,
+}
+
+/// A guest to be.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    pub vmm: Vmm,
+    memory: String,
+    cpus: u32,
+    kernel: Kernel,
+    fat: bool,
+    quiet: bool,
+    reboots: bool,
+    devices: Vec<String>,
+    script: String,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Guest {
+    /// One processor, 256 MiB, no device, ends at its first reboot.
+    pub fn new() -> Self {
+        Self {
+            vmm: Vmm::Passthru,
+            memory: "256M".into(),
+            cpus: 1,
+            kernel: Kernel::BzImage,
+            fat: false,
+            quiet: true,
+            reboots: false,
+            devices: Vec::new(),
+            script: String::new(),
+        }
+    }
+
+    pub fn vmm(mut self, vmm: Vmm) -> Self {
+        self.vmm = vmm;
+        self
+    }
+
+    /// Memory, as `-m` takes it.
+    pub fn memory(mut self, size: &str) -> Self {
+        size.clone_into(&mut self.memory);
+        self
+    }
+
+    pub fn cpus(mut self, count: u32) -> Self {
+        self.cpus = count;
+        self
+    }
+
+    pub fn kernel(mut self, kernel: Kernel) -> Self {
+        self.kernel = kernel;
+        self
+    }
+
+    /// The initramfs with lspci, ethtool and more drivers.
+    pub fn fat(mut self) -> Self {
+        self.fat = true;
+        self
+    }
+
+    /// The kernel's messages on the console.
+    pub fn verbose(mut self) -> Self {
+        self.quiet = false;
+        self
+    }
+
+    /// The guest may reboot in the same process.
+    pub fn reboots(mut self) -> Self {
+        self.reboots = true;
+        self
+    }
+
+    /// A `--device` argument.
+    pub fn device(mut self, device: &str) -> Self {
+        self.devices.push(device.to_owned());
+        self
+    }
+
+    /// Passes the host's device through, behind a root port of its own as on the host.
+    pub fn passes(self, bdf: &str) -> Self {
+        let port = self.devices.len() / 2 + 1;
+        self.device(&format!("pcie-root-port,id=port{port}"))
+            .device(&format!("vfio-pci,host={bdf},bus=port{port}"))
+    }
+
+    /// Shell text that the guest runs once it is up; further calls add to it.
+    pub fn script(mut self, text: &str) -> Self {
+        self.script.push_str(text);
+        self.script.push('\n');
+        self
+    }
+
+    /// The archive that carries the script into the guest.
+    pub fn archive(&self) -> Vec<u8> {
+        let mut archive = Archive::new();
+        archive.file("script", 0o755, self.script.as_bytes());
+        archive.finish()
+    }
+
+    /// Initramfs that the script is appended to, in L1.
+    pub fn base_initramfs(&self) -> String {
+        let file = if self.fat {
+            name::L2_FAT_INITRAMFS
+        } else {
+            name::L2_INITRAMFS
+        };
+        format!("/images/{file}")
+    }
+
+    /// The command that runs the guest in L1 with `initrd`.
+    pub fn command(&self, initrd: &str) -> String {
+        let kernel = match self.kernel {
+            Kernel::BzImage => name::KERNEL,
+            Kernel::Elf => name::ELF_KERNEL,
+        };
+        let quiet = if self.quiet { " quiet" } else { "" };
+        let mut words: Vec<String> = Vec::new();
+        let dashes = match self.vmm {
+            Vmm::Passthru => {
+                words.push("exec passthru run".into());
+                "--"
+            }
+            Vmm::Qemu => {
+                words.push(
+                    "exec qemu-system-x86_64 -M q35 -accel kvm -cpu host -nodefaults -display none -serial stdio"
+                        .into(),
+                );
+                "-"
+            }
+        };
+        words.push(format!("-m {}", self.memory));
+        words.push(format!("{dashes}smp {}", self.cpus));
+        words.push(format!("{dashes}kernel /images/{kernel}"));
+        words.push(format!("{dashes}initrd {initrd}"));
+        words.push(format!(
+            "{dashes}append 'console=ttyS0 panic=-1 rdinit=/init{quiet}'"
+        ));
+        if !self.reboots {
+            words.push(format!("{dashes}no-reboot"));
+        }
+        for (i, device) in self.devices.iter().enumerate() {
+            let more = match (self.vmm, device.split(',').next()) {
+                // SeaBIOS would run the card's network boot ROM.
+                (Vmm::Qemu, Some("vfio-pci")) => ",rombar=0".to_owned(),
+                // QEMU wants to be told that two root ports are not the same.
+                (Vmm::Qemu, Some("pcie-root-port")) => format!(",chassis={}", i + 1),
+                _ => String::new(),
+            };
+            words.push(format!("{dashes}device {device}{more}"));
+        }
+        words.join(" ")
+    }
+}
+
+/// A guest that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Exit code of the VMM.
+    pub code: i32,
+    /// All that came out of it.
+    pub text: String,
+}
+
+impl Ended {
+    /// The VMM must have ended with 0.
+    pub fn success(self) -> Result<Self> {
+        ensure!(
+            self.code == 0,
+            "the VMM ended with {}:\n{}",
+            self.code,
+            report::tail(&self.text, 30)
+        );
+        Ok(self)
+    }
+
+    /// `text` must stand on the console.
+    pub fn expect(self, text: &str) -> Result<Self> {
+        ensure!(
+            self.text.contains(text),
+            "the guest did not say `{text}`:\n{}",
+            report::tail(&self.text, 30)
+        );
+        Ok(self)
+    }
+
+    /// `text` must not stand on the console.
+    pub fn lacks(self, text: &str) -> Result<Self> {
+        match self.text.lines().find(|l| l.contains(text)) {
+            Some(line) => anyhow::bail!("the guest said `{}`", line.trim()),
+            None => Ok(self),
+        }
+    }
+
+    /// Value of the last line `LAB key=value` on the console.
+    pub fn value(&self, key: &str) -> Result<&str> {
+        value(&self.text, key).with_context(|| {
+            format!(
+                "the guest did not report `{key}`:\n{}",
+                report::tail(&self.text, 30)
+            )
+        })
+    }
+}
+
+fn value<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+    text.lines().rev().find_map(|line| {
+        let (_, report) = line.split_once("LAB ")?;
+        let (name, value) = report.split_once('=')?;
+        (name == key).then(|| value.trim())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_description_serves_both_vmms() {
+        let guest = Guest::new()
+            .memory("1G")
+            .cpus(4)
+            .passes("01:00.0")
+            .passes("02:00.0");
+        let ours = guest.command("/i");
+        assert!(
+            ours.starts_with(
+                "exec passthru run -m 1G --smp 4 --kernel /images/bzImage --initrd /i"
+            )
+        );
+        assert!(ours.ends_with(
+            "--no-reboot --device pcie-root-port,id=port1 --device vfio-pci,host=01:00.0,bus=port1 \
+             --device pcie-root-port,id=port2 --device vfio-pci,host=02:00.0,bus=port2"
+        ));
+        let qemu = guest.vmm(Vmm::Qemu).command("/i");
+        assert!(qemu.contains("-device vfio-pci,host=02:00.0,bus=port2,rombar=0"));
+        assert!(!qemu.contains("--"));
+    }
+
+    #[test]
+    fn the_last_report_counts() {
+        let text = "L2 UP\r\nLAB sum=1\r\n[ 1.0] noise LAB sum=2 \r\nLAB other=3\r\n";
+        assert_eq!(value(text, "sum"), Some("2"));
+        assert_eq!(value(text, "su"), None);
+    }
+}

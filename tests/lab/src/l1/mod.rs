@@ -1,0 +1,302 @@
+//! L1: the host that passthru runs on, seen from the lab: boot it, run commands in
+//! it, start guests on it.
+
+mod client;
+pub mod guest;
+pub mod l2_scripts;
+mod state;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+pub use client::Stalled;
+pub use guest::{Ended, Guest, Kernel, Vmm};
+pub use state::State;
+
+use crate::agent::protocol::{Answer, Command, Op, Output};
+use crate::l0::L0;
+use crate::l0::machines::Machine;
+use crate::setup::Image;
+use client::Client;
+
+/// Real time from QEMU's start until the agent answers (10 s on an idle machine).
+const BOOT_LIMIT: Duration = Duration::from_secs(90);
+/// Real time that an answer may be late after its own limit.
+const GRACE: Duration = Duration::from_secs(20);
+/// Limit of a command that names none.
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+
+/// Limit of a guest's whole life.
+pub const GUEST_LIMIT: Duration = Duration::from_secs(300);
+
+/// Programs that L1 gets in `/usr/local/bin`.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// The `passthru` to test; without one L1 has none.
+    pub passthru: Option<PathBuf>,
+}
+
+/// A running L1.
+pub struct L1 {
+    l0: L0,
+    agent: Client,
+    machine: &'static Machine,
+    jobs: u64,
+    scripts: u64,
+    /// When the present scenario's time is over.
+    deadline: Option<Instant>,
+}
+
+/// A background command.
+#[derive(Debug, Clone)]
+pub struct Job {
+    pub id: u64,
+    pub pid: u32,
+    /// Its console on L0.
+    pub console: PathBuf,
+}
+
+impl Job {
+    /// All that the command has written so far.
+    pub fn text(&self) -> String {
+        let bytes = std::fs::read(&self.console).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl L1 {
+    /// Starts the PC and waits for the agent; tries a second time after a stall.
+    pub fn boot(
+        image: &Image,
+        machine: &'static Machine,
+        programs: &Programs,
+        folder: &Path,
+    ) -> Result<Self> {
+        match Self::boot_once(image, machine, programs, folder) {
+            Err(e) if e.is::<Stalled>() => {
+                let again = folder.with_extension("again");
+                Self::boot_once(image, machine, programs, &again)
+            }
+            done => done,
+        }
+    }
+
+    fn boot_once(
+        image: &Image,
+        machine: &'static Machine,
+        programs: &Programs,
+        folder: &Path,
+    ) -> Result<Self> {
+        let bin = folder.join("share/bin");
+        std::fs::create_dir_all(&bin)?;
+        std::fs::copy(std::env::current_exe()?, bin.join("lab"))?;
+        if let Some(passthru) = &programs.passthru {
+            std::fs::copy(passthru, bin.join("passthru"))
+                .with_context(|| format!("cannot copy {}", passthru.display()))?;
+        }
+        let mut l0 = L0::start(image, machine, folder)?;
+        let mut agent = Client::new(l0.connect("agent.sock")?);
+        agent.ask(Op::Ping, BOOT_LIMIT)?;
+        Ok(Self {
+            l0,
+            agent,
+            machine,
+            jobs: 0,
+            scripts: 0,
+            deadline: None,
+        })
+    }
+
+    /// The PC under this L1.
+    pub fn l0(&mut self) -> &mut L0 {
+        &mut self.l0
+    }
+
+    /// Gives everything from now on `limit` of real time; `None` takes the limit away.
+    pub fn limit(&mut self, limit: Option<Duration>) {
+        self.deadline = limit.map(|l| Instant::now() + l);
+    }
+
+    /// `limit`, cut down to what the scenario has left.
+    fn within(&self, limit: Duration) -> Result<Duration> {
+        let Some(deadline) = self.deadline else {
+            return Ok(limit);
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        ensure!(!left.is_zero(), "the scenario's time limit is over");
+        Ok(limit.min(left))
+    }
+
+    pub fn machine(&self) -> &'static Machine {
+        self.machine
+    }
+
+    /// Folder of this L1's consoles on L0; `share` in it is L1's `/share`.
+    pub fn folder(&self) -> &Path {
+        self.l0.folder()
+    }
+
+    /// Runs shell text and returns how it ended, whatever that is.
+    pub fn sh(&mut self, text: &str) -> Result<Output> {
+        self.sh_within(text, COMMAND_LIMIT)
+    }
+
+    /// As [`L1::sh`], with a limit of its own.
+    pub fn sh_within(&mut self, text: &str, limit: Duration) -> Result<Output> {
+        let limit = self.within(limit)?;
+        let op = Op::Run {
+            command: shell(text),
+            timeout_ms: u64::try_from(limit.as_millis())?,
+        };
+        match self.agent.ask(op, limit + GRACE)? {
+            Answer::Ran(output) => Ok(output),
+            other => bail!("the agent answered {other:?}"),
+        }
+    }
+
+    /// Runs shell text that must succeed; returns its standard output.
+    pub fn ok(&mut self, text: &str) -> Result<String> {
+        let output = self.sh(text)?;
+        ensure!(output.code == 0, "`{text}` in L1 {}", describe(&output));
+        Ok(output.stdout)
+    }
+
+    /// Runs shell text that must end with `code`; returns both outputs.
+    pub fn fails(&mut self, text: &str, code: i32) -> Result<String> {
+        let output = self.sh(text)?;
+        ensure!(
+            output.code == code,
+            "`{text}` in L1 should end with exit code {code}, but {}",
+            describe(&output)
+        );
+        Ok(output.stdout + &output.stderr)
+    }
+
+    /// Starts shell text in the background.
+    pub fn start(&mut self, text: &str) -> Result<Job> {
+        self.jobs += 1;
+        let name = format!("job{}", self.jobs);
+        let op = Op::Start {
+            command: shell(text),
+            name: name.clone(),
+        };
+        match self.agent.ask(op, COMMAND_LIMIT)? {
+            Answer::Started { job, pid } => Ok(Job {
+                id: job,
+                pid,
+                console: self.folder().join(format!("share/jobs/{name}.out")),
+            }),
+            other => bail!("the agent answered {other:?}"),
+        }
+    }
+
+    /// The background command's exit code, or `None` if it still runs after `limit`.
+    pub fn wait(&mut self, job: &Job, limit: Duration) -> Result<Option<i32>> {
+        let limit = self.within(limit)?;
+        let op = Op::Wait {
+            job: job.id,
+            timeout_ms: u64::try_from(limit.as_millis())?,
+        };
+        match self.agent.ask(op, limit + GRACE)? {
+            Answer::Waited { code } => Ok(code),
+            other => bail!("the agent answered {other:?}"),
+        }
+    }
+
+    /// Waits until `text` stands on the background command's console.
+    pub fn expect(&mut self, job: &Job, text: &str, limit: Duration) -> Result<()> {
+        let end = Instant::now() + limit;
+        loop {
+            let code = self.wait(job, Duration::from_millis(200))?;
+            let console = job.text();
+            if console.contains(text) {
+                return Ok(());
+            }
+            if let Some(code) = code {
+                bail!(
+                    "it ended with {code} before it said `{text}`:\n{}",
+                    crate::report::tail(&console, 30)
+                );
+            }
+            ensure!(
+                Instant::now() < end,
+                "`{text}` did not come within {} s",
+                limit.as_secs()
+            );
+        }
+    }
+
+    /// Starts a guest in the background.
+    pub fn start_guest(&mut self, guest: &Guest) -> Result<Job> {
+        let command = self.prepare(guest)?;
+        self.start(&command)
+    }
+
+    /// Runs a guest to its end, which must come within the scenario's limit or `GUEST_LIMIT`.
+    pub fn guest(&mut self, guest: &Guest) -> Result<Ended> {
+        let job = self.start_guest(guest)?;
+        self.ended(&job)
+    }
+
+    /// Waits until a guest that was started has ended.
+    pub fn ended(&mut self, job: &Job) -> Result<Ended> {
+        let Some(code) = self.wait(job, GUEST_LIMIT)? else {
+            bail!(
+                "the guest has not ended within {} s:\n{}",
+                GUEST_LIMIT.as_secs(),
+                crate::report::tail(&job.text(), 30)
+            );
+        };
+        Ok(Ended {
+            code,
+            text: job.text(),
+        })
+    }
+
+    /// Puts the guest's script into L1 and returns the command that runs the guest.
+    pub fn prepare(&mut self, guest: &Guest) -> Result<String> {
+        self.scripts += 1;
+        let name = format!("script{}.cpio", self.scripts);
+        std::fs::write(self.folder().join("share").join(&name), guest.archive())?;
+        let initrd = format!("/tmp/initrd{}", self.scripts);
+        self.ok(&format!(
+            "cat {} /share/{name} > {initrd}",
+            guest.base_initramfs()
+        ))?;
+        Ok(guest.command(&initrd))
+    }
+
+    /// Sends a signal to a background command and its children.
+    pub fn kill(&mut self, job: &Job, signal: nix::sys::signal::Signal) -> Result<()> {
+        let op = Op::Kill {
+            job: job.id,
+            signal: signal as i32,
+        };
+        self.agent.ask(op, COMMAND_LIMIT).map(drop)
+    }
+
+    /// Ends every background command.
+    pub fn kill_all(&mut self) -> Result<()> {
+        self.agent.ask(Op::KillAll, COMMAND_LIMIT).map(drop)
+    }
+}
+
+fn shell(text: &str) -> Command {
+    Command {
+        argv: vec!["sh".into(), "-c".into(), text.into()],
+        stdin: None,
+    }
+}
+
+/// "ended with 3:" and what the command wrote, for an error message.
+pub fn describe(output: &Output) -> String {
+    let how = if output.timed_out {
+        "ran into its time limit".to_owned()
+    } else {
+        format!("ended with {}", output.code)
+    };
+    let text = format!("{}{}", output.stdout, output.stderr);
+    format!("{how}:\n{}", crate::report::tail(&text, 30))
+}

@@ -1,0 +1,104 @@
+//! What a person reads: the last lines of consoles, and a run's folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+
+/// Runs whose consoles are kept.
+const KEPT_RUNS: usize = 20;
+
+/// The last `count` lines of a text, without terminal control sequences.
+pub fn tail(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let from = lines.len().saturating_sub(count);
+    lines[from..]
+        .iter()
+        .map(|l| plain(l))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// Leaves out escape sequences and other control characters, which firmware prints.
+fn plain(line: &str) -> String {
+    let mut out = String::with_capacity(line.len());
+    let mut chars = line.chars();
+    while let Some(c) = chars.next() {
+        if c == '\x1b' {
+            // A CSI sequence ends with a letter; any other is two characters long.
+            if chars.next() == Some('[') {
+                for c in chars.by_ref() {
+                    if c.is_ascii_alphabetic() {
+                        break;
+                    }
+                }
+            }
+        } else if c == '\t' || !c.is_control() {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// The last lines of every console below `folder`, newest information of a failure.
+pub fn consoles(folder: &Path, lines: usize) -> String {
+    let mut files = Vec::new();
+    for dir in [folder.to_owned(), folder.join("share/jobs")] {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let wanted = path.extension().is_some_and(|e| e == "log" || e == "out");
+            if wanted {
+                files.push(path);
+            }
+        }
+    }
+    files.sort_by_key(|p| fs::metadata(p).and_then(|m| m.modified()).ok());
+    let mut out = String::new();
+    for file in files {
+        let bytes = fs::read(&file).unwrap_or_default();
+        let text = tail(&String::from_utf8_lossy(&bytes), lines);
+        out += &format!("--- {} ---\n{text}\n", file.display());
+    }
+    out
+}
+
+/// Makes the folder of this run below `target/lab/runs` and removes the oldest ones.
+pub fn run_folder(target: &Path) -> Result<PathBuf> {
+    let runs = target.join("lab/runs");
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let folder = runs.join(format!("{seconds}-{}", std::process::id()));
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut old: Vec<PathBuf> = fs::read_dir(&runs)?.flatten().map(|e| e.path()).collect();
+    old.sort();
+    let surplus = old.len().saturating_sub(KEPT_RUNS);
+    for path in &old[..surplus] {
+        // Another run may be removing the same one.
+        let _ = fs::remove_dir_all(path);
+    }
+    Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tail_keeps_the_end_and_drops_control_sequences() {
+        assert_eq!(tail("a\nb\nc\n", 2), "b\nc");
+        assert_eq!(tail("\x1b[2J\x1b[01;01Hhello\r\n", 5), "hello");
+        assert_eq!(tail("", 3), "");
+    }
+
+    #[test]
+    fn old_runs_go_away() {
+        let dir = tempfile::tempdir().unwrap();
+        for i in 0..30 {
+            fs::create_dir_all(dir.path().join(format!("lab/runs/{i:03}"))).unwrap();
+        }
+        let mine = run_folder(dir.path()).unwrap();
+        assert!(mine.is_dir());
+        let left = fs::read_dir(dir.path().join("lab/runs")).unwrap().count();
+        assert_eq!(left, KEPT_RUNS);
+    }
+}

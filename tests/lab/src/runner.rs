@@ -1,0 +1,283 @@
+//! Runs scenarios: two L1s at a time where memory allows, each scenario on an L1 that
+//! is as it was after its boot.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::l0::machines::Machine;
+use crate::l1::{L1, Programs, Stalled, State};
+use crate::report;
+use crate::scenario::{Lab, Scenario, Skip};
+use crate::server::{self, Server};
+use crate::setup::Image;
+
+/// L1s at a time, at most: each keeps two processors busy.
+const MAX_AT_A_TIME: u64 = 2;
+/// Memory that L0's QEMU takes beside its machine's, MiB.
+const QEMU_MIB: u64 = 1024;
+/// Lines of each console that a failure shows.
+const CONSOLE_LINES: usize = 25;
+
+/// How many of a run passed, failed and were skipped.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    pub passed: u64,
+    pub failed: u64,
+    pub skipped: u64,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let Self {
+            passed,
+            failed,
+            skipped,
+        } = self;
+        write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
+    }
+}
+
+/// What all workers share.
+struct Run<'a> {
+    image: &'a Image,
+    programs: &'a Programs,
+    folder: &'a Path,
+    server: Server,
+    /// Scenarios that nobody has taken yet; held only to take one.
+    waiting: Mutex<Vec<&'static Scenario>>,
+    /// Held only to add a result.
+    tally: Mutex<Tally>,
+}
+
+/// Runs all of `scenarios`.
+pub fn run(
+    image: &Image,
+    programs: &Programs,
+    folder: &Path,
+    mut scenarios: Vec<&'static Scenario>,
+) -> Result<Tally> {
+    let largest = scenarios.iter().map(|s| s.machine.memory_mib).max();
+    let workers = at_a_time(largest.unwrap_or(0)).min(scenarios.len());
+    // Taken from the end: machines stay together, the first of the list comes first.
+    scenarios.reverse();
+    let run = Run {
+        image,
+        programs,
+        folder,
+        server: server::start()?,
+        waiting: Mutex::new(scenarios),
+        tally: Mutex::new(Tally::default()),
+    };
+    thread::scope(|scope| {
+        for number in 1..=workers {
+            let run = &run;
+            scope.spawn(move || Worker::new(run, number).work());
+        }
+    });
+    let tally = *run.tally.lock().unwrap_or_else(|e| e.into_inner());
+    Ok(tally)
+}
+
+/// `LAB_JOBS`, or as many L1s as memory holds.
+fn at_a_time(machine_mib: u64) -> usize {
+    let asked = std::env::var("LAB_JOBS").ok().and_then(|v| v.parse().ok());
+    let available = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| available_mib(&text))
+        .unwrap_or(0);
+    let fitting = available / (machine_mib + QEMU_MIB);
+    usize::try_from(asked.unwrap_or(fitting.min(MAX_AT_A_TIME)).max(1)).unwrap_or(1)
+}
+
+fn available_mib(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib / 1024)
+}
+
+/// One thread with at most one L1.
+struct Worker<'a> {
+    run: &'a Run<'a>,
+    number: usize,
+    boots: u32,
+    l1: Option<(L1, State)>,
+}
+
+impl<'a> Worker<'a> {
+    fn new(run: &'a Run<'a>, number: usize) -> Self {
+        Self {
+            run,
+            number,
+            boots: 0,
+            l1: None,
+        }
+    }
+
+    fn work(&mut self) {
+        while let Some(scenario) = self.take() {
+            let started = Instant::now();
+            let mut result = self.attempt(scenario);
+            if result.as_ref().is_err_and(|e| e.is::<Stalled>()) {
+                eprintln!("lab: {}: L1 stalled; once more", scenario.name);
+                self.keep_evidence();
+                self.l1 = None;
+                result = self.attempt(scenario);
+            }
+            self.note(scenario, result, started.elapsed());
+        }
+    }
+
+    /// The next scenario, of the machine that runs already if there is one.
+    fn take(&self) -> Option<&'static Scenario> {
+        let mut waiting = self.run.waiting.lock().unwrap_or_else(|e| e.into_inner());
+        let here = self.l1.as_ref().map(|(l1, _)| l1.machine().name);
+        let same = waiting
+            .iter()
+            .rposition(|s| !s.exclusive && Some(s.machine.name) == here);
+        match same {
+            Some(at) => Some(waiting.remove(at)),
+            None => waiting.pop(),
+        }
+    }
+
+    fn attempt(&mut self, scenario: &'static Scenario) -> Result<()> {
+        let fits = self.l1.as_ref().is_some_and(|(l1, _)| {
+            !scenario.exclusive && l1.machine().name == scenario.machine.name
+        });
+        if !fits {
+            // The old one goes first: memory was counted for one L1.
+            self.l1 = None;
+            self.l1 = Some(self.boot(scenario.machine)?);
+        }
+        let (l1, _) = self.l1.as_mut().context("no L1")?;
+        l1.limit(Some(scenario.limit));
+        let result = (scenario.run)(&mut Lab {
+            l1,
+            server: &self.run.server,
+        });
+        l1.limit(None);
+        match &result {
+            Ok(()) => {
+                if let Err(e) = self.settle(scenario) {
+                    self.l1 = None;
+                    return Err(e);
+                }
+            }
+            Err(_) if scenario.exclusive => {}
+            Err(_) => {
+                // What it left is part of the evidence, but of no use to the next one.
+                let settled = self.settle(scenario);
+                if settled.is_err() {
+                    self.l1 = None;
+                }
+            }
+        }
+        result
+    }
+
+    /// Where L1's processors stood when it stalled, as far as QEMU still says.
+    fn keep_evidence(&mut self) {
+        let folder = self.folder();
+        let registers = self.l1.as_mut().and_then(|(l1, _)| {
+            let mut monitor = l1.l0().monitor().ok()?;
+            monitor.human("info registers -a").ok()
+        });
+        if let Some(text) = registers {
+            // Evidence is welcome, not needed: the run goes on without it.
+            let _ = std::fs::write(folder.join("l0-stall.log"), text);
+        }
+    }
+
+    fn boot(&mut self, machine: &'static Machine) -> Result<(L1, State)> {
+        self.boots += 1;
+        let folder = self.folder();
+        let mut l1 = L1::boot(self.run.image, machine, self.run.programs, &folder)
+            .with_context(|| format!("machine {}", machine.name))?;
+        let state = State::of(&mut l1)?;
+        Ok((l1, state))
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.run
+            .folder
+            .join(format!("worker{}-boot{}", self.number, self.boots))
+    }
+
+    /// Ends what still runs; an L1 that is not as before is given up.
+    fn settle(&mut self, scenario: &Scenario) -> Result<()> {
+        let Some((l1, before)) = self.l1.as_mut() else {
+            return Ok(());
+        };
+        l1.kill_all()?;
+        let after = State::of(l1)?;
+        let differences = before.differences(&after);
+        if scenario.exclusive {
+            self.l1 = None;
+        } else if !differences.is_empty() {
+            self.l1 = None;
+            bail!(
+                "the scenario left L1 changed:\n  {}",
+                differences.join("\n  ")
+            );
+        }
+        Ok(())
+    }
+
+    fn note(&self, scenario: &Scenario, result: Result<()>, took: Duration) {
+        let mut tally = self.run.tally.lock().unwrap_or_else(|e| e.into_inner());
+        let (name, seconds) = (scenario.name, took.as_secs());
+        match result {
+            Ok(()) => {
+                tally.passed += 1;
+                println!("pass  {name} ({seconds} s)");
+            }
+            Err(e) if e.is::<Skip>() => {
+                tally.skipped += 1;
+                println!("skip  {name}: {e:#}");
+            }
+            Err(e) => {
+                tally.failed += 1;
+                println!("FAIL  {name} ({seconds} s): {e:#}");
+                print!("{}", report::consoles(&self.folder(), CONSOLE_LINES));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_in_mib() {
+        let text = "MemTotal:       24684852 kB\nMemAvailable:   24372000 kB\n";
+        assert_eq!(available_mib(text), Some(23800));
+        assert_eq!(available_mib("nothing"), None);
+    }
+
+    #[test]
+    fn the_last_line_is_what_ci_reads() {
+        let mut tally = Tally {
+            passed: 3,
+            failed: 0,
+            skipped: 1,
+        };
+        tally += Tally {
+            failed: 2,
+            ..Tally::default()
+        };
+        assert_eq!(tally.to_string(), "3 passed, 2 failed, 1 skipped");
+    }
+}

@@ -1,0 +1,36 @@
+//! All scenarios. A new one is a function and a line in its file's table; a new file
+//! is a line here.
+
+mod errors;
+mod groups;
+pub mod lab;
+mod lifecycle;
+mod main_job;
+pub mod steps;
+
+use crate::scenario::Scenario;
+
+static TABLES: &[&[Scenario]] = &[
+    lab::SCENARIOS,
+    main_job::SCENARIOS,
+    lifecycle::SCENARIOS,
+    errors::SCENARIOS,
+    groups::SCENARIOS,
+];
+
+/// Every scenario, in the order in which they run.
+pub fn all() -> impl Iterator<Item = &'static Scenario> {
+    TABLES.iter().flat_map(|table| table.iter())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<&str> = super::all().map(|s| s.name).collect();
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

@@ -1,0 +1,163 @@
+//! What the lab image is made of. The names of the cache folders are hashes of
+//! this, so that a change here makes a new image and an old one is never mistaken for it.
+
+use sha2::{Digest, Sha256};
+
+/// The Debian release of the tree. 13 has kernel 6.12 and QEMU 10.0.
+pub const SUITE: &str = "trixie";
+
+/// Packages on top of mmdebstrap's `minbase`.
+pub const PACKAGES: &[&str] = &[
+    "busybox-static",
+    "e2fsprogs",
+    "ethtool",
+    "iproute2",
+    "iputils-ping",
+    "kmod",
+    "linux-image-amd64",
+    "netcat-openbsd",
+    "ovmf",
+    "pciutils",
+    "procps",
+    "psmisc",
+    "qemu-system-x86",
+    "qemu-utils",
+    "socat",
+    "strace",
+    "usbutils",
+    "util-linux",
+    "xz-utils",
+    "zstd",
+];
+
+/// Files of packages that nobody reads in the lab.
+pub const EXCLUDED: &[&str] = &[
+    "/usr/share/doc/*",
+    "/usr/share/man/*",
+    "/usr/share/info/*",
+    "/usr/share/locale/*",
+    "/usr/share/i18n/*",
+    "/usr/share/bash-completion/*",
+    "/usr/share/qemu/*.lid",
+    "/usr/share/qemu/hppa*",
+    "/usr/share/qemu/openbios*",
+    "/usr/share/qemu/u-boot*",
+];
+
+/// Runs in the unpacked tree before the kernel package is configured: keeps
+/// initramfs-tools, which the kernel depends on, from making an image that nobody boots.
+pub const NO_INITRAMFS_HOOK: &str = "mkdir -p \"$1/etc/initramfs-tools\" \
+     && echo update_initramfs=no > \"$1/etc/initramfs-tools/update-initramfs.conf\"";
+
+/// Modules of L1's initramfs: what it takes to reach the tree over 9p, and those that
+/// machines load at start, which take seconds when xz has to unpack them under emulation.
+pub const L1_MODULES: &[&str] = &[
+    "9pnet_virtio",
+    "9p",
+    "overlay",
+    "kvm-amd",
+    "vfio-pci",
+    "vfio_iommu_type1",
+    "e1000e",
+    "nvme",
+];
+
+/// Modules of the plain L2 initramfs.
+pub const L2_MODULES: &[&str] = &["e1000e", "nvme"];
+
+/// Modules that the fat L2 initramfs has besides.
+pub const L2_FAT_MODULES: &[&str] = &[
+    "igb",
+    "igbvf",
+    "8139cp",
+    "8139too",
+    "snd-hda-intel",
+    "snd-hda-codec-generic",
+];
+
+/// Programs that the fat L2 initramfs has besides busybox, with their libraries.
+pub const L2_FAT_PROGRAMS: &[&str] = &["/usr/bin/lspci", "/usr/sbin/ethtool"];
+
+/// First program of L1's initramfs.
+pub const L1_INIT: &str = include_str!("l1-initramfs.sh");
+/// Process 1 of L1 once it stands on the tree.
+pub const L1_PID1: &str = include_str!("l1-pid1.sh");
+/// First program of L2.
+pub const L2_INIT: &str = include_str!("l2-init.sh");
+
+/// Raised when the code that assembles the tree changes its outcome.
+const TREE_VERSION: u32 = 1;
+/// Raised when the code that assembles the images changes their outcome.
+const IMAGES_VERSION: u32 = 1;
+
+/// Key of the Debian tree.
+pub fn tree_key() -> String {
+    key(&[
+        &[&TREE_VERSION.to_string(), SUITE, NO_INITRAMFS_HOOK],
+        PACKAGES,
+        EXCLUDED,
+    ])
+}
+
+/// Key of the kernels and initramfs images, which are made from the tree.
+pub fn images_key() -> String {
+    key(&[
+        &[
+            &tree_key(),
+            &IMAGES_VERSION.to_string(),
+            L1_INIT,
+            L1_PID1,
+            L2_INIT,
+        ],
+        L1_MODULES,
+        L2_MODULES,
+        L2_FAT_MODULES,
+        L2_FAT_PROGRAMS,
+    ])
+}
+
+/// 16 hexadecimal digits that depend on every word and on where each one ends.
+fn key(parts: &[&[&str]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
+        for word in *part {
+            hash.update(u64::try_from(word.len()).unwrap_or(u64::MAX).to_le_bytes());
+            hash.update(word.as_bytes());
+        }
+    }
+    hash.finalize()
+        .iter()
+        .take(8)
+        .map(|b| format!("{b:02x}"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_depends_on_every_word_and_its_borders() {
+        let base = key(&[&["ab", "c"], &["d"]]);
+        assert_eq!(base.len(), 16);
+        assert_eq!(base, key(&[&["ab", "c"], &["d"]]));
+        for other in [
+            key(&[&["a", "bc"], &["d"]]),
+            key(&[&["ab"], &["c", "d"]]),
+            key(&[&["ab", "c"], &["e"]]),
+        ] {
+            assert_ne!(base, other);
+        }
+    }
+
+    #[test]
+    fn the_two_keys_differ() {
+        assert_ne!(tree_key(), images_key());
+    }
+
+    #[test]
+    fn packages_are_sorted_and_unique() {
+        assert!(PACKAGES.windows(2).all(|w| w[0] < w[1]));
+    }
+}
