@@ -29,6 +29,8 @@ mod msix;
 pub mod regs;
 mod root;
 pub mod root_port;
+#[cfg(test)]
+mod testing;
 mod vectors;
 
 use std::sync::Arc;
