@@ -230,7 +230,7 @@ proptest! {
             check(&tree, &apertures, &plan);
             prop_assert!(plan.writes().iter().all(|write| matches!(write.data.len(), 1 | 2 | 4)));
         } else {
-            let sum: u64 = tree.iter().map(|node| total(node)).sum();
+            let sum: u64 = tree.iter().map(total).sum();
             prop_assert!(sum > 32 * MIB, "{sum:#x} bytes must fit");
         }
     }
