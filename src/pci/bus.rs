@@ -274,3 +274,6 @@ fn choose(bus: &str, is_root: bool, taken: &BTreeMap<Devfn, &str>, wanted: Optio
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
