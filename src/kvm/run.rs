@@ -26,6 +26,8 @@ pub(super) struct Runner {
     pub(super) stop: Arc<AtomicBool>,
 }
 
+const NO_MEMORY: &str = "the guest reached memory that the host could not provide";
+
 /// What to do after an exit that was no access.
 enum Next {
     Again,
@@ -158,13 +160,17 @@ impl Runner {
                     data.join(" ")
                 ))
             }
-            Failure::Memory { address, len } => failed("the guest reached memory that the host could not provide")
-                .evidence(format!("KVM_EXIT_MEMORY_FAULT at {address:#x}, {len:#x} bytes")),
+            Failure::Memory { address, len } => {
+                failed(NO_MEMORY).evidence(format!("KVM_EXIT_MEMORY_FAULT at {address:#x}, {len:#x} bytes"))
+            }
             Failure::Crash => failed("the guest reported its crash").evidence("KVM_EXIT_SYSTEM_EVENT"),
             Failure::Unexpected => failed("KVM came back for a reason that passthru does not know")
                 .evidence(format!("exit reason {}", run.exit_reason)),
             Failure::System(error) => {
-                failed("KVM could not run the guest").evidence(format!("KVM_RUN: {}", explain_io(&error.into())))
+                // What older kernels answer in the place of KVM_EXIT_MEMORY_FAULT.
+                let memory = [libc::EFAULT, libc::EHWPOISON].contains(&error.errno());
+                failed(if memory { NO_MEMORY } else { "KVM could not run the guest" })
+                    .evidence(format!("KVM_RUN: {}", explain_io(&error.into())))
             }
         };
         let place = match self.fd.get_regs() {
