@@ -1,9 +1,10 @@
 //! KVM: the VM descriptor with its interrupt chips, the memory slots, and the vCPU threads with their run loop.
 //!
 //! The guest's restart is a fresh [`Vm`] beside the kept memory and VFIO container, so every type here can be dropped
-//! and made again in one process. The order of an end: stop and join the [`VcpuSet`]; drop the slots' `Listening`;
-//! [`KvmVfio`]; `Router::clear_chip`; drop the last `Arc<Vm>`. Only then may a new chip be connected: while
-//! the old descriptor lives its irqfds would take the new one's interrupts.
+//! and made again in one process. The order of an end: stop and join the [`VcpuSet`]; take what was posted to
+//! [`VmEvents`] meanwhile; drop the slots' `Listening`; let go of the [`KvmVfio`]; `Router::clear_chip`; drop the last
+//! `Arc<Vm>`. Only then may a new chip be connected: while the old descriptor lives its irqfds would take the new one's
+//! interrupts.
 //!
 //! Everything follows Linux Documentation/virt/kvm/api.rst.
 

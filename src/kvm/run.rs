@@ -26,6 +26,8 @@ pub(super) struct Runner {
     pub(super) stop: Arc<AtomicBool>,
 }
 
+const NO_MEMORY: &str = "the guest reached memory that the host could not provide";
+
 /// What to do after an exit that was no access.
 enum Next {
     Again,
@@ -48,6 +50,7 @@ enum Failure {
 struct PortAccess {
     port: u16,
     write: bool,
+    /// Writable for a read only.
     data: *mut u8,
     len: usize,
 }
@@ -55,7 +58,7 @@ struct PortAccess {
 impl Runner {
     /// Runs until stopped, or until the VM ends; reports the latter. A panic in a device's code ends the VM too.
     pub(super) fn main(mut self) {
-        // The state of devices after a panic is not used again: the VM ends.
+        // Unwind safety: what a panic left half done is not used again, the VM ends.
         match catch_unwind(AssertUnwindSafe(|| self.run())) {
             Ok(None) => {}
             Ok(Some(event)) => self.events.post(event),
@@ -123,15 +126,17 @@ impl Runner {
         self.counters.count(if write { Kind::IoWrite } else { Kind::IoRead });
         // SAFETY: the last exit was KVM_EXIT_IO, for which the kernel filled this member of the union.
         let size = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io.size };
-        // SAFETY: `data` and `len` are the slice of the run page that kvm-ioctls gave for this exit. The page is mapped as
-        // long as `self.fd` exists, the kernel touches it only in KVM_RUN, and no other reference to it is alive.
-        let data = unsafe { std::slice::from_raw_parts_mut(data, len) };
-        for element in data.chunks_mut(usize::from(size).max(1)) {
-            if write {
-                self.memory.write(Space::Pio, u64::from(port), element);
-            } else {
-                self.memory.read(Space::Pio, u64::from(port), element);
-            }
+        let size = usize::from(size).max(1);
+        let port = u64::from(port);
+        if write {
+            // SAFETY: `data` and `len` are the slice of the run page that kvm-ioctls gave for this exit. The page is mapped
+            // as long as `self.fd` exists, and nobody writes to it outside of KVM_RUN but this thread.
+            let data = unsafe { std::slice::from_raw_parts(data, len) };
+            data.chunks(size).for_each(|element| self.memory.write(Space::Pio, port, element));
+        } else {
+            // SAFETY: as above; kvm-ioctls gave the slice as a mutable one, and no other reference to it is alive.
+            let data = unsafe { std::slice::from_raw_parts_mut(data, len) };
+            data.chunks_mut(size).for_each(|element| self.memory.read(Space::Pio, port, element));
         }
     }
 
@@ -158,13 +163,17 @@ impl Runner {
                     data.join(" ")
                 ))
             }
-            Failure::Memory { address, len } => failed("the guest reached memory that the host could not provide")
-                .evidence(format!("KVM_EXIT_MEMORY_FAULT at {address:#x}, {len:#x} bytes")),
+            Failure::Memory { address, len } => {
+                failed(NO_MEMORY).evidence(format!("KVM_EXIT_MEMORY_FAULT at {address:#x}, {len:#x} bytes"))
+            }
             Failure::Crash => failed("the guest reported its crash").evidence("KVM_EXIT_SYSTEM_EVENT"),
             Failure::Unexpected => failed("KVM came back for a reason that passthru does not know")
                 .evidence(format!("exit reason {}", run.exit_reason)),
             Failure::System(error) => {
-                failed("KVM could not run the guest").evidence(format!("KVM_RUN: {}", explain_io(&error.into())))
+                // What older kernels answer in the place of KVM_EXIT_MEMORY_FAULT.
+                let memory = [libc::EFAULT, libc::EHWPOISON].contains(&error.errno());
+                failed(if memory { NO_MEMORY } else { "KVM could not run the guest" })
+                    .evidence(format!("KVM_RUN: {}", explain_io(&error.into())))
             }
         };
         let place = match self.fd.get_regs() {

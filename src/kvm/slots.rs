@@ -23,37 +23,41 @@ pub struct KvmSlots {
 
 struct State {
     ids: IdAllocator,
-    /// By guest address.
+    /// By the guest address of their range.
     slots: BTreeMap<u64, Slot>,
 }
 
 struct Slot {
     id: u32,
+    /// Where it is in the guest.
+    start: u64,
     /// Keeps the memory mapped while the kernel has its address.
     mem: Arc<HostMem>,
 }
 
-/// How a range is given to KVM.
+/// The whole pages of a range, which can be a slot.
 #[derive(Debug, PartialEq)]
-enum Plan<'a> {
-    /// It traps by its nature.
-    Trap,
-    /// It could be a slot but its borders are not those of pages.
-    Misaligned,
-    /// A slot with these flags.
-    Slot { mem: &'a HostSlice, flags: u32 },
+struct Pages {
+    start: u64,
+    mem: HostSlice,
+    flags: u32,
 }
 
-/// Only whole pages can be slots: a part of a page would show the guest what else is on it.
-fn plan(range: &FlatRange) -> Plan<'_> {
+/// The slot that a range gets; none where every access traps.
+///
+/// Only whole pages can be slots: a part of a page would show the guest what else is on it. The parts of pages at the
+/// ends of a range trap.
+fn plan(range: &FlatRange) -> Option<Pages> {
     let (mem, flags) = match &range.backing {
         Backing::Ram(mem) | Backing::Device(mem) => (mem, 0),
         // A write exits, then `Memory` hands it to the handler, or ignores it.
         Backing::Rom(mem) | Backing::RomDevice { mem, .. } => (mem, KVM_MEM_READONLY),
-        Backing::Io { .. } => return Plan::Trap,
+        Backing::Io { .. } => return None,
     };
-    let aligned = [range.start, range.len, mem.addr()].iter().all(|value| value.is_multiple_of(PAGE));
-    if aligned && range.len <= mem.len() { Plan::Slot { mem, flags } } else { Plan::Misaligned }
+    let start = range.start.checked_next_multiple_of(PAGE)?;
+    let end = (range.start + range.len.min(mem.len())) / PAGE * PAGE;
+    let mem = mem.cut(start - range.start, end.checked_sub(start)?);
+    (!mem.is_empty() && mem.addr().is_multiple_of(PAGE)).then_some(Pages { start, mem, flags })
 }
 
 impl KvmSlots {
@@ -74,7 +78,7 @@ impl KvmSlots {
         self.state.lock().slots.len()
     }
 
-    fn map(&self, range: &FlatRange, mem: &HostSlice, flags: u32) -> Result<()> {
+    fn map(&self, range: &FlatRange, Pages { start, mem, flags }: Pages) -> Result<()> {
         let mut state = self.state.lock();
         let id = state.ids.allocate_id().map_err(|_| {
             Error::new(Code::KvmFailed, format!("no memory slot is left for {}", range.name))
@@ -83,28 +87,29 @@ impl KvmSlots {
         let region = kvm_userspace_memory_region {
             slot: id,
             flags,
-            guest_phys_addr: range.start,
-            memory_size: range.len,
+            guest_phys_addr: start,
+            memory_size: mem.len(),
             userspace_addr: mem.addr(),
         };
-        // SAFETY: the host range is inside `mem` (checked by `plan`), which stays mapped as long as the slot exists: the
-        // slot is recorded with an `Arc` of the mapping, which is dropped only after the kernel has deleted the slot.
+        // SAFETY: `mem` is a part of a mapping that stays as long as the slot exists: the slot is recorded with an `Arc` of
+        // the mapping, which is dropped only after the kernel has deleted the slot.
         let mapped = unsafe { self.vm.fd.set_user_memory_region(region) };
         if let Err(error) = mapped {
             // Just leased, so it can be returned.
             let _ = state.ids.free_id(id);
             let request = format!(
-                "a memory slot for {} at {:#x}, {:#x} bytes (KVM_SET_USER_MEMORY_REGION)",
-                range.name, range.start, range.len
+                "a memory slot for {} at {start:#x}, {:#x} bytes (KVM_SET_USER_MEMORY_REGION)",
+                range.name,
+                mem.len()
             );
             return Err(refused(&request, error));
         }
-        state.slots.insert(range.start, Slot { id, mem: mem.mem().clone() });
+        state.slots.insert(range.start, Slot { id, start, mem: mem.mem().clone() });
         Ok(())
     }
 
-    fn unmap(&self, name: &str, start: u64, slot: Slot, ids: &mut IdAllocator) {
-        let region = kvm_userspace_memory_region { slot: slot.id, guest_phys_addr: start, ..Default::default() };
+    fn unmap(&self, name: &str, slot: Slot, ids: &mut IdAllocator) {
+        let region = kvm_userspace_memory_region { slot: slot.id, guest_phys_addr: slot.start, ..Default::default() };
         // SAFETY: a length of 0 deletes the slot; no memory is given to the kernel.
         match unsafe { self.vm.fd.set_user_memory_region(region) } {
             Ok(()) => {
@@ -124,25 +129,22 @@ impl MemoryListener for KvmSlots {
     fn remove(&self, range: &FlatRange) {
         let mut state = self.state.lock();
         if let Some(slot) = state.slots.remove(&range.start) {
-            self.unmap(&range.name, range.start, slot, &mut state.ids);
+            self.unmap(&range.name, slot, &mut state.ids);
         }
     }
 
     fn add(&self, range: &FlatRange) -> Result<()> {
-        match plan(range) {
-            Plan::Trap => Ok(()),
-            Plan::Misaligned => {
-                guest_error!(range.name, "at {:#x} it is no whole pages, so each access exits", range.start);
+        let pages = plan(range);
+        if range.backing.host().is_some() && pages.as_ref().is_none_or(|pages| pages.mem.len() != range.len) {
+            guest_error!(range.name, "at {:#x} it has parts of pages, where each access exits", range.start);
+        }
+        match pages.map_or(Ok(()), |pages| self.map(range, pages)) {
+            // A guest may move a BAR to where KVM can map nothing: then it traps there.
+            Err(error) if !matches!(range.backing, Backing::Ram(_)) => {
+                guest_error!(range.name, "each access exits: {}", error.cause());
                 Ok(())
             }
-            Plan::Slot { mem, flags } => match self.map(range, mem, flags) {
-                // A guest may move a BAR to where KVM can map nothing: then it traps there.
-                Err(error) if !matches!(range.backing, Backing::Ram(_)) => {
-                    guest_error!(range.name, "each access exits: {}", error.cause());
-                    Ok(())
-                }
-                other => other,
-            },
+            other => other,
         }
     }
 }
@@ -152,8 +154,8 @@ impl Drop for KvmSlots {
         // Empty unless it was never registered, or its memory map is gone.
         let mut state = self.state.lock();
         let State { ids, slots } = &mut *state;
-        while let Some((start, slot)) = slots.pop_first() {
-            self.unmap("a region", start, slot, ids);
+        while let Some((_, slot)) = slots.pop_first() {
+            self.unmap("a region", slot, ids);
         }
     }
 }
@@ -179,24 +181,40 @@ mod tests {
     }
 
     #[test]
-    fn whole_pages_are_slots_and_the_rest_traps() {
+    fn each_backing_has_its_kind_of_slot() {
         let mem = memory();
         let io: Arc<dyn IoHandler> = Arc::new(Nothing);
         let rom_device = Backing::RomDevice { mem: mem.clone(), io: io.clone(), offset: 0 };
-        let slot = |flags| Plan::Slot { mem: &mem, flags };
-        assert_eq!(plan(&range(0, 4 * PAGE, Backing::Ram(mem.clone()))), slot(0));
-        assert_eq!(plan(&range(0, PAGE, Backing::Device(mem.clone()))), slot(0));
-        assert_eq!(plan(&range(0, PAGE, Backing::Rom(mem.clone()))), slot(KVM_MEM_READONLY));
-        assert_eq!(plan(&range(0, PAGE, rom_device)), slot(KVM_MEM_READONLY));
-        assert_eq!(plan(&range(0, PAGE, Backing::io(io))), Plan::Trap);
+        let flags = |backing| plan(&range(0, PAGE, backing)).map(|pages| pages.flags);
+        assert_eq!(flags(Backing::Ram(mem.clone())), Some(0));
+        assert_eq!(flags(Backing::Device(mem.clone())), Some(0));
+        assert_eq!(flags(Backing::Rom(mem.clone())), Some(KVM_MEM_READONLY));
+        assert_eq!(flags(rom_device), Some(KVM_MEM_READONLY));
+        assert_eq!(flags(Backing::io(io)), None);
     }
 
     #[test]
-    fn parts_of_pages_are_no_slots() {
+    fn slots_are_the_whole_pages_of_a_range() {
         let mem = memory();
-        assert_eq!(plan(&range(0x800, PAGE, Backing::Ram(mem.clone()))), Plan::Misaligned);
-        assert_eq!(plan(&range(0, 0x800, Backing::Device(mem.clone()))), Plan::Misaligned);
-        assert_eq!(plan(&range(0, PAGE, Backing::Device(mem.cut(0x800, PAGE)))), Plan::Misaligned);
-        assert_eq!(plan(&range(0, 5 * PAGE, Backing::Ram(mem.clone()))), Plan::Misaligned);
+        // Guest address and length of the range, its first byte in the mapping; start, offset and length of the slot.
+        let table = [
+            ((0x10000, 0x4000, 0), Some((0x10000, 0, 0x4000))),
+            ((0x10800, 0x1800, 0x800), Some((0x11000, 0x1000, 0x1000))),
+            ((0x10800, 0x2000, 0x800), Some((0x11000, 0x1000, 0x1000))),
+            ((0x10000, 0x1800, 0x1000), Some((0x10000, 0x1000, 0x1000))),
+            ((0x10000, 0x800, 0), None),
+            ((0x10800, 0x1000, 0x800), None),
+            // The guest's page borders are not those of the host.
+            ((0x10000, 0x2000, 0x800), None),
+            ((0x10800, 0x2000, 0), None),
+            // Longer than the memory behind it.
+            ((0x10000, 0x4000, 0x2000), Some((0x10000, 0x2000, 0x2000))),
+            ((0x10000, 0x1000, 0x4000), None),
+        ];
+        for ((start, len, offset), expected) in table {
+            let backing = Backing::Ram(mem.cut(offset, len));
+            let slot = plan(&range(start, len, backing)).map(|it| (it.start, it.mem.offset(), it.mem.len()));
+            assert_eq!(slot, expected, "{start:#x} {len:#x} {offset:#x}");
+        }
     }
 }

@@ -7,7 +7,8 @@ use nix::sys::eventfd::EventFd as NixEventFd;
 use passthru::error::Code;
 use passthru::irq::{IrqChip, MsiMessage, Router};
 use passthru::kvm::{Kvm, KvmVfio, VmEvent};
-use passthru::memory::{Backing, IoHandler, PRIORITY_PLATFORM, Region, Space};
+use passthru::memory::host::PageSize;
+use passthru::memory::{Backing, HostMem, IoHandler, PRIORITY_OVERLAY, PRIORITY_PLATFORM, Region, Space};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::guest::{DONE, Guest, Machine, ROM, protected_mode, real_mode, run};
@@ -27,7 +28,9 @@ list! {
     a_panic_of_a_device_ends_the_vm
     vcpus_stop_wherever_they_are
     application_processors_start_and_know_their_ids
+    interrupts_reach_the_guest_and_its_end_of_interrupt_comes_back
     interrupts_are_attached_to_each_fresh_vm
+    slots_follow_the_memory_map
     a_hundred_vms_leave_nothing_behind
     the_vfio_device_refuses_what_is_not_vfio
 }
@@ -208,6 +211,96 @@ fn application_processors_start_and_know_their_ids(kvm: &Kvm) -> Result<(), Stri
     let mut log = machine.take_log();
     log.sort();
     assert_eq!(log, ["port write 0x0 [01]", "port write 0x0 [02]", "port write 0x0 [03]"]);
+    Ok(())
+}
+
+fn interrupts_reach_the_guest_and_its_end_of_interrupt_comes_back(kvm: &Kvm) -> Result<(), String> {
+    #[rustfmt::skip]
+    let code = [
+        0xb0, 0x11, 0xe6, 0x20, // ICW1 of the master 8259
+        0xb0, 0x20, 0xe6, 0x21, // ICW2: vectors from 0x20
+        0xb0, 0x04, 0xe6, 0x21, // ICW3
+        0xb0, 0x01, 0xe6, 0x21, // ICW4
+        0xb0, 0xe7, 0xe6, 0x21, // mask all but 3 and 4
+        0xe6, 0x80,             // out 0x80, al: ready
+        0xfb,                   // sti
+        0xf4,                   // hlt
+        0xeb, 0xfd,             // jmp to it
+    ];
+    #[rustfmt::skip]
+    let handler = |port: u8| [
+        0xe4, port,             // in al, port
+        0xb0, 0x20, 0xe6, 0x20, // end of interrupt
+        0xcf,                   // iret
+    ];
+    let machine = Machine::new(&code);
+    let ram = machine.ram.slice();
+    for (vector, address, port) in [(0x23u64, 0x1300u16, 0x83), (0x24, 0x1400, 0x84)] {
+        ram.write(vector * 4, &u32::from(address).to_le_bytes());
+        ram.write(address.into(), &handler(port));
+    }
+    let router = Router::new();
+    let line = router.line(3);
+    let trigger = EventFd::new(0).unwrap();
+    let resample = EventFd::new(0).unwrap();
+    let mut guest = Guest::new(kvm, &machine, 1, real_mode()).unwrap();
+    router.set_chip(guest.vm.clone()).unwrap();
+    guest.vm.attach(4, &trigger, Some(&resample)).unwrap();
+    guest.vcpus.start().unwrap();
+    let wait_for = |expected: &str| {
+        while machine.log.lock().last().is_none_or(|last| last != expected) {
+            if let Some(event) = machine.events.take() {
+                panic!("{event:?}");
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        machine.log.lock().clear();
+    };
+    wait_for("port write 0x0 [e7]");
+    for _ in 0..3 {
+        // Blocks until the guest's end of interrupt.
+        trigger.write(1).unwrap();
+        assert_eq!(resample.read().unwrap(), 1);
+        wait_for("port read 0x4 1");
+        line.raise();
+        wait_for("port read 0x3 1");
+        line.lower();
+    }
+    guest.vm.detach(4, &trigger).unwrap();
+    router.clear_chip();
+    Ok(())
+}
+
+fn slots_follow_the_memory_map(kvm: &Kvm) -> Result<(), String> {
+    // inc byte [0x2000], then the end
+    let machine = Machine::new(&[&[0xfe, 0x06, 0x00, 0x20][..], &DONE].concat());
+    let mut guest = Guest::new(kvm, &machine, 1, real_mode()).unwrap();
+    let slots = || guest.slots.in_use();
+    assert_eq!(slots(), 2, "RAM and ROM");
+    let other = Arc::new(HostMem::anonymous(0x3000, PageSize::Small).unwrap());
+    let place = |address, backing, len| {
+        let region = Region::whole("over", len, PRIORITY_OVERLAY, backing);
+        machine.memory.update(|layout| layout.add(Space::Mmio, address, region)).unwrap()
+    };
+    let remove = |id| machine.memory.update(|layout| layout.remove(id)).unwrap();
+    let over = place(0x2000, Backing::Ram(other.slice()), 0x1000);
+    assert_eq!(slots(), 4, "the RAM is split around it");
+    let part = place(0x5800, Backing::Device(other.slice()), 0x800);
+    assert_eq!(slots(), 5, "half a page is no slot, but the RAM is split around that page");
+    let far = place(0xf_ffff_f000_0000, Backing::Device(other.slice()), 0x1000);
+    assert!((5..=6).contains(&slots()), "where KVM maps nothing, a BAR traps and is no error");
+    remove(far);
+    remove(part);
+    assert_eq!(slots(), 4);
+    guest.vcpus.start().unwrap();
+    shut_down(machine.end());
+    assert_eq!(machine.byte(0x2000), 0);
+    let mut seen = [0];
+    other.slice().read(0, &mut seen);
+    assert_eq!(seen, [1], "the guest wrote to what lies above");
+    // With the guest halted and its vCPU still alive.
+    remove(over);
+    assert_eq!(guest.slots.in_use(), 2);
     Ok(())
 }
 
