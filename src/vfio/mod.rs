@@ -1,4 +1,6 @@
 //! Passthrough of host PCI functions by VFIO (kernel: include/uapi/linux/vfio.h, Documentation/driver-api/vfio.rst).
+pub mod bars;
+pub mod config;
 pub mod container;
 pub mod device;
 pub mod dma;
