@@ -7,3 +7,8 @@ pub mod dma;
 pub mod seams;
 pub mod space;
 mod uapi;
+pub mod irq;
+pub mod reset;
+pub mod rom;
+#[cfg(test)]
+pub(crate) mod testing;
