@@ -195,7 +195,7 @@ mod tests {
             let mut config = ConfigSpace::new();
             config.set(0, &bytes);
             if let Some(bridge) = Bridge::read(&config, true) {
-                bridge.forwards(&memory(base & (1 << 51) - 1, 1 << log2));
+                bridge.forwards(&memory(base & ((1 << 51) - 1), 1 << log2));
             }
         }
     }

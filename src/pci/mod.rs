@@ -13,14 +13,25 @@
 //! the interrupt router. The bus's own lock is held only to look something up.
 
 mod address;
+pub mod assign;
 pub mod bar;
 pub mod bridge;
+mod bus;
+pub mod cf8;
 mod config;
+pub mod decode;
+pub mod ecam;
 mod function;
+pub mod host_bridge;
+pub mod intx;
 mod msi;
 mod msix;
 pub mod regs;
+mod root;
+pub mod root_port;
 mod vectors;
+
+use std::sync::Arc;
 
 use bitflags::bitflags;
 
@@ -28,10 +39,13 @@ use crate::device::Device;
 
 pub use address::Devfn;
 pub use bar::{BarContent, BarKind, BarSpec};
+pub use bus::{PciBus, Slot};
 pub use config::ConfigSpace;
+pub use decode::Decode;
 pub use function::PciCore;
 pub use msi::{Msi, MsiSpec};
 pub use msix::{Msix, MsixSpec};
+pub use root::PciRoot;
 
 bitflags! {
     /// What a write to the configuration space changed.
@@ -90,6 +104,11 @@ pub trait PciFunction: Device {
     /// decode mutex is held, and that only if the write could change decoding: take your own lock, and act on what
     /// [`PciFunction::core`] says now, not on what this write said.
     fn changed(&self, _what: Changes) {}
+
+    /// The bus behind the function, if it is a bridge.
+    fn secondary(&self) -> Option<&Arc<PciBus>> {
+        None
+    }
 
     /// Whether `config_read` is exactly the core's, so that reads may be served from a page that mirrors it.
     fn reads_are_emulated(&self) -> bool {

@@ -307,7 +307,7 @@ mod tests {
         assert_eq!(config.u32(0x54), 2);
         config.write(0x50, &[0]);
         assert!(!msi.follow(&config), "masks do not concern the owner");
-        assert_eq!(chip.take(), ["routes 4", "attach 25 edge"]);
+        assert_eq!(chip.take(), ["routes 4", "attach 27 edge"]);
         msi.refresh(&mut config);
         assert_eq!(config.u32(0x54), 0, "an unmasked vector is never pending");
     }

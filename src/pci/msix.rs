@@ -181,7 +181,8 @@ impl Msix {
     /// Reads table bytes; `off` is from the start of the table. What lies beyond its end reads as ones.
     pub fn table_read(&self, off: u64, data: &mut [u8]) {
         let state = self.state.lock();
-        for (byte, at) in data.iter_mut().zip(off..) {
+        data.fill(0xff);
+        for (byte, at) in data.iter_mut().zip(off..=u64::MAX) {
             *byte = locate(at)
                 .and_then(|(entry, dword, shift)| Some(state.table.get(entry)?[dword] >> shift))
                 .unwrap_or(0xff) as u8;
@@ -191,7 +192,7 @@ impl Msix {
     /// Writes table bytes of any width and alignment; vectors that it masks, unmasks or redirects change in one batch.
     pub fn table_write(&self, off: u64, data: &[u8]) {
         let mut state = self.state.lock();
-        for (&byte, at) in data.iter().zip(off..) {
+        for (&byte, at) in data.iter().zip(off..=u64::MAX) {
             let Some((entry, dword, shift)) = locate(at) else { continue };
             if let Some(entry) = state.table.get_mut(entry) {
                 // All but the mask bit of vector control is reserved.
@@ -205,7 +206,8 @@ impl Msix {
     /// Reads pending bits; `off` is from their start.
     pub fn pending_read(&self, off: u64, data: &mut [u8]) {
         let state = self.state.lock();
-        for (byte, at) in data.iter_mut().zip(off..) {
+        data.fill(0);
+        for (byte, at) in data.iter_mut().zip(off..=u64::MAX) {
             let first = usize::try_from(at).unwrap_or(usize::MAX).saturating_mul(8);
             *byte = (0..8)
                 .filter(|bit| {
