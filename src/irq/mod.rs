@@ -4,6 +4,7 @@
 //! unmasked, and loses the irqfd (not the eventfd) while it is masked: what fires meanwhile stays readable in the eventfd
 //! and is injected by KVM when the irqfd is attached again. An [`IrqLine`] is a wire that several sources share.
 
+mod level;
 mod line;
 mod router;
 
@@ -11,6 +12,7 @@ use std::io;
 
 use vmm_sys_util::eventfd::EventFd;
 
+pub use level::Resample;
 pub use line::IrqLine;
 pub use router::{MsiVector, Router};
 

@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use vm_allocator::IdAllocator;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::level::{Level, Resample};
 use super::line::{IrqLine, Wires};
 use super::{GSI_COUNT, IOAPIC_PINS, IrqChip, MsiMessage, Route, Target, pin_routes};
 use crate::error::{Code, Error, Result};
@@ -29,7 +30,10 @@ pub struct Router {
 
 struct State {
     gsis: IdAllocator,
+    /// The name of the next vector or level-triggered source.
     next_vector: u64,
+    /// Sources that the kernel serves alone, by name.
+    levels: BTreeMap<u64, Level>,
     /// The vectors that have a GSI.
     routed: BTreeMap<u64, Routed>,
     /// What the chip was last told, without the pins.
@@ -47,7 +51,13 @@ impl Router {
     /// A table without a chip: nothing is delivered before [`Router::set_chip`].
     pub fn new() -> Arc<Router> {
         let gsis = IdAllocator::new(IOAPIC_PINS, GSI_COUNT - 1).unwrap_or_else(|_| unreachable!("a constant range"));
-        let state = State { gsis, next_vector: 0, routed: BTreeMap::new(), committed: BTreeMap::new() };
+        let state = State {
+            gsis,
+            next_vector: 0,
+            levels: BTreeMap::new(),
+            routed: BTreeMap::new(),
+            committed: BTreeMap::new(),
+        };
         Arc::new(Router { chip: RwLock::new(None), state: Mutex::new(state), wires: Wires::default() })
     }
 
@@ -59,6 +69,10 @@ impl Router {
             if let Some(fd) = &vector.attached {
                 chip.attach(vector.gsi, fd, None).map_err(|error| kvm_refused("attach an interrupt", &error))?;
             }
+        }
+        for level in state.levels.values() {
+            chip.attach(level.gsi, &level.trigger, Some(&level.unmask))
+                .map_err(|error| kvm_refused("attach a level-triggered interrupt", &error))?;
         }
         *self.chip.write() = Some(chip);
         Ok(())
@@ -72,6 +86,38 @@ impl Router {
     /// A source on the wire of a GSI below [`IOAPIC_PINS`].
     pub fn line(self: &Arc<Self>, gsi: u32) -> IrqLine {
         self.wires.source(self, gsi)
+    }
+
+    /// A source on the same wire that signals by eventfd and hears of the end of interrupt by another, for devices whose
+    /// interrupts the kernel handles.
+    ///
+    /// # Errors
+    /// [`Code::SystemFailed`] if the process may not have another file descriptor, [`Code::KvmFailed`] if KVM refuses.
+    pub fn resample(self: &Arc<Self>, gsi: u32) -> Result<Resample> {
+        Resample::new(self, gsi)
+    }
+
+    pub(super) fn connect_level(&self, level: Level) -> Result<u64> {
+        let chip = self.chip.read().clone();
+        let mut state = self.state.lock();
+        if let Some(chip) = chip {
+            chip.attach(level.gsi, &level.trigger, Some(&level.unmask))
+                .map_err(|error| kvm_refused("attach a level-triggered interrupt", &error))?;
+        }
+        let id = state.next_vector;
+        state.next_vector += 1;
+        state.levels.insert(id, level);
+        Ok(id)
+    }
+
+    pub(super) fn disconnect_level(&self, id: u64) {
+        let chip = self.chip.read().clone();
+        let Some(level) = self.state.lock().levels.remove(&id) else { return };
+        if let Some(chip) = chip
+            && let Err(error) = chip.detach(level.gsi, &level.trigger)
+        {
+            guest_error!("interrupts", "the kernel refused to detach GSI {}: {error}", level.gsi);
+        }
     }
 
     /// A new vector, masked.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use vfio_ioctls::VfioError;
@@ -35,6 +35,8 @@ pub struct Vfio {
 #[derive(Default)]
 struct State {
     domains: Vec<Domain>,
+    /// Exceptions for BARs, for the DMA spaces that are still to come.
+    policies: Vec<(Weak<HostMem>, PeerToPeer)>,
     /// KVM's list of groups, of the present virtual machine.
     kvm: Option<Arc<dyn GroupSink>>,
 }
@@ -112,6 +114,11 @@ impl Vfio {
         let container = Arc::new(Container::open().map_err(explain)?);
         let handle = Handle::open(&container, sysfs, group, bdf).map_err(explain)?;
         let dma = Arc::new(DmaSpace::new(container.clone()));
+        for (bar, policy) in &state.policies {
+            if let Some(bar) = bar.upgrade() {
+                dma.set_policy(&bar, *policy);
+            }
+        }
         state.domains.push(Domain { listening: None, dma, groups: BTreeMap::new(), container });
         Ok((handle, state.domains.len() - 1))
     }
@@ -205,9 +212,12 @@ impl Vfio {
 
     /// Sets whether other devices may reach the BAR behind this mapping.
     pub fn set_peer_policy(&self, bar: &Arc<HostMem>, policy: PeerToPeer) {
-        for domain in &self.state.lock().domains {
+        let mut state = self.state.lock();
+        for domain in &state.domains {
             domain.dma.set_policy(bar, policy);
         }
+        state.policies.retain(|(known, _)| known.strong_count() > 0);
+        state.policies.push((Arc::downgrade(bar), policy));
     }
 
     /// How many devices are open.
