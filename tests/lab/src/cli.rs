@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::l0::machines::{self, Machine};
 use crate::l1::{L1, Programs, Vmm};
 use crate::runner::{self, Tally};
-use crate::{agent, bench, build, report, scenarios, setup, shell};
+use crate::{agent, bench, build, demo, report, scenarios, setup, shell};
 
 /// passthru's laboratory: a PC with an IOMMU, in software.
 ///
@@ -29,6 +29,8 @@ enum Command {
     Setup,
     /// Open a prompt in L1, or run commands in it (ready in about 10 s)
     Shell(ShellArgs),
+    /// Show the main job step by step, in the lab or on this host
+    Demo(DemoArgs),
     /// Run unit and integration tests, then every scenario
     Test(TestArgs),
     /// Compare passthru with QEMU: exits, ioctls, memory, time
@@ -60,6 +62,30 @@ struct ShellArgs {
     /// Cargo profile to build passthru with
     #[arg(long, value_name = "NAME", default_value = "lab")]
     profile: String,
+}
+
+/// In the lab nothing of this machine is touched. With --host, a device of this machine goes
+/// to a guest and back: a group that holds a mounted file system, swap or the default route
+/// is refused, drives are only read.
+#[derive(Args)]
+struct DemoArgs {
+    /// Use this PCI device of this host, which needs an IOMMU
+    #[arg(long, value_name = "ADDRESS")]
+    host: Option<String>,
+    /// With --host: do not ask
+    #[arg(long, requires = "host")]
+    yes: bool,
+    /// Who runs the guest: qemu proves the lab itself
+    #[arg(
+        long,
+        value_name = "VMM",
+        default_value = "passthru",
+        conflicts_with = "host"
+    )]
+    vmm: Vmm,
+    /// The passthru to show, instead of building one [env: LAB_PASSTHRU]
+    #[arg(long, value_name = "FILE")]
+    passthru: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -120,6 +146,7 @@ pub fn run() -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Shell(args) => run_shell(&args),
+        Command::Demo(args) => run_demo(&args),
         Command::Test(args) => run_tests(&args),
         Command::Bench(args) => run_bench(&args),
         Command::Measure(args) => run_measure(&args),
@@ -148,6 +175,29 @@ fn run_shell(args: &ShellArgs) -> Result<ExitCode> {
         None => shell::interactive(&mut l1)?,
     };
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+fn run_demo(args: &DemoArgs) -> Result<ExitCode> {
+    let image = setup::run()?;
+    let passthru = match args.vmm {
+        Vmm::Passthru => Some(build::passthru(args.passthru.as_deref(), "lab")?),
+        Vmm::Qemu => None,
+    };
+    let folder = report::run_folder(&build::target())?;
+    match (&args.host, passthru) {
+        (Some(bdf), Some(passthru)) => {
+            match demo::host::run(&image, &passthru, &folder, bdf, args.yes) {
+                Err(e) if e.is::<demo::host::Refused>() => {
+                    eprintln!("lab: {e}");
+                    return Ok(ExitCode::from(demo::host::EXIT_REFUSED));
+                }
+                result => result?,
+            }
+        }
+        (_, passthru) => demo::lab::run(&image, &Programs { passthru }, &folder, args.vmm)
+            .inspect_err(|_| eprint!("{}", report::consoles(&folder.join("demo"), 20)))?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn run_tests(args: &TestArgs) -> Result<ExitCode> {

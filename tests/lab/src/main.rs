@@ -9,6 +9,7 @@ mod bench;
 mod build;
 mod cli;
 mod cpio;
+mod demo;
 mod l0;
 mod l1;
 mod pattern;

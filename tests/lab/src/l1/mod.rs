@@ -268,6 +268,37 @@ impl L1 {
         Ok(guest.command(&initrd))
     }
 
+    /// Hands new output of a background command on, line by line, until it has ended; returns
+    /// its exit code.
+    pub fn follow(
+        &mut self,
+        job: &Job,
+        limit: Duration,
+        mut show: impl FnMut(&str),
+    ) -> Result<i32> {
+        let end = Instant::now() + limit;
+        let mut shown = 0;
+        loop {
+            let code = self.wait(job, Duration::from_millis(300))?;
+            let text = job.text();
+            let fresh = text.get(shown..).unwrap_or_default();
+            let whole = match code {
+                Some(_) => fresh.len(),
+                None => fresh.rfind('\n').map_or(0, |at| at + 1),
+            };
+            show(&fresh[..whole]);
+            shown += whole;
+            if let Some(code) = code {
+                return Ok(code);
+            }
+            ensure!(
+                Instant::now() < end,
+                "it has not ended within {} s",
+                limit.as_secs()
+            );
+        }
+    }
+
     /// Sends a signal to a background command and its children.
     pub fn kill(&mut self, job: &Job, signal: nix::sys::signal::Signal) -> Result<()> {
         let op = Op::Kill {
