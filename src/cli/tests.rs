@@ -75,7 +75,7 @@ fn a_guest_needs_only_its_kernel() {
     assert_eq!(options.kernel.as_os_str(), "vmlinuz");
     assert_eq!((options.initrd, options.append.as_str(), options.name), (None, "", None));
     assert_eq!(options.memory.size, MemSize(512 << 20));
-    assert_eq!(options.smp { cpus: 1, sockets: 1, cores: 1, threads: 1 });
+    assert_eq!(options.smp.cpus(), 1);
     assert!(options.cpu.switches.is_empty());
     assert_eq!(options.machine.peek("type"), Some("q35"));
     assert_eq!(options.serial, SerialOption::Stdio);
@@ -135,7 +135,7 @@ fn a_command_line_of_qemu_is_understood() {
     assert_eq!(options.initrd.unwrap().as_os_str(), "initrd");
     assert_eq!(options.append, "-x console=ttyS0");
     assert_eq!((options.memory.size, options.memory.hugepages), (MemSize(2 << 30), HugePages::TwoMiB));
-    assert_eq!(options.smp { cpus: 4, sockets: 1, cores: 2, threads: 2 });
+    assert_eq!((options.smp.cpus(), options.smp.cores(), options.smp.threads()), (4, 2, 2));
     assert_eq!(options.cpu.features, [(false, "avx512f".to_owned()), (true, "x2apic".to_owned())]);
     assert_eq!(options.machine.peek("x"), Some("1"));
     assert_eq!(options.machine.peek("type"), Some("q35"));

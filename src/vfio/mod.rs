@@ -4,11 +4,11 @@ pub mod config;
 pub mod container;
 pub mod device;
 pub mod dma;
-pub mod seams;
-pub mod space;
-mod uapi;
 pub mod irq;
 pub mod reset;
 pub mod rom;
+pub mod seams;
+pub mod space;
 #[cfg(test)]
 pub(crate) mod testing;
+mod uapi;

@@ -85,7 +85,8 @@ impl FakePci {
             writable: true,
             mappable: std::iter::once(0..size).collect(),
         };
-        let mut regions: BTreeMap<_, _> = bars.iter().map(|(bar, size)| (RegionIndex::Bar(*bar), region(*size))).collect();
+        let mut regions: BTreeMap<_, _> =
+            bars.iter().map(|(bar, size)| (RegionIndex::Bar(*bar), region(*size))).collect();
         let space = RegionInfo { size: config.len() as u64, readable: true, writable: true, mappable: vec![] };
         regions.insert(RegionIndex::Config, space);
         FakePci {
