@@ -262,9 +262,9 @@ fn interrupts_reach_the_guest_and_its_end_of_interrupt_comes_back(kvm: &Kvm) -> 
         trigger.write(1).unwrap();
         assert_eq!(resample.read().unwrap(), 1);
         wait_for("port read 0x4 1");
-        line.raise();
+        line.set(true);
         wait_for("port read 0x3 1");
-        line.lower();
+        line.set(false);
     }
     guest.vm.detach(4, &trigger).unwrap();
     router.clear_chip();
@@ -317,8 +317,8 @@ fn interrupts_are_attached_to_each_fresh_vm(kvm: &Kvm) -> Result<(), String> {
         // Attached: a second time is refused.
         assert!(guest.vm.attach(24, vector.eventfd(), None).is_err());
         // No vCPU runs: levels are kept by the chip.
-        line.raise();
-        line.lower();
+        line.set(true);
+        line.set(false);
         guest.vm.attach(17, &trigger, Some(&resample)).unwrap();
         guest.vm.detach(17, &trigger).unwrap();
         vector.fire();
@@ -350,6 +350,7 @@ fn a_hundred_vms_leave_nothing_behind(kvm: &Kvm) -> Result<(), String> {
 }
 
 fn the_vfio_device_refuses_what_is_not_vfio(kvm: &Kvm) -> Result<(), String> {
+    use passthru::vfio::seams::GroupSink;
     use std::os::fd::AsFd;
     let machine = Machine::new(&[0xf4]);
     let guest = Guest::new(kvm, &machine, 1, real_mode()).unwrap();
