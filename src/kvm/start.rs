@@ -29,7 +29,8 @@ pub struct Segment {
     pub granular: bool,
 }
 
-/// Where and how the bootstrap processor begins. What is not named is as after a reset; other general registers are 0.
+/// Where and how the bootstrap processor begins. What is not named is as after a reset, other general registers are 0, and
+/// the IDT is empty: a fault before the guest has made its own is a triple fault, and not a jump to nowhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StartState {
     /// First instruction, as an offset in `cs`.
