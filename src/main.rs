@@ -1,1 +1,37 @@
-fn main() {}
+//! passthru: main -> command line -> exit code.
+
+use std::process::ExitCode;
+
+use passthru::cli::{self, Platform};
+use passthru::error::Result;
+use passthru::host::Host;
+use passthru::machine::options::RunOptions;
+use passthru::machine::{self, types};
+use passthru::object::Catalogue;
+
+fn main() -> ExitCode {
+    ExitCode::from(cli::main(std::env::args_os(), &ThisHost { host: Host::real() }))
+}
+
+/// The machine's types and the real host behind the command line.
+struct ThisHost {
+    host: Host,
+}
+
+impl Platform for ThisHost {
+    fn devices(&self) -> &dyn Catalogue {
+        &types::DEVICES
+    }
+
+    fn machines(&self) -> &dyn Catalogue {
+        &types::MACHINES
+    }
+
+    fn host(&self) -> &Host {
+        &self.host
+    }
+
+    fn run(&self, options: RunOptions) -> Result<()> {
+        machine::run(options, &self.host)
+    }
+}

@@ -10,13 +10,9 @@ use crate::runner::Tally;
 
 /// The workspace's root folder.
 pub fn workspace() -> PathBuf {
-    let package = std::env::var("CARGO_MANIFEST_DIR")
-        .unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
+    let package = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
     let package = PathBuf::from(package);
-    package
-        .ancestors()
-        .nth(2)
-        .map_or(package.clone(), Path::to_owned)
+    package.ancestors().nth(2).map_or(package.clone(), Path::to_owned)
 }
 
 /// Cargo's output folder.
@@ -33,24 +29,15 @@ pub fn cargo() -> Command {
 
 /// The `passthru` to test: `given`, else `LAB_PASSTHRU`, else one built with `profile`.
 pub fn passthru(given: Option<&Path>, profile: &str) -> Result<PathBuf> {
-    let given = given.map(Path::to_owned).or_else(|| {
-        std::env::var_os("LAB_PASSTHRU")
-            .filter(|v| !v.is_empty())
-            .map(PathBuf::from)
-    });
+    let given = given
+        .map(Path::to_owned)
+        .or_else(|| std::env::var_os("LAB_PASSTHRU").filter(|v| !v.is_empty()).map(PathBuf::from));
     if let Some(file) = given {
         ensure!(file.is_file(), "there is no file {}", file.display());
         return file.canonicalize().context("passthru's path");
     }
     let status = cargo()
-        .args([
-            "build",
-            "--quiet",
-            "--package",
-            "passthru",
-            "--profile",
-            profile,
-        ])
+        .args(["build", "--quiet", "--package", "passthru", "--profile", profile])
         .status()
         .context("cannot start cargo")?;
     if !status.success() {
@@ -85,14 +72,9 @@ fn sum_up(text: &str) -> Tally {
         let of = |what: &str| -> u64 {
             let words: Vec<&str> = line.split([' ', ';']).collect();
             let at = words.iter().position(|w| *w == what);
-            at.and_then(|i| words.get(i.checked_sub(1)?)?.parse().ok())
-                .unwrap_or(0)
+            at.and_then(|i| words.get(i.checked_sub(1)?)?.parse().ok()).unwrap_or(0)
         };
-        tally += Tally {
-            passed: of("passed"),
-            failed: of("failed"),
-            skipped: of("ignored"),
-        };
+        tally += Tally { passed: of("passed"), failed: of("failed"), skipped: of("ignored") };
     }
     tally
 }
@@ -106,11 +88,7 @@ mod tests {
         let text = "running 3 tests\n\
             test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
             test result: FAILED. 12 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out\n";
-        let expected = Tally {
-            passed: 15,
-            failed: 2,
-            skipped: 1,
-        };
+        let expected = Tally { passed: 15, failed: 2, skipped: 1 };
         assert_eq!(sum_up(text), expected);
     }
 }

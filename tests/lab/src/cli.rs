@@ -76,12 +76,7 @@ struct DemoArgs {
     #[arg(long, requires = "host")]
     yes: bool,
     /// Who runs the guest: qemu proves the lab itself
-    #[arg(
-        long,
-        value_name = "VMM",
-        default_value = "passthru",
-        conflicts_with = "host"
-    )]
+    #[arg(long, value_name = "VMM", default_value = "passthru", conflicts_with = "host")]
     vmm: Vmm,
     /// The passthru to show, instead of building one [env: LAB_PASSTHRU]
     #[arg(long, value_name = "FILE")]
@@ -163,12 +158,10 @@ fn run_shell(args: &ShellArgs) -> Result<ExitCode> {
     }
     let machine = find_machine(&args.devices)?;
     let image = setup::run()?;
-    let programs = Programs {
-        passthru: Some(build::passthru(args.passthru.as_deref(), &args.profile)?),
-    };
+    let programs = Programs { passthru: Some(build::passthru(args.passthru.as_deref(), &args.profile)?) };
     let folder = report::run_folder(&build::target())?.join("shell");
-    let mut l1 = L1::boot(&image, machine, &programs, &folder)
-        .inspect_err(|_| eprint!("{}", report::consoles(&folder, 20)))?;
+    let mut l1 =
+        L1::boot(&image, machine, &programs, &folder).inspect_err(|_| eprint!("{}", report::consoles(&folder, 20)))?;
     let code = match &args.commands {
         Some(text) => shell::command(&mut l1, text, Duration::from_secs(args.timeout))
             .inspect_err(|_| eprint!("{}", report::consoles(&folder, 20)))?,
@@ -185,15 +178,13 @@ fn run_demo(args: &DemoArgs) -> Result<ExitCode> {
     };
     let folder = report::run_folder(&build::target())?;
     match (&args.host, passthru) {
-        (Some(bdf), Some(passthru)) => {
-            match demo::host::run(&image, &passthru, &folder, bdf, args.yes) {
-                Err(e) if e.is::<demo::host::Refused>() => {
-                    eprintln!("lab: {e}");
-                    return Ok(ExitCode::from(demo::host::EXIT_REFUSED));
-                }
-                result => result?,
+        (Some(bdf), Some(passthru)) => match demo::host::run(&image, &passthru, &folder, bdf, args.yes) {
+            Err(e) if e.is::<demo::host::Refused>() => {
+                eprintln!("lab: {e}");
+                return Ok(ExitCode::from(demo::host::EXIT_REFUSED));
             }
-        }
+            result => result?,
+        },
         (_, passthru) => demo::lab::run(&image, &Programs { passthru }, &folder, args.vmm)
             .inspect_err(|_| eprint!("{}", report::consoles(&folder.join("demo"), 20)))?,
     }
@@ -202,9 +193,7 @@ fn run_demo(args: &DemoArgs) -> Result<ExitCode> {
 
 fn run_tests(args: &TestArgs) -> Result<ExitCode> {
     let filter = args.filter.as_deref().unwrap_or_default();
-    let chosen: Vec<_> = scenarios::all()
-        .filter(|s| s.name.contains(filter))
-        .collect();
+    let chosen: Vec<_> = scenarios::all().filter(|s| s.name.contains(filter)).collect();
     if args.list {
         for s in chosen {
             let long = if s.long { " (--long)" } else { "" };
@@ -216,8 +205,7 @@ fn run_tests(args: &TestArgs) -> Result<ExitCode> {
     if !args.scenarios_only {
         tally += build::cargo_test(filter)?;
     }
-    let (chosen, left_out): (Vec<_>, Vec<_>) =
-        chosen.into_iter().partition(|s| args.long || !s.long);
+    let (chosen, left_out): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|s| args.long || !s.long);
     tally.skipped += left_out.len() as u64;
     if !chosen.is_empty() {
         let image = setup::run()?;
@@ -235,23 +223,14 @@ fn run_tests(args: &TestArgs) -> Result<ExitCode> {
 }
 
 fn run_bench(args: &BenchArgs) -> Result<ExitCode> {
-    let vmms = args
-        .only
-        .map_or(vec![Vmm::Qemu, Vmm::Passthru], |only| vec![only]);
-    let passthru = if vmms.contains(&Vmm::Passthru) {
-        Some(build::passthru(args.passthru.as_deref(), "release")?)
-    } else {
-        None
-    };
+    let vmms = args.only.map_or(vec![Vmm::Qemu, Vmm::Passthru], |only| vec![only]);
+    let passthru =
+        if vmms.contains(&Vmm::Passthru) { Some(build::passthru(args.passthru.as_deref(), "release")?) } else { None };
     let size = match &passthru {
         Some(file) => Some(std::fs::metadata(file)?.len()),
         None => None,
     };
-    let plan = bench::Plan {
-        rounds: args.rounds,
-        memory: args.memory.clone(),
-        vmms,
-    };
+    let plan = bench::Plan { rounds: args.rounds, memory: args.memory.clone(), vmms };
     let image = setup::run()?;
     let programs = Programs { passthru };
     bench::run(&image, &programs, &plan, size, args.json.as_deref())?;

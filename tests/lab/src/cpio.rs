@@ -99,8 +99,7 @@ impl Archive {
         self.inode += 1;
         self.bytes.extend_from_slice(MAGIC.as_bytes());
         for field in fields {
-            self.bytes
-                .extend_from_slice(format!("{field:08X}").as_bytes());
+            self.bytes.extend_from_slice(format!("{field:08X}").as_bytes());
         }
         self.bytes.extend_from_slice(name.as_bytes());
         self.bytes.push(0);
@@ -143,10 +142,7 @@ mod tests {
     #[test]
     fn entries_come_back_with_their_parents_first() {
         let mut archive = Archive::new();
-        archive
-            .file("/a/b/script", 0o755, b"hello")
-            .file("a/b/x", 0o644, b"")
-            .link("bin", "usr/bin");
+        archive.file("/a/b/script", 0o755, b"hello").file("a/b/x", 0o644, b"").link("bin", "usr/bin");
         let entries = read(&archive.finish());
         let names: Vec<&str> = entries.iter().map(|e| e.0.as_str()).collect();
         assert_eq!(names, ["a", "a/b", "a/b/script", "a/b/x", "bin"]);

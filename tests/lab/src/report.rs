@@ -13,11 +13,7 @@ const KEPT_RUNS: usize = 20;
 pub fn tail(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let from = lines.len().saturating_sub(count);
-    lines[from..]
-        .iter()
-        .map(|l| plain(l))
-        .collect::<Vec<_>>()
-        .join("\n")
+    lines[from..].iter().map(|l| plain(l)).collect::<Vec<_>>().join("\n")
 }
 
 /// Leaves out escape sequences and other control characters, which firmware prints.

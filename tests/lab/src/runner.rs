@@ -40,11 +40,7 @@ impl std::ops::AddAssign for Tally {
 
 impl std::fmt::Display for Tally {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        let Self {
-            passed,
-            failed,
-            skipped,
-        } = self;
+        let Self { passed, failed, skipped } = self;
         write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
     }
 }
@@ -62,12 +58,7 @@ struct Run<'a> {
 }
 
 /// Runs all of `scenarios`.
-pub fn run(
-    image: &Image,
-    programs: &Programs,
-    folder: &Path,
-    mut scenarios: Vec<&'static Scenario>,
-) -> Result<Tally> {
+pub fn run(image: &Image, programs: &Programs, folder: &Path, mut scenarios: Vec<&'static Scenario>) -> Result<Tally> {
     let largest = scenarios.iter().map(|s| s.machine.memory_mib).max();
     let workers = at_a_time(largest.unwrap_or(0)).min(scenarios.len());
     // Taken from the end: machines stay together, the first of the list comes first.
@@ -93,10 +84,7 @@ pub fn run(
 /// `LAB_JOBS`, or as many L1s as memory holds.
 fn at_a_time(machine_mib: u64) -> usize {
     let asked = std::env::var("LAB_JOBS").ok().and_then(|v| v.parse().ok());
-    let available = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| available_mib(&text))
-        .unwrap_or(0);
+    let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_mib(&text)).unwrap_or(0);
     let fitting = available / (machine_mib + QEMU_MIB);
     usize::try_from(asked.unwrap_or(fitting.min(MAX_AT_A_TIME)).max(1)).unwrap_or(1)
 }
@@ -117,12 +105,7 @@ struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     fn new(run: &'a Run<'a>, number: usize) -> Self {
-        Self {
-            run,
-            number,
-            boots: 0,
-            l1: None,
-        }
+        Self { run, number, boots: 0, l1: None }
     }
 
     fn work(&mut self) {
@@ -143,9 +126,7 @@ impl<'a> Worker<'a> {
     fn take(&self) -> Option<&'static Scenario> {
         let mut waiting = self.run.waiting.lock().unwrap_or_else(|e| e.into_inner());
         let here = self.l1.as_ref().map(|(l1, _)| l1.machine().name);
-        let same = waiting
-            .iter()
-            .rposition(|s| !s.exclusive && Some(s.machine.name) == here);
+        let same = waiting.iter().rposition(|s| !s.exclusive && Some(s.machine.name) == here);
         match same {
             Some(at) => Some(waiting.remove(at)),
             None => waiting.pop(),
@@ -153,9 +134,8 @@ impl<'a> Worker<'a> {
     }
 
     fn attempt(&mut self, scenario: &'static Scenario) -> Result<()> {
-        let fits = self.l1.as_ref().is_some_and(|(l1, _)| {
-            !scenario.exclusive && l1.machine().name == scenario.machine.name
-        });
+        let fits =
+            self.l1.as_ref().is_some_and(|(l1, _)| !scenario.exclusive && l1.machine().name == scenario.machine.name);
         if !fits {
             // The old one goes first: memory was counted for one L1.
             self.l1 = None;
@@ -163,10 +143,7 @@ impl<'a> Worker<'a> {
         }
         let (l1, _) = self.l1.as_mut().context("no L1")?;
         l1.limit(Some(scenario.limit));
-        let result = (scenario.run)(&mut Lab {
-            l1,
-            server: &self.run.server,
-        });
+        let result = (scenario.run)(&mut Lab { l1, server: &self.run.server });
         l1.limit(None);
         match &result {
             Ok(()) => {
@@ -210,9 +187,7 @@ impl<'a> Worker<'a> {
     }
 
     fn folder(&self) -> PathBuf {
-        self.run
-            .folder
-            .join(format!("worker{}-boot{}", self.number, self.boots))
+        self.run.folder.join(format!("worker{}-boot{}", self.number, self.boots))
     }
 
     /// Ends what still runs; an L1 that is not as before is given up.
@@ -227,10 +202,7 @@ impl<'a> Worker<'a> {
             self.l1 = None;
         } else if !differences.is_empty() {
             self.l1 = None;
-            bail!(
-                "the scenario left L1 changed:\n  {}",
-                differences.join("\n  ")
-            );
+            bail!("the scenario left L1 changed:\n  {}", differences.join("\n  "));
         }
         Ok(())
     }
@@ -269,15 +241,8 @@ mod tests {
 
     #[test]
     fn the_last_line_is_what_ci_reads() {
-        let mut tally = Tally {
-            passed: 3,
-            failed: 0,
-            skipped: 1,
-        };
-        tally += Tally {
-            failed: 2,
-            ..Tally::default()
-        };
+        let mut tally = Tally { passed: 3, failed: 0, skipped: 1 };
+        tally += Tally { failed: 2, ..Tally::default() };
         assert_eq!(tally.to_string(), "3 passed, 2 failed, 1 skipped");
     }
 }

@@ -36,11 +36,7 @@ pub fn interactive(l1: &mut L1) -> Result<i32> {
         let mut out = std::io::stdout();
         let mut buffer = [0; 4096];
         while let Ok(n @ 1..) = from_l1.read(&mut buffer) {
-            if out
-                .write_all(&buffer[..n])
-                .and_then(|()| out.flush())
-                .is_err()
-            {
+            if out.write_all(&buffer[..n]).and_then(|()| out.flush()).is_err() {
                 return;
             }
         }
@@ -76,11 +72,7 @@ fn forward_input(mut to_l1: UnixStream) {
 
 /// Size of the terminal, from the shell's variables or stty(1).
 fn window() -> Option<(u16, u16)> {
-    let output = std::process::Command::new("stty")
-        .arg("size")
-        .stdin(std::process::Stdio::inherit())
-        .output()
-        .ok()?;
+    let output = std::process::Command::new("stty").arg("size").stdin(std::process::Stdio::inherit()).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let mut words = text.split_whitespace();
     Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))

@@ -38,12 +38,7 @@ pub fn run(command: &Command, limit: Duration) -> Result<Output> {
         }
     };
     let end = Instant::now() + LINGER;
-    Ok(Output {
-        code: code(status),
-        stdout: gather(&stdout, end),
-        stderr: gather(&stderr, end),
-        timed_out,
-    })
+    Ok(Output { code: code(status), stdout: gather(&stdout, end), stderr: gather(&stderr, end), timed_out })
 }
 
 /// Background commands, by number.
@@ -109,11 +104,7 @@ fn spawn(command: &Command) -> Result<Child> {
     let (program, args) = command.argv.split_first().context("no program named")?;
     std::process::Command::new(program)
         .args(args)
-        .stdin(if command.stdin.is_some() {
-            Stdio::piped()
-        } else {
-            Stdio::null()
-        })
+        .stdin(if command.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
@@ -142,9 +133,7 @@ fn signal_group(child: &Child, signal: Signal) {
 }
 
 fn code(status: ExitStatus) -> i32 {
-    status
-        .code()
-        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
 /// Reads a pipe in a thread of its own, chunk by chunk.
@@ -175,47 +164,25 @@ mod tests {
     use super::*;
 
     fn shell(text: &str, stdin: Option<&str>) -> Command {
-        Command {
-            argv: vec!["sh".into(), "-c".into(), text.into()],
-            stdin: stdin.map(str::to_owned),
-        }
+        Command { argv: vec!["sh".into(), "-c".into(), text.into()], stdin: stdin.map(str::to_owned) }
     }
 
     #[test]
     fn output_and_code_come_back() {
-        let out = run(
-            &shell("cat; echo err >&2; exit 7", Some("in")),
-            Duration::from_secs(20),
-        )
-        .unwrap();
-        assert_eq!(
-            (
-                out.code,
-                out.stdout.as_str(),
-                out.stderr.as_str(),
-                out.timed_out
-            ),
-            (7, "in", "err\n", false)
-        );
+        let out = run(&shell("cat; echo err >&2; exit 7", Some("in")), Duration::from_secs(20)).unwrap();
+        assert_eq!((out.code, out.stdout.as_str(), out.stderr.as_str(), out.timed_out), (7, "in", "err\n", false));
     }
 
     #[test]
     fn the_time_limit_ends_children_too() {
-        let out = run(
-            &shell("sleep 300 & sleep 300", None),
-            Duration::from_millis(50),
-        )
-        .unwrap();
+        let out = run(&shell("sleep 300 & sleep 300", None), Duration::from_millis(50)).unwrap();
         assert!(out.timed_out);
         assert_eq!(out.code, 128 + 9);
     }
 
     #[test]
     fn a_missing_program_is_an_error() {
-        let command = Command {
-            argv: vec!["/no/such/program".into()],
-            stdin: None,
-        };
+        let command = Command { argv: vec!["/no/such/program".into()], stdin: None };
         assert!(run(&command, Duration::from_secs(1)).is_err());
     }
 }

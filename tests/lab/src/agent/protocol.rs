@@ -75,10 +75,7 @@ mod tests {
         let request = Request {
             id: 7,
             op: Op::Run {
-                command: Command {
-                    argv: vec!["sh".into(), "-c".into(), "a\nb".into()],
-                    stdin: None,
-                },
+                command: Command { argv: vec!["sh".into(), "-c".into(), "a\nb".into()], stdin: None },
                 timeout_ms: 5,
             },
         };

@@ -31,10 +31,8 @@ pub fn serve() -> Result<()> {
             eprintln!("lab agent: not a request: {line}");
             continue;
         };
-        let response = Response {
-            id: request.id,
-            result: perform(request.op, &mut jobs).map_err(|e| format!("{e:#}")),
-        };
+        let response =
+            Response { id: request.id, result: perform(request.op, &mut jobs).map_err(|e| format!("{e:#}")) };
         let mut text = serde_json::to_string(&response)?;
         text.push('\n');
         answers.write_all(text.as_bytes())?;
@@ -44,17 +42,12 @@ pub fn serve() -> Result<()> {
 fn perform(op: Op, jobs: &mut Jobs) -> Result<Answer> {
     Ok(match op {
         Op::Ping => Answer::Done,
-        Op::Run {
-            command,
-            timeout_ms,
-        } => Answer::Ran(jobs::run(&command, Duration::from_millis(timeout_ms))?),
+        Op::Run { command, timeout_ms } => Answer::Ran(jobs::run(&command, Duration::from_millis(timeout_ms))?),
         Op::Start { command, name } => {
             let (job, pid) = jobs.start(&command, &name)?;
             Answer::Started { job, pid }
         }
-        Op::Wait { job, timeout_ms } => Answer::Waited {
-            code: jobs.wait(job, Duration::from_millis(timeout_ms))?,
-        },
+        Op::Wait { job, timeout_ms } => Answer::Waited { code: jobs.wait(job, Duration::from_millis(timeout_ms))? },
         Op::Kill { job, signal } => {
             jobs.kill(job, Signal::try_from(signal).context("no such signal")?);
             Answer::Done
@@ -69,11 +62,7 @@ fn perform(op: Op, jobs: &mut Jobs) -> Result<Answer> {
 /// Finds the port by its name; udev, which would make a link, does not run in L1.
 fn open_port() -> Result<File> {
     for _ in 0..100 {
-        for entry in fs::read_dir("/sys/class/virtio-ports")
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
+        for entry in fs::read_dir("/sys/class/virtio-ports").into_iter().flatten().flatten() {
             let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
             if name.trim() == PORT {
                 let device = std::path::Path::new("/dev").join(entry.file_name());

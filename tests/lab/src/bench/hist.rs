@@ -13,12 +13,8 @@ const EVENTS: &str = "/sys/kernel/tracing/events/kvm";
 pub type Histogram = BTreeMap<u64, u64>;
 
 /// Events and the field that each one is counted by.
-const TRIGGERS: &[(&str, &str)] = &[
-    ("kvm_userspace_exit", "reason"),
-    ("kvm_pio", "port"),
-    ("kvm_mmio", "gpa"),
-    ("kvm_exit", "exit_reason"),
-];
+const TRIGGERS: &[(&str, &str)] =
+    &[("kvm_userspace_exit", "reason"), ("kvm_pio", "port"), ("kvm_mmio", "gpa"), ("kvm_exit", "exit_reason")];
 
 /// All counters at one moment.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -46,8 +42,7 @@ impl Counts {
         Self::stop();
         for (event, key) in TRIGGERS {
             let file = format!("{EVENTS}/{event}/trigger");
-            fs::write(&file, format!("hist:keys={key}:size=4096"))
-                .with_context(|| format!("cannot count {event}"))?;
+            fs::write(&file, format!("hist:keys={key}:size=4096")).with_context(|| format!("cannot count {event}"))?;
         }
         Ok(())
     }
@@ -114,10 +109,7 @@ fn parse(text: &str) -> Histogram {
 fn number(text: &str) -> Option<u64> {
     match text.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16).ok(),
-        None => text
-            .parse()
-            .ok()
-            .or_else(|| text.parse::<i64>().ok().map(i64::cast_unsigned)),
+        None => text.parse().ok().or_else(|| text.parse::<i64>().ok().map(i64::cast_unsigned)),
     }
 }
 
@@ -135,10 +127,7 @@ mod tests {
     #[test]
     fn lines_become_counters() {
         let counts = parse(TEXT);
-        assert_eq!(
-            counts,
-            BTreeMap::from([(64, 1), (1016, 160), (0xfee0_0300, 7), (u64::MAX, 2)])
-        );
+        assert_eq!(counts, BTreeMap::from([(64, 1), (1016, 160), (0xfee0_0300, 7), (u64::MAX, 2)]));
         assert!(parse("").is_empty());
     }
 

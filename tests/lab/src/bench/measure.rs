@@ -79,14 +79,8 @@ pub fn run(text: &str, counting: bool, limit: Duration) -> Result<Run> {
             marks.push(Mark {
                 name: name.to_owned(),
                 ms: started.elapsed().as_secs_f64() * 1000.0,
-                counts: if counting {
-                    Counts::read()?
-                } else {
-                    Counts::default()
-                },
-                memory: smaps::parse(
-                    &fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default(),
-                ),
+                counts: if counting { Counts::read()? } else { Counts::default() },
+                memory: smaps::parse(&fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default()),
             });
         }
         lines.push(line);
@@ -99,12 +93,7 @@ pub fn run(text: &str, counting: bool, limit: Duration) -> Result<Run> {
     map_time::stop();
     Counts::stop();
     let from = lines.len().saturating_sub(15);
-    Ok(Run {
-        marks,
-        map_ms,
-        success: status.success(),
-        tail: lines[from..].join("\n"),
-    })
+    Ok(Run { marks, map_ms, success: status.success(), tail: lines[from..].join("\n") })
 }
 
 /// The name on a marker line.
@@ -122,10 +111,7 @@ mod tests {
     #[test]
     fn markers_are_told_from_other_lines() {
         assert_eq!(marker("L2 UP"), Some("up"));
-        assert_eq!(
-            marker("[    1.0] x LAB mark=nvme-start "),
-            Some("nvme-start")
-        );
+        assert_eq!(marker("[    1.0] x LAB mark=nvme-start "), Some("nvme-start"));
         assert_eq!(marker("L2 UPSIDE"), None);
         assert_eq!(marker("LAB ping=4"), None);
     }

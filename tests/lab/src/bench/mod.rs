@@ -57,14 +57,8 @@ pub fn run(
     passthru_size: Option<u64>,
     json: Option<&Path>,
 ) -> Result<()> {
-    let mut bench = Bench {
-        image,
-        programs,
-        plan,
-        folder: report::run_folder(&crate::build::target())?,
-        boots: 0,
-        l1: None,
-    };
+    let mut bench =
+        Bench { image, programs, plan, folder: report::run_folder(&crate::build::target())?, boots: 0, l1: None };
     let mut all: Vec<Figures> = Vec::new();
     for vmm in &plan.vmms {
         all.push(Figures {
@@ -80,16 +74,12 @@ pub fn run(
     }
     for round in 1..=plan.rounds.min(COUNTING_ROUNDS) {
         for figures in &mut all {
-            figures
-                .counted
-                .push(bench.measured(figures.vmm, true, round)?);
+            figures.counted.push(bench.measured(figures.vmm, true, round)?);
         }
     }
     for round in 1..=plan.rounds {
         for figures in &mut all {
-            figures
-                .timed
-                .push(bench.measured(figures.vmm, false, round)?);
+            figures.timed.push(bench.measured(figures.vmm, false, round)?);
         }
     }
     print!("{}", table::render(&all, &plan.memory));
@@ -133,11 +123,7 @@ impl Bench<'_> {
     }
 
     fn guest(&self, vmm: Vmm) -> Guest {
-        Guest::new()
-            .vmm(vmm)
-            .memory(&self.plan.memory)
-            .passes(NIC)
-            .passes(DRIVE)
+        Guest::new().vmm(vmm).memory(&self.plan.memory).passes(NIC).passes(DRIVE)
     }
 
     /// Does `work`, and does it again on a new L1 if this one stalls.
@@ -174,14 +160,8 @@ impl Bench<'_> {
                 // The first use of a device and of a program differs from the later ones.
                 .script(&l2::ping(1))
                 .script(&l2::nvme_read(1))
-                .script(&marked(
-                    "nvme",
-                    "dd if=/dev/nvme0n1 of=/dev/null bs=1M count=64 iflag=direct 2>/dev/null",
-                ))
-                .script(&marked(
-                    "ping",
-                    "ping -q -c 100 -i 0.05 10.0.2.2 > /dev/null",
-                ));
+                .script(&marked("nvme", "dd if=/dev/nvme0n1 of=/dev/null bs=1M count=64 iflag=direct 2>/dev/null"))
+                .script(&marked("ping", "ping -q -c 100 -i 0.05 10.0.2.2 > /dev/null"));
         }
         let limit = RUN_LIMIT.as_secs();
         let l1 = self.l1()?;
@@ -225,20 +205,13 @@ impl Bench<'_> {
         })?;
         let found = strace::parse(&text);
         progress(&format!("{vmm:?}: ioctls counted"));
-        found.with_context(|| {
-            format!(
-                "{vmm:?} never came to KVM_RUN:\n{}",
-                report::tail(&text, 20)
-            )
-        })
+        found.with_context(|| format!("{vmm:?} never came to KVM_RUN:\n{}", report::tail(&text, 20)))
     }
 }
 
 /// Between two markers, with rests in which L1 reads the counters.
 fn marked(name: &str, work: &str) -> String {
-    format!(
-        "echo LAB mark={name}-start; sleep 2; {work}; sleep 2; echo LAB mark={name}-end; sleep 1"
-    )
+    format!("echo LAB mark={name}-start; sleep 2; {work}; sleep 2; echo LAB mark={name}-end; sleep 1")
 }
 
 /// Copies QEMU and its libraries to memory: over 9p its first start takes many seconds.

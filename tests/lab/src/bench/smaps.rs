@@ -44,10 +44,7 @@ mod tests {
         let text = "7f00-7f10 rw-p 00000000 00:00 0 \nSize:  1048576 kB\nRss: 1048576 kB\nPrivate_Dirty: 1048576 kB\n\
             5500-5600 r-xp 00000000 08:01 12 /bin/x\nSize: 400 kB\nRss: 300 kB\nPrivate_Dirty: 20 kB\nVmFlags: rd\n\
             5600-5700 rw-p 00000000 00:00 0 [heap]\nSize: 100 kB\nRss: 80 kB\nPrivate_Dirty: 80 kB\n";
-        let expected = Memory {
-            resident: 380,
-            private_dirty: 100,
-        };
+        let expected = Memory { resident: 380, private_dirty: 100 };
         assert_eq!(parse(text), expected);
     }
 }

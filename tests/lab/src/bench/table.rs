@@ -20,36 +20,20 @@ impl Sample {
         values.sort_by(f64::total_cmp);
         let (least, most) = (*values.first()?, *values.last()?);
         let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 {
-            values[middle]
-        } else {
-            f64::midpoint(values[middle - 1], values[middle])
-        };
-        Some(Self {
-            median,
-            least,
-            most,
-        })
+        let median =
+            if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) };
+        Some(Self { median, least, most })
     }
 
     /// Median, and the outer values where they differ.
     fn text(self) -> String {
         let number = |v: f64| {
-            if v.fract().abs() < 1e-9 {
-                format!("{v:.0}")
-            } else {
-                format!("{v:.2}")
-            }
+            if v.fract().abs() < 1e-9 { format!("{v:.0}") } else { format!("{v:.2}") }
         };
         if (self.most - self.least).abs() < 1e-9 {
             number(self.median)
         } else {
-            format!(
-                "{} ({}..{})",
-                number(self.median),
-                number(self.least),
-                number(self.most)
-            )
+            format!("{} ({}..{})", number(self.median), number(self.least), number(self.most))
         }
     }
 }
@@ -77,23 +61,11 @@ const ROWS: &[Row] = &[
         take: |f| counted(f, |r| at(r, "up", Counts::page_faults)),
         target: Some(450.0),
     },
-    Row {
-        what: "ioctls before the first KVM_RUN",
-        take: |f| exact(f.ioctls.as_ref()?.total),
-        target: Some(90.0),
-    },
-    Row {
-        what: "  of them VFIO_IOMMU_MAP_DMA",
-        take: |f| exact(f.ioctls.as_ref()?.map_dma),
-        target: None,
-    },
+    Row { what: "ioctls before the first KVM_RUN", take: |f| exact(f.ioctls.as_ref()?.total), target: Some(90.0) },
+    Row { what: "  of them VFIO_IOMMU_MAP_DMA", take: |f| exact(f.ioctls.as_ref()?.map_dma), target: None },
     Row {
         what: "private dirty memory beside guest RAM, MiB",
-        take: |f| {
-            counted(f, |r| {
-                Some(r.mark("up")?.memory.private_dirty as f64 / 1024.0)
-            })
-        },
+        take: |f| counted(f, |r| Some(r.mark("up")?.memory.private_dirty as f64 / 1024.0)),
         target: Some(1.5),
     },
     Row {
@@ -118,13 +90,7 @@ const ROWS: &[Row] = &[
     },
     Row {
         what: "stripped binary, MB",
-        take: |f| {
-            exact(f.binary?).map(|s| Sample {
-                median: s.median / 1e6,
-                least: s.least / 1e6,
-                most: s.most / 1e6,
-            })
-        },
+        take: |f| exact(f.binary?).map(|s| Sample { median: s.median / 1e6, least: s.least / 1e6, most: s.most / 1e6 }),
         target: Some(6.0),
     },
 ];
@@ -180,13 +146,7 @@ pub fn render(all: &[Figures], memory: &str) -> String {
             format!("{t}{verdict}")
         });
         // Writing to a String cannot fail.
-        let _ = writeln!(
-            out,
-            "{:50} {:>28} {:>28} {ratio:>7} {target:>8}",
-            row.what,
-            text(theirs),
-            text(mine)
-        );
+        let _ = writeln!(out, "{:50} {:>28} {:>28} {ratio:>7} {target:>8}", row.what, text(theirs), text(mine));
     }
     if let Some(ratio) = qemu.zip(ours).and_then(|(q, o)| time_ratio(q, o)) {
         let _ = writeln!(
@@ -222,11 +182,7 @@ fn causes(figures: &Figures) -> String {
         causes.push((*hits, format!("address {gpa:#x}")));
     }
     causes.sort_by(|a, b| b.cmp(a));
-    let shown: Vec<String> = causes
-        .iter()
-        .take(SHOWN)
-        .map(|(hits, what)| format!("{what}: {hits}"))
-        .collect();
+    let shown: Vec<String> = causes.iter().take(SHOWN).map(|(hits, what)| format!("{what}: {hits}")).collect();
     format!(
         "\n{:?}, port and memory accesses that left the guest up to init (also those that KVM answers): {}\n",
         figures.vmm,
@@ -250,13 +206,7 @@ mod tests {
 
     #[test]
     fn a_table_without_figures_has_all_its_lines() {
-        let empty = |vmm| Figures {
-            vmm,
-            timed: Vec::new(),
-            counted: Vec::new(),
-            ioctls: None,
-            binary: None,
-        };
+        let empty = |vmm| Figures { vmm, timed: Vec::new(), counted: Vec::new(), ioctls: None, binary: None };
         let text = render(&[empty(Vmm::Qemu), empty(Vmm::Passthru)], "1G");
         for row in ROWS {
             assert!(text.contains(row.what));

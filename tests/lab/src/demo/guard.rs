@@ -50,11 +50,7 @@ pub fn run_guest(command: &mut Command, interrupts: &Interrupts, limit: Duration
         let interrupted = interrupts.came();
         if interrupted || Instant::now() > end {
             stop(&mut child)?;
-            bail!(if interrupted {
-                "interrupted"
-            } else {
-                "the guest did not end in time"
-            });
+            bail!(if interrupted { "interrupted" } else { "the guest did not end in time" });
         }
         thread::sleep(TICK);
     }
@@ -85,10 +81,7 @@ pub struct Taken {
 
 impl Taken {
     pub fn none(passthru: &Path) -> Self {
-        Self {
-            passthru: passthru.to_owned(),
-            devices: Vec::new(),
-        }
+        Self { passthru: passthru.to_owned(), devices: Vec::new() }
     }
 
     /// Takes a device with `passthru bind`.
@@ -118,11 +111,7 @@ impl Taken {
             .context("cannot start passthru")?;
         super::output(&String::from_utf8_lossy(&output.stdout));
         super::output(&String::from_utf8_lossy(&output.stderr));
-        ensure!(
-            output.status.success(),
-            "passthru {verb} {bdf}: {}",
-            output.status
-        );
+        ensure!(output.status.success(), "passthru {verb} {bdf}: {}", output.status);
         Ok(())
     }
 }
@@ -166,10 +155,7 @@ mod tests {
         });
         assert!(std::panic::catch_unwind(work).is_err());
         let log = fs::read_to_string(dir.path().join("log")).unwrap();
-        assert_eq!(
-            log,
-            "bind 0000:01:00.0\nbind 0000:02:00.0\nrelease 0000:02:00.0\nrelease 0000:01:00.0\n"
-        );
+        assert_eq!(log, "bind 0000:01:00.0\nbind 0000:02:00.0\nrelease 0000:02:00.0\nrelease 0000:01:00.0\n");
     }
 
     #[test]

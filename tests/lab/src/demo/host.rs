@@ -40,10 +40,7 @@ pub fn run(image: &Image, passthru: &Path, folder: &Path, bdf: &str, yes: bool) 
     show_group(&group, &members);
     refuse_used(&members)?;
     let taken: Vec<&Member> = members.iter().filter(|m| !m.is_bridge()).collect();
-    ensure!(
-        taken.iter().any(|m| m.bdf == bdf),
-        "{bdf} is a bridge: bridges stay with the host"
-    );
+    ensure!(taken.iter().any(|m| m.bdf == bdf), "{bdf} is a bridge: bridges stay with the host");
     if !yes {
         confirm(&taken)?;
     }
@@ -65,20 +62,14 @@ pub fn run(image: &Image, passthru: &Path, folder: &Path, bdf: &str, yes: bool) 
     archive.extend(guest.archive());
     std::fs::write(&initrd, archive)?;
     let kernel = image.images.join(name::KERNEL);
-    let text = guest.command(&initrd.display().to_string()).replace(
-        &format!("/images/{}", name::KERNEL),
-        &kernel.display().to_string(),
-    );
+    let text = guest
+        .command(&initrd.display().to_string())
+        .replace(&format!("/images/{}", name::KERNEL), &kernel.display().to_string());
     let text = text.trim_start_matches("exec ");
     shows(text);
-    let text = text
-        .strip_prefix("passthru")
-        .context("not passthru's command")?;
+    let text = text.strip_prefix("passthru").context("not passthru's command")?;
     let mut command = Command::new("sh");
-    command
-        .args(["-c", &format!("exec \"$0\"{text}")])
-        .arg(passthru)
-        .stdin(Stdio::null());
+    command.args(["-c", &format!("exec \"$0\"{text}")]).arg(passthru).stdin(Stdio::null());
     let code = run_guest(&mut command, &interrupts, LIMIT)?;
     ensure!(code == 0, "passthru ended with {code}");
 
@@ -87,13 +78,7 @@ pub fn run(image: &Image, passthru: &Path, folder: &Path, bdf: &str, yes: bool) 
     let (_, after) = host_facts::group(&Roots::real(), &bdf)?;
     show_group(&group, &after);
     for (was, is) in members.iter().zip(&after) {
-        ensure!(
-            was.driver == is.driver,
-            "{} is on {:?}, it was on {:?}",
-            is.bdf,
-            is.driver,
-            was.driver
-        );
+        ensure!(was.driver == is.driver, "{} is on {:?}, it was on {:?}", is.bdf, is.driver, was.driver);
     }
     summary(&[
         format!("a stock Debian kernel booted in a guest that owned {bdf} of this host"),
@@ -111,10 +96,7 @@ fn show_group(group: &str, members: &[Member]) {
             [] => "not in use".to_owned(),
             uses => uses.join(", "),
         };
-        output(&format!(
-            "  {}  class {:06x}  {driver}  {uses}",
-            member.bdf, member.class
-        ));
+        output(&format!("  {}  class {:06x}  {driver}  {uses}", member.bdf, member.class));
     }
 }
 
@@ -125,20 +107,14 @@ fn refuse_used(members: &[Member]) -> Result<()> {
         .flat_map(|m| m.uses.iter().map(move |u| format!("{}: {u}", m.bdf)))
         .collect();
     if !uses.is_empty() {
-        bail!(Refused(format!(
-            "the host needs this group:\n  {}",
-            uses.join("\n  ")
-        )));
+        bail!(Refused(format!("the host needs this group:\n  {}", uses.join("\n  "))));
     }
     Ok(())
 }
 
 fn confirm(taken: &[&Member]) -> Result<()> {
     let names: Vec<&str> = taken.iter().map(|m| m.bdf.as_str()).collect();
-    print!(
-        "\nThe host will be without {} for about a minute. Type yes to go on: ",
-        names.join(", ")
-    );
+    print!("\nThe host will be without {} for about a minute. Type yes to go on: ", names.join(", "));
     std::io::stdout().flush()?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
@@ -198,12 +174,7 @@ mod tests {
     use super::*;
 
     fn member(class: u32, uses: &[&str]) -> Member {
-        Member {
-            bdf: "0000:01:00.0".into(),
-            class,
-            driver: None,
-            uses: uses.iter().map(|u| (*u).to_owned()).collect(),
-        }
+        Member { bdf: "0000:01:00.0".into(), class, driver: None, uses: uses.iter().map(|u| (*u).to_owned()).collect() }
     }
 
     #[test]

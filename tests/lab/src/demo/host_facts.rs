@@ -15,10 +15,7 @@ pub struct Roots {
 
 impl Roots {
     pub fn real() -> Self {
-        Self {
-            sys: "/sys".into(),
-            proc: "/proc".into(),
-        }
+        Self { sys: "/sys".into(), proc: "/proc".into() }
     }
 
     fn device(&self, bdf: &str) -> PathBuf {
@@ -55,11 +52,7 @@ impl Member {
 
 /// The address with its domain.
 pub fn full_address(bdf: &str) -> String {
-    if bdf.matches(':').count() == 1 {
-        format!("0000:{bdf}")
-    } else {
-        bdf.to_owned()
-    }
+    if bdf.matches(':').count() == 1 { format!("0000:{bdf}") } else { bdf.to_owned() }
 }
 
 /// The device's IOMMU group and its members.
@@ -68,13 +61,9 @@ pub fn group(roots: &Roots, bdf: &str) -> Result<(String, Vec<Member>)> {
     ensure!(device.exists(), "there is no PCI device {bdf}");
     let group = fs::canonicalize(device.join("iommu_group"))
         .with_context(|| format!("{bdf} is in no IOMMU group: this host has no active IOMMU"))?;
-    let number = group
-        .file_name()
-        .map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-    let mut names: Vec<String> = fs::read_dir(group.join("devices"))?
-        .flatten()
-        .map(|e| e.file_name().to_string_lossy().into_owned())
-        .collect();
+    let number = group.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let mut names: Vec<String> =
+        fs::read_dir(group.join("devices"))?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     let members = names.into_iter().map(|n| member(roots, n)).collect();
     Ok((number, members))
@@ -100,11 +89,7 @@ fn drive_uses(roots: &Roots, device: &Path) -> Vec<String> {
         return Vec::new();
     };
     let mut names = BTreeSet::new();
-    for entry in fs::read_dir(roots.sys.join("class/block"))
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
+    for entry in fs::read_dir(roots.sys.join("class/block")).into_iter().flatten().flatten() {
         let below = fs::canonicalize(entry.path()).is_ok_and(|p| p.starts_with(&device));
         if below {
             names.insert(entry.file_name().to_string_lossy().into_owned());
@@ -145,11 +130,7 @@ fn drive_uses(roots: &Roots, device: &Path) -> Vec<String> {
 /// The default route over the device's interfaces, IPv4 and IPv6.
 fn route_uses(roots: &Roots, device: &Path) -> Vec<String> {
     let mut uses = Vec::new();
-    for entry in fs::read_dir(device.join("net"))
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
+    for entry in fs::read_dir(device.join("net")).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let v4 = read(&roots.proc.join("net/route")).lines().any(|l| {
             let words: Vec<&str> = l.split_whitespace().collect();
@@ -183,10 +164,7 @@ mod tests {
     /// A host with a NIC at 0000:01:00.0 (eth9) and a drive at 0000:02:00.0 (nvme9n1), one group.
     fn made_up(mounts: &str, swaps: &str, route: &str) -> (tempfile::TempDir, Roots) {
         let dir = tempfile::tempdir().unwrap();
-        let roots = Roots {
-            sys: dir.path().join("sys"),
-            proc: dir.path().join("proc"),
-        };
+        let roots = Roots { sys: dir.path().join("sys"), proc: dir.path().join("proc") };
         let put = |path: PathBuf, text: &str| {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
@@ -196,10 +174,7 @@ mod tests {
             symlink(to, from).unwrap();
         };
         let group = roots.sys.join("kernel/iommu_groups/7");
-        for (bdf, class) in [
-            ("0000:01:00.0", "0x020000\n"),
-            ("0000:02:00.0", "0x010802\n"),
-        ] {
+        for (bdf, class) in [("0000:01:00.0", "0x020000\n"), ("0000:02:00.0", "0x010802\n")] {
             put(roots.device(bdf).join("class"), class);
             link(group.join("devices").join(bdf), roots.device(bdf));
             link(roots.device(bdf).join("iommu_group"), group.clone());
@@ -241,10 +216,7 @@ mod tests {
         );
         let (_, members) = group(&roots, "0000:02:00.0").unwrap();
         assert_eq!(members[0].uses, ["eth9 has the default route"]);
-        assert_eq!(
-            members[1].uses,
-            ["/dev/nvme9n1 is mounted at /srv", "/dev/nvme9n1 is swap"]
-        );
+        assert_eq!(members[1].uses, ["/dev/nvme9n1 is mounted at /srv", "/dev/nvme9n1 is swap"]);
     }
 
     #[test]

@@ -35,15 +35,11 @@ pub fn run(image: &Image, programs: &Programs, folder: &Path, vmm: Vmm) -> Resul
     output(&l1.ok(GROUPS)?);
 
     step(3, "The devices, in the hands of the host");
-    let drivers = |l1: &mut L1| -> Result<[String; 2]> {
-        Ok([steps::driver(l1, NIC)?, steps::driver(l1, DRIVE)?])
-    };
+    let drivers = |l1: &mut L1| -> Result<[String; 2]> { Ok([steps::driver(l1, NIC)?, steps::driver(l1, DRIVE)?]) };
     let before = drivers(&mut l1)?;
     output(&l1.ok(&format!("lspci -ks {NIC}; lspci -ks {DRIVE}"))?);
     let sum = steps::host_sum(&mut l1)?;
-    output(&format!(
-        "SHA-256 of the drive's first 64 MiB, read by the host: {sum}"
-    ));
+    output(&format!("SHA-256 of the drive's first 64 MiB, read by the host: {sum}"));
 
     step(4, "Take them from the host");
     for bdf in [NIC, DRIVE] {
@@ -59,9 +55,8 @@ pub fn run(image: &Image, programs: &Programs, folder: &Path, vmm: Vmm) -> Resul
 
     step(5, "Boot a guest that owns them (Debian's kernel, 256 MiB)");
     let guest = Guest::new().vmm(vmm).fat().passes(NIC).passes(DRIVE);
-    let guest = guest
-        .script("echo '# lspci'; lspci -nn")
-        .script("echo '# the NIC: link, address, ping, 8 MiB over TCP'");
+    let guest =
+        guest.script("echo '# lspci'; lspci -nn").script("echo '# the NIC: link, address, ping, 8 MiB over TCP'");
     let guest = guest
         .script(&l2::nic_up("e1000e"))
         .script(&l2::ping(4))
@@ -91,25 +86,16 @@ pub fn run(image: &Image, programs: &Programs, folder: &Path, vmm: Vmm) -> Resul
         }
     }
     let after = drivers(&mut l1)?;
-    ensure!(
-        before == after,
-        "drivers before: {before:?}, after: {after:?}"
-    );
+    ensure!(before == after, "drivers before: {before:?}, after: {after:?}");
     output(&l1.ok(&format!("lspci -ks {NIC}; lspci -ks {DRIVE}"))?);
     steps::check_written(&mut l1, &ended)?;
 
     summary(&[
-        format!(
-            "a stock Debian kernel booted in a guest with the host's devices {NIC} and {DRIVE}"
-        ),
+        format!("a stock Debian kernel booted in a guest with the host's devices {NIC} and {DRIVE}"),
         "the guest's NIC answered 4 of 4 pings, and 8 MiB over TCP had the right SHA-256".into(),
         "the guest read from the NVMe drive what the host reads (64 MiB, SHA-256)".into(),
-        "the guest wrote 8 MiB to the drive; it and, afterwards, the host read them back unchanged"
-            .into(),
-        format!(
-            "both devices are back on their drivers: {} and {}",
-            after[0], after[1]
-        ),
+        "the guest wrote 8 MiB to the drive; it and, afterwards, the host read them back unchanged".into(),
+        format!("both devices are back on their drivers: {} and {}", after[0], after[1]),
     ]);
     println!("\nAll of it took {} s.", started.elapsed().as_secs());
     Ok(())

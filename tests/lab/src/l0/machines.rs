@@ -42,8 +42,7 @@ pub struct Machine {
 
 const ROOT_PORT_1: &str = "-device pcie-root-port,id=rp1,bus=pcie.0,addr=1,chassis=1";
 const ROOT_PORT_2: &str = "-device pcie-root-port,id=rp2,bus=pcie.0,addr=2,chassis=2";
-const NIC: &str =
-    "-netdev user,id=net1 -device e1000e,id=nic1,netdev=net1,bus=rp1,mac=52:54:00:00:00:01";
+const NIC: &str = "-netdev user,id=net1 -device e1000e,id=nic1,netdev=net1,bus=rp1,mac=52:54:00:00:00:01";
 const DRIVE: &str = "-drive file={drive},format=raw,if=none,id=drive1,snapshot=on";
 const NVME: &str = "-device nvme,id=nvme1,drive=drive1,serial=lab1,bus=rp2";
 const MODULES: &[&str] = &["kvm-amd", "vfio-pci", "vfio_iommu_type1", "e1000e", "nvme"];
@@ -101,23 +100,12 @@ pub static SHARED_GROUP: Machine = Machine {
         DRIVE,
         NVME,
     ],
-    modules: &[
-        "kvm-amd",
-        "vfio-pci",
-        "vfio_iommu_type1",
-        "8139cp",
-        "snd-hda-intel",
-        "nvme",
-    ],
+    modules: &["kvm-amd", "vfio-pci", "vfio_iommu_type1", "8139cp", "snd-hda-intel", "nvme"],
     ..DEFAULT
 };
 
-pub static NO_IOMMU: Machine = Machine {
-    name: "no-iommu",
-    about: "as default, without an IOMMU",
-    iommu: Iommu::None,
-    ..DEFAULT
-};
+pub static NO_IOMMU: Machine =
+    Machine { name: "no-iommu", about: "as default, without an IOMMU", iommu: Iommu::None, ..DEFAULT };
 
 pub static NO_INTREMAP: Machine = Machine {
     name: "no-intremap",
@@ -126,31 +114,15 @@ pub static NO_INTREMAP: Machine = Machine {
     ..DEFAULT
 };
 
-pub static AMD_IOMMU: Machine = Machine {
-    name: "amd-iommu",
-    about: "as default, with an AMD IOMMU",
-    iommu: Iommu::Amd,
-    ..DEFAULT
-};
+pub static AMD_IOMMU: Machine =
+    Machine { name: "amd-iommu", about: "as default, with an AMD IOMMU", iommu: Iommu::Amd, ..DEFAULT };
 
-pub static LARGE: Machine = Machine {
-    name: "large",
-    about: "as default, with 8 GiB of memory",
-    memory_mib: 8192,
-    ..DEFAULT
-};
+pub static LARGE: Machine =
+    Machine { name: "large", about: "as default, with 8 GiB of memory", memory_mib: 8192, ..DEFAULT };
 
 /// All machines.
-pub static ALL: &[&Machine] = &[
-    &DEFAULT,
-    &NVME_EXCLUSIVE,
-    &SRIOV,
-    &SHARED_GROUP,
-    &NO_IOMMU,
-    &NO_INTREMAP,
-    &AMD_IOMMU,
-    &LARGE,
-];
+pub static ALL: &[&Machine] =
+    &[&DEFAULT, &NVME_EXCLUSIVE, &SRIOV, &SHARED_GROUP, &NO_IOMMU, &NO_INTREMAP, &AMD_IOMMU, &LARGE];
 
 /// The machine of that name.
 pub fn find(name: &str) -> Option<&'static Machine> {

@@ -43,10 +43,7 @@ impl L0 {
         let process = Command::new("setpriv")
             .args(["--pdeathsig", "KILL"])
             .args(&words)
-            .env(
-                "QEMU_MODULE_DIR",
-                image.tree.join("usr/lib/x86_64-linux-gnu/qemu"),
-            )
+            .env("QEMU_MODULE_DIR", image.tree.join("usr/lib/x86_64-linux-gnu/qemu"))
             .current_dir(folder)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -54,10 +51,7 @@ impl L0 {
             .spawn()
             .context("cannot start setpriv (package util-linux)")?;
         fs::write(folder.join("l0-command"), words.join("\n"))?;
-        Ok(Self {
-            process,
-            folder: folder.to_owned(),
-        })
+        Ok(Self { process, folder: folder.to_owned() })
     }
 
     /// Connects to one of QEMU's sockets.
@@ -140,11 +134,7 @@ fn arguments(image: &Image, machine: &Machine) -> Vec<String> {
     let mut words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
     let drive = format!("{images}/{}", name::NVME);
     for argument in machine.devices {
-        words.extend(
-            argument
-                .split_whitespace()
-                .map(|w| w.replace("{drive}", &drive)),
-        );
+        words.extend(argument.split_whitespace().map(|w| w.replace("{drive}", &drive)));
     }
     words.push("-append".into());
     words.push(format!(
@@ -161,10 +151,7 @@ mod tests {
 
     #[test]
     fn every_machine_has_an_iommu_and_its_devices() {
-        let image = Image {
-            tree: "/t".into(),
-            images: "/i".into(),
-        };
+        let image = Image { tree: "/t".into(), images: "/i".into() };
         for machine in machines::ALL {
             let words = arguments(&image, machine);
             let has = |text: &str| words.iter().any(|w| w.contains(text));

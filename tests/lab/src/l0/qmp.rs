@@ -18,9 +18,7 @@ pub struct Monitor {
 impl Monitor {
     pub fn new(stream: UnixStream) -> Result<Self> {
         stream.set_read_timeout(Some(LIMIT))?;
-        let mut monitor = Self {
-            lines: BufReader::new(stream),
-        };
+        let mut monitor = Self { lines: BufReader::new(stream) };
         let greeting = monitor.line()?;
         if greeting.get("QMP").is_none() {
             bail!("not a monitor: {greeting}");
@@ -91,10 +89,7 @@ mod tests {
         });
         let mut monitor = Monitor::new(ours).unwrap();
         assert_eq!(monitor.human("info").unwrap(), "hello");
-        let error = monitor
-            .run("device_del", json!({"id": "x"}))
-            .unwrap_err()
-            .to_string();
+        let error = monitor.run("device_del", json!({"id": "x"})).unwrap_err().to_string();
         assert!(error.contains("no such device"), "{error}");
         server.join().unwrap();
     }

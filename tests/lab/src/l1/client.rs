@@ -28,10 +28,7 @@ pub struct Client {
 
 impl Client {
     pub fn new(stream: UnixStream) -> Self {
-        Self {
-            lines: BufReader::new(stream),
-            last: 0,
-        }
+        Self { lines: BufReader::new(stream), last: 0 }
     }
 
     /// Asks and waits, in real time, for `limit` at most.

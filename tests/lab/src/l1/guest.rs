@@ -108,8 +108,7 @@ impl Guest {
     /// Passes the host's device through, behind a root port of its own as on the host.
     pub fn passes(self, bdf: &str) -> Self {
         let port = self.devices.len() / 2 + 1;
-        self.device(&format!("pcie-root-port,id=port{port}"))
-            .device(&format!("vfio-pci,host={bdf},bus=port{port}"))
+        self.device(&format!("pcie-root-port,id=port{port}")).device(&format!("vfio-pci,host={bdf},bus=port{port}"))
     }
 
     /// Shell text that the guest runs once it is up; further calls add to it.
@@ -128,11 +127,7 @@ impl Guest {
 
     /// Initramfs that the script is appended to, in L1.
     pub fn base_initramfs(&self) -> String {
-        let file = if self.fat {
-            name::L2_FAT_INITRAMFS
-        } else {
-            name::L2_INITRAMFS
-        };
+        let file = if self.fat { name::L2_FAT_INITRAMFS } else { name::L2_INITRAMFS };
         format!("/images/{file}")
     }
 
@@ -161,9 +156,7 @@ impl Guest {
         words.push(format!("{dashes}smp {}", self.cpus));
         words.push(format!("{dashes}kernel /images/{kernel}"));
         words.push(format!("{dashes}initrd {initrd}"));
-        words.push(format!(
-            "{dashes}append 'console=ttyS0 panic=-1 rdinit=/init{quiet}'"
-        ));
+        words.push(format!("{dashes}append 'console=ttyS0 panic=-1 rdinit=/init{quiet}'"));
         if !self.reboots {
             words.push(format!("{dashes}no-reboot"));
         }
@@ -193,22 +186,13 @@ pub struct Ended {
 impl Ended {
     /// The VMM must have ended with 0.
     pub fn success(self) -> Result<Self> {
-        ensure!(
-            self.code == 0,
-            "the VMM ended with {}:\n{}",
-            self.code,
-            report::tail(&self.text, 30)
-        );
+        ensure!(self.code == 0, "the VMM ended with {}:\n{}", self.code, report::tail(&self.text, 30));
         Ok(self)
     }
 
     /// `text` must stand on the console.
     pub fn expect(self, text: &str) -> Result<Self> {
-        ensure!(
-            self.text.contains(text),
-            "the guest did not say `{text}`:\n{}",
-            report::tail(&self.text, 30)
-        );
+        ensure!(self.text.contains(text), "the guest did not say `{text}`:\n{}", report::tail(&self.text, 30));
         Ok(self)
     }
 
@@ -222,12 +206,8 @@ impl Ended {
 
     /// Value of the last line `LAB key=value` on the console.
     pub fn value(&self, key: &str) -> Result<&str> {
-        value(&self.text, key).with_context(|| {
-            format!(
-                "the guest did not report `{key}`:\n{}",
-                report::tail(&self.text, 30)
-            )
-        })
+        value(&self.text, key)
+            .with_context(|| format!("the guest did not report `{key}`:\n{}", report::tail(&self.text, 30)))
     }
 }
 
@@ -245,17 +225,9 @@ mod tests {
 
     #[test]
     fn one_description_serves_both_vmms() {
-        let guest = Guest::new()
-            .memory("1G")
-            .cpus(4)
-            .passes("01:00.0")
-            .passes("02:00.0");
+        let guest = Guest::new().memory("1G").cpus(4).passes("01:00.0").passes("02:00.0");
         let ours = guest.command("/i");
-        assert!(
-            ours.starts_with(
-                "exec passthru run -m 1G --smp 4 --kernel /images/bzImage --initrd /i"
-            )
-        );
+        assert!(ours.starts_with("exec passthru run -m 1G --smp 4 --kernel /images/bzImage --initrd /i"));
         assert!(ours.ends_with(
             "--no-reboot --device pcie-root-port,id=port1 --device vfio-pci,host=01:00.0,bus=port1 \
              --device pcie-root-port,id=port2 --device vfio-pci,host=02:00.0,bus=port2"

@@ -55,4 +55,5 @@ pub fn nvme_write() -> String {
 }
 
 /// Host's command for the sum of what [`nvme_write`] wrote.
-pub const HOST_SUM_OF_WRITTEN: &str = "dd if=/dev/nvme0n1 bs=1M skip=128 count=8 iflag=direct 2>/dev/null | sha256sum | cut -d ' ' -f 1";
+pub const HOST_SUM_OF_WRITTEN: &str =
+    "dd if=/dev/nvme0n1 bs=1M skip=128 count=8 iflag=direct 2>/dev/null | sha256sum | cut -d ' ' -f 1";

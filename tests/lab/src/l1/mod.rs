@@ -68,12 +68,7 @@ impl Job {
 
 impl L1 {
     /// Starts the PC and waits for the agent; tries a second time after a stall.
-    pub fn boot(
-        image: &Image,
-        machine: &'static Machine,
-        programs: &Programs,
-        folder: &Path,
-    ) -> Result<Self> {
+    pub fn boot(image: &Image, machine: &'static Machine, programs: &Programs, folder: &Path) -> Result<Self> {
         match Self::boot_once(image, machine, programs, folder) {
             Err(e) if e.is::<Stalled>() => {
                 let again = folder.with_extension("again");
@@ -83,12 +78,7 @@ impl L1 {
         }
     }
 
-    fn boot_once(
-        image: &Image,
-        machine: &'static Machine,
-        programs: &Programs,
-        folder: &Path,
-    ) -> Result<Self> {
+    fn boot_once(image: &Image, machine: &'static Machine, programs: &Programs, folder: &Path) -> Result<Self> {
         let bin = folder.join("share/bin");
         std::fs::create_dir_all(&bin)?;
         std::fs::copy(std::env::current_exe()?, bin.join("lab"))?;
@@ -99,14 +89,7 @@ impl L1 {
         let mut l0 = L0::start(image, machine, folder)?;
         let mut agent = Client::new(l0.connect("agent.sock")?);
         agent.ask(Op::Ping, BOOT_LIMIT)?;
-        Ok(Self {
-            l0,
-            agent,
-            machine,
-            jobs: 0,
-            scripts: 0,
-            deadline: None,
-        })
+        Ok(Self { l0, agent, machine, jobs: 0, scripts: 0, deadline: None })
     }
 
     /// The PC under this L1.
@@ -146,10 +129,7 @@ impl L1 {
     /// As [`L1::sh`], with a limit of its own.
     pub fn sh_within(&mut self, text: &str, limit: Duration) -> Result<Output> {
         let limit = self.within(limit)?;
-        let op = Op::Run {
-            command: shell(text),
-            timeout_ms: u64::try_from(limit.as_millis())?,
-        };
+        let op = Op::Run { command: shell(text), timeout_ms: u64::try_from(limit.as_millis())? };
         match self.agent.ask(op, limit + GRACE)? {
             Answer::Ran(output) => Ok(output),
             other => bail!("the agent answered {other:?}"),
@@ -166,11 +146,7 @@ impl L1 {
     /// Runs shell text that must end with `code`; returns both outputs.
     pub fn fails(&mut self, text: &str, code: i32) -> Result<String> {
         let output = self.sh(text)?;
-        ensure!(
-            output.code == code,
-            "`{text}` in L1 should end with exit code {code}, but {}",
-            describe(&output)
-        );
+        ensure!(output.code == code, "`{text}` in L1 should end with exit code {code}, but {}", describe(&output));
         Ok(output.stdout + &output.stderr)
     }
 
@@ -178,16 +154,11 @@ impl L1 {
     pub fn start(&mut self, text: &str) -> Result<Job> {
         self.jobs += 1;
         let name = format!("job{}", self.jobs);
-        let op = Op::Start {
-            command: shell(text),
-            name: name.clone(),
-        };
+        let op = Op::Start { command: shell(text), name: name.clone() };
         match self.agent.ask(op, COMMAND_LIMIT)? {
-            Answer::Started { job, pid } => Ok(Job {
-                id: job,
-                pid,
-                console: self.folder().join(format!("share/jobs/{name}.out")),
-            }),
+            Answer::Started { job, pid } => {
+                Ok(Job { id: job, pid, console: self.folder().join(format!("share/jobs/{name}.out")) })
+            }
             other => bail!("the agent answered {other:?}"),
         }
     }
@@ -195,10 +166,7 @@ impl L1 {
     /// The background command's exit code, or `None` if it still runs after `limit`.
     pub fn wait(&mut self, job: &Job, limit: Duration) -> Result<Option<i32>> {
         let limit = self.within(limit)?;
-        let op = Op::Wait {
-            job: job.id,
-            timeout_ms: u64::try_from(limit.as_millis())?,
-        };
+        let op = Op::Wait { job: job.id, timeout_ms: u64::try_from(limit.as_millis())? };
         match self.agent.ask(op, limit + GRACE)? {
             Answer::Waited { code } => Ok(code),
             other => bail!("the agent answered {other:?}"),
@@ -215,16 +183,9 @@ impl L1 {
                 return Ok(());
             }
             if let Some(code) = code {
-                bail!(
-                    "it ended with {code} before it said `{text}`:\n{}",
-                    crate::report::tail(&console, 30)
-                );
+                bail!("it ended with {code} before it said `{text}`:\n{}", crate::report::tail(&console, 30));
             }
-            ensure!(
-                Instant::now() < end,
-                "`{text}` did not come within {} s",
-                limit.as_secs()
-            );
+            ensure!(Instant::now() < end, "`{text}` did not come within {} s", limit.as_secs());
         }
     }
 
@@ -249,10 +210,7 @@ impl L1 {
                 crate::report::tail(&job.text(), 30)
             );
         };
-        Ok(Ended {
-            code,
-            text: job.text(),
-        })
+        Ok(Ended { code, text: job.text() })
     }
 
     /// Puts the guest's script into L1 and returns the command that runs the guest.
@@ -261,21 +219,13 @@ impl L1 {
         let name = format!("script{}.cpio", self.scripts);
         std::fs::write(self.folder().join("share").join(&name), guest.archive())?;
         let initrd = format!("/tmp/initrd{}", self.scripts);
-        self.ok(&format!(
-            "cat {} /share/{name} > {initrd}",
-            guest.base_initramfs()
-        ))?;
+        self.ok(&format!("cat {} /share/{name} > {initrd}", guest.base_initramfs()))?;
         Ok(guest.command(&initrd))
     }
 
     /// Hands new output of a background command on, line by line, until it has ended; returns
     /// its exit code.
-    pub fn follow(
-        &mut self,
-        job: &Job,
-        limit: Duration,
-        mut show: impl FnMut(&str),
-    ) -> Result<i32> {
+    pub fn follow(&mut self, job: &Job, limit: Duration, mut show: impl FnMut(&str)) -> Result<i32> {
         let end = Instant::now() + limit;
         let mut shown = 0;
         loop {
@@ -291,20 +241,13 @@ impl L1 {
             if let Some(code) = code {
                 return Ok(code);
             }
-            ensure!(
-                Instant::now() < end,
-                "it has not ended within {} s",
-                limit.as_secs()
-            );
+            ensure!(Instant::now() < end, "it has not ended within {} s", limit.as_secs());
         }
     }
 
     /// Sends a signal to a background command and its children.
     pub fn kill(&mut self, job: &Job, signal: nix::sys::signal::Signal) -> Result<()> {
-        let op = Op::Kill {
-            job: job.id,
-            signal: signal as i32,
-        };
+        let op = Op::Kill { job: job.id, signal: signal as i32 };
         self.agent.ask(op, COMMAND_LIMIT).map(drop)
     }
 
@@ -315,19 +258,13 @@ impl L1 {
 }
 
 fn shell(text: &str) -> Command {
-    Command {
-        argv: vec!["sh".into(), "-c".into(), text.into()],
-        stdin: None,
-    }
+    Command { argv: vec!["sh".into(), "-c".into(), text.into()], stdin: None }
 }
 
 /// "ended with 3:" and what the command wrote, for an error message.
 pub fn describe(output: &Output) -> String {
-    let how = if output.timed_out {
-        "ran into its time limit".to_owned()
-    } else {
-        format!("ended with {}", output.code)
-    };
+    let how =
+        if output.timed_out { "ran into its time limit".to_owned() } else { format!("ended with {}", output.code) };
     let text = format!("{}{}", output.stdout, output.stderr);
     format!("{how}:\n{}", crate::report::tail(&text, 30))
 }

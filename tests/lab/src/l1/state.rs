@@ -31,22 +31,15 @@ impl State {
     pub fn of(l1: &mut L1) -> Result<Self> {
         let text = l1.ok(PICTURE)?;
         // The picture's own helpers come and go.
-        let lines = text.lines().filter(|l| {
-            !l.ends_with(" readlink") && !l.ends_with(" gawk") && !l.ends_with(" mawk")
-        });
+        let lines =
+            text.lines().filter(|l| !l.ends_with(" readlink") && !l.ends_with(" gawk") && !l.ends_with(" mawk"));
         Ok(Self(lines.map(str::to_owned).collect()))
     }
 
     /// What `later` has too much or too little, in words.
     pub fn differences(&self, later: &Self) -> Vec<String> {
-        let gone = self
-            .0
-            .difference(&later.0)
-            .map(|l| format!("no longer: {l}"));
-        let new = later
-            .0
-            .difference(&self.0)
-            .map(|l| format!("left behind: {l}"));
+        let gone = self.0.difference(&later.0).map(|l| format!("no longer: {l}"));
+        let new = later.0.difference(&self.0).map(|l| format!("left behind: {l}"));
         gone.chain(new).collect()
     }
 }
@@ -60,13 +53,7 @@ mod tests {
         let state = |lines: &[&str]| State(lines.iter().map(|l| (*l).to_owned()).collect());
         let before = state(&["driver 01 e1000e", "process 5 lab"]);
         let after = state(&["driver 01 vfio-pci", "process 5 lab"]);
-        assert_eq!(
-            before.differences(&after),
-            [
-                "no longer: driver 01 e1000e",
-                "left behind: driver 01 vfio-pci"
-            ]
-        );
+        assert_eq!(before.differences(&after), ["no longer: driver 01 e1000e", "left behind: driver 01 vfio-pci"]);
         assert!(before.differences(&before).is_empty());
     }
 }

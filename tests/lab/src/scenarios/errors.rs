@@ -31,24 +31,16 @@ const SHARED_NIC: &str = "02:01.0";
 const SHARED_SOUND: &str = "02:02.0";
 
 /// An ordinary user without capabilities.
-const AS_USER: &str =
-    "setpriv --reuid 1000 --regid 1000 --clear-groups --inh-caps=-all --bounding-set=-all";
+const AS_USER: &str = "setpriv --reuid 1000 --regid 1000 --clear-groups --inh-caps=-all --bounding-set=-all";
 
 /// The command must fail with a code `PTnnn`, and name all of `words`.
 fn refused(lab: &mut Lab, command: &str, words: &[&str]) -> Result<String> {
     let output = lab.l1.sh_within(command, Duration::from_secs(60))?;
-    ensure!(
-        output.code != 0 && !output.timed_out,
-        "`{command}` should fail, but {}",
-        crate::l1::describe(&output)
-    );
+    ensure!(output.code != 0 && !output.timed_out, "`{command}` should fail, but {}", crate::l1::describe(&output));
     let text = output.stdout + &output.stderr;
     ensure!(code_in(&text).is_some(), "no error code PTnnn in:\n{text}");
     for word in words {
-        ensure!(
-            text.to_lowercase().contains(&word.to_lowercase()),
-            "`{word}` is not in:\n{text}"
-        );
+        ensure!(text.to_lowercase().contains(&word.to_lowercase()), "`{word}` is not in:\n{text}");
     }
     Ok(text)
 }
@@ -72,9 +64,7 @@ fn no_kvm(lab: &mut Lab) -> Result<()> {
 }
 
 fn device_absent(lab: &mut Lab) -> Result<()> {
-    let command = lab
-        .l1
-        .prepare(&Guest::new().device("vfio-pci,host=05:00.0"))?;
+    let command = lab.l1.prepare(&Guest::new().device("vfio-pci,host=05:00.0"))?;
     refused(lab, &command, &["05:00.0"])?;
     refused(lab, "passthru bind 05:00.0", &["05:00.0"]).map(drop)
 }
@@ -105,10 +95,7 @@ fn not_permitted(lab: &mut Lab) -> Result<()> {
 
 fn memlock(lab: &mut Lab) -> Result<()> {
     steps::with_bound(lab, &[NIC], |lab| {
-        let command = as_user(
-            lab,
-            "ulimit -l 65536; chmod 666 /dev/kvm; chmod 666 /dev/vfio/[0-9]*",
-        )?;
+        let command = as_user(lab, "ulimit -l 65536; chmod 666 /dev/kvm; chmod 666 /dev/vfio/[0-9]*")?;
         // 256 MiB needed, 64 MiB allowed.
         let result = refused(lab, &command, &["memlock", "256", "64"]);
         lab.l1.ok("chmod 600 /dev/kvm")?;
@@ -129,56 +116,28 @@ fn no_memory(lab: &mut Lab) -> Result<()> {
 }
 
 fn no_kernel(lab: &mut Lab) -> Result<()> {
-    for file in [
-        "/etc/passwd",
-        "/images/initramfs",
-        "/usr/bin/true",
-        "/dev/null",
-    ] {
-        refused(
-            lab,
-            &format!("passthru run -m 64M --kernel {file}"),
-            &[file],
-        )?;
+    for file in ["/etc/passwd", "/images/initramfs", "/usr/bin/true", "/dev/null"] {
+        refused(lab, &format!("passthru run -m 64M --kernel {file}"), &[file])?;
     }
-    refused(
-        lab,
-        "passthru run -m 64M --kernel /no/such/file",
-        &["/no/such/file"],
-    )
-    .map(drop)
+    refused(lab, "passthru run -m 64M --kernel /no/such/file", &["/no/such/file"]).map(drop)
 }
 
 /// `passthru bind` refuses what the host itself is using.
 fn bind_in_use(lab: &mut Lab) -> Result<()> {
-    lab.l1.ok(
-        "mkfs.ext4 -q -F /dev/nvme0n1 && mkdir -p /mnt/drive && mount /dev/nvme0n1 /mnt/drive",
-    )?;
+    lab.l1.ok("mkfs.ext4 -q -F /dev/nvme0n1 && mkdir -p /mnt/drive && mount /dev/nvme0n1 /mnt/drive")?;
     let mounted = refused(lab, &format!("passthru bind {DRIVE}"), &["/mnt/drive"]);
-    lab.l1
-        .ok("umount /mnt/drive && mkswap /dev/nvme0n1 && swapon /dev/nvme0n1")?;
+    lab.l1.ok("umount /mnt/drive && mkswap /dev/nvme0n1 && swapon /dev/nvme0n1")?;
     let swap = refused(lab, &format!("passthru bind {DRIVE}"), &["swap"]);
-    lab.l1
-        .ok("swapoff /dev/nvme0n1 && dd if=/dev/zero of=/dev/nvme0n1 bs=1M count=1 2>/dev/null")?;
-    let interface = lab
-        .l1
-        .ok(&format!("ls /sys/bus/pci/devices/0000:{NIC}/net"))?;
+    lab.l1.ok("swapoff /dev/nvme0n1 && dd if=/dev/zero of=/dev/nvme0n1 bs=1M count=1 2>/dev/null")?;
+    let interface = lab.l1.ok(&format!("ls /sys/bus/pci/devices/0000:{NIC}/net"))?;
     let interface = interface.trim();
     lab.l1.ok(&format!(
         "ip link set {interface} up && ip addr add 10.0.2.15/24 dev {interface} && ip route add default via 10.0.2.2"
     ))?;
     let route = refused(lab, &format!("passthru bind {NIC}"), &[interface, "route"]);
-    lab.l1.ok(&format!(
-        "ip addr flush dev {interface} && ip link set {interface} down"
-    ))?;
-    ensure!(
-        steps::driver(lab.l1, DRIVE)? == "nvme",
-        "the drive has lost its driver"
-    );
-    ensure!(
-        steps::driver(lab.l1, NIC)? == "e1000e",
-        "the NIC has lost its driver"
-    );
+    lab.l1.ok(&format!("ip addr flush dev {interface} && ip link set {interface} down"))?;
+    ensure!(steps::driver(lab.l1, DRIVE)? == "nvme", "the drive has lost its driver");
+    ensure!(steps::driver(lab.l1, NIC)? == "e1000e", "the NIC has lost its driver");
     mounted.and(swap).and(route).map(drop)
 }
 
@@ -188,11 +147,7 @@ fn explain(lab: &mut Lab) -> Result<()> {
         let output = lab.l1.sh(&format!("passthru explain PT{number:03}"))?;
         if output.code == 0 {
             known += 1;
-            ensure!(
-                output.stdout.len() > 80,
-                "PT{number:03} is hardly explained: {}",
-                output.stdout
-            );
+            ensure!(output.stdout.len() > 80, "PT{number:03} is hardly explained: {}", output.stdout);
         }
     }
     ensure!(known >= 12, "only {known} of PT001 to PT012 are explained");
@@ -222,9 +177,7 @@ fn no_remapping(lab: &mut Lab) -> Result<()> {
 
 /// One function of a group on vfio-pci, another on its driver: the error names both.
 fn not_viable(lab: &mut Lab) -> Result<()> {
-    let command = lab
-        .l1
-        .prepare(&Guest::new().device(&format!("vfio-pci,host={SHARED_NIC}")))?;
+    let command = lab.l1.prepare(&Guest::new().device(&format!("vfio-pci,host={SHARED_NIC}")))?;
     bind_by_hand(lab.l1, SHARED_NIC)?;
     let result = refused(lab, &command, &[SHARED_NIC, SHARED_SOUND, "snd_hda_intel"]);
     release_by_hand(lab.l1, SHARED_NIC)?;

@@ -21,9 +21,7 @@ fn shared_group(lab: &mut Lab) -> Result<()> {
         .device("vfio-pci,host=02:02.0")
         .script(&l2::nic_up("8139cp"))
         .script(&l2::ping(4))
-        .script(
-            "modprobe snd-hda-intel; sleep 1; echo LAB cards=$(grep -c HDA /proc/asound/cards)",
-        );
+        .script("modprobe snd-hda-intel; sleep 1; echo LAB cards=$(grep -c HDA /proc/asound/cards)");
     let ended = steps::with_bound(lab, &devices, |lab| lab.l1.guest(&guest)?.success())?;
     ensure!(ended.value("ping")? == "4", "pings were lost");
     ensure!(ended.value("cards")? == "1", "no sound card");
@@ -33,22 +31,12 @@ fn shared_group(lab: &mut Lab) -> Result<()> {
 /// The function belongs to the guest, the card stays with the host.
 fn virtual_function(lab: &mut Lab) -> Result<()> {
     let numvfs = "/sys/bus/pci/devices/0000:01:00.0/sriov_numvfs";
-    lab.l1.ok(&format!(
-        "modprobe igbvf; ip link set eth0 up; echo 1 > {numvfs}"
-    ))?;
-    let vf = lab
-        .l1
-        .ok("basename $(readlink /sys/bus/pci/devices/0000:01:00.0/virtfn0)")?;
+    lab.l1.ok(&format!("modprobe igbvf; ip link set eth0 up; echo 1 > {numvfs}"))?;
+    let vf = lab.l1.ok("basename $(readlink /sys/bus/pci/devices/0000:01:00.0/virtfn0)")?;
     let vf = vf.trim().trim_start_matches("0000:").to_owned();
-    let guest = Guest::new()
-        .fat()
-        .passes(&vf)
-        .script(&l2::nic_up("igbvf"))
-        .script(&l2::ping(4));
+    let guest = Guest::new().fat().passes(&vf).script(&l2::nic_up("igbvf")).script(&l2::ping(4));
     let result = steps::with_bound(lab, &[&vf], |lab| lab.l1.guest(&guest)?.success());
-    lab.l1.ok(&format!(
-        "echo 0 > {numvfs}; ip link set eth0 down; modprobe -r igbvf"
-    ))?;
+    lab.l1.ok(&format!("echo 0 > {numvfs}; ip link set eth0 down; modprobe -r igbvf"))?;
     ensure!(result?.value("ping")? == "4", "pings were lost");
     Ok(())
 }

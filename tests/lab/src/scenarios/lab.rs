@@ -6,8 +6,7 @@ use super::steps::{self, DRIVE, NIC};
 use crate::l1::{Guest, L1, Vmm};
 use crate::scenario::{Lab, Scenario};
 
-pub static SCENARIOS: &[Scenario] =
-    &[Scenario::new("lab-self-check", self_check).without_passthru()];
+pub static SCENARIOS: &[Scenario] = &[Scenario::new("lab-self-check", self_check).without_passthru()];
 
 /// Gives a device to vfio-pci with nothing but sysfs.
 pub fn bind_by_hand(l1: &mut L1, bdf: &str) -> Result<()> {

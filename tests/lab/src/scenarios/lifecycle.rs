@@ -13,12 +13,8 @@ use crate::scenario::{Lab, Scenario};
 
 pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("reboot-twice", |lab| reboots(lab, 2, 1)).limit(500),
-    Scenario::new("reboot-10-times-1-vcpu", |lab| reboots(lab, 10, 1))
-        .long()
-        .limit(1500),
-    Scenario::new("reboot-10-times-4-vcpus", |lab| reboots(lab, 10, 4))
-        .long()
-        .limit(1800),
+    Scenario::new("reboot-10-times-1-vcpu", |lab| reboots(lab, 10, 1)).long().limit(1500),
+    Scenario::new("reboot-10-times-4-vcpus", |lab| reboots(lab, 10, 4)).long().limit(1800),
     Scenario::new("start-and-stop-20-times", |lab| starts_and_stops(lab, 20)).limit(900),
     Scenario::new("kill-9-then-release", kill_then_release),
     Scenario::new("reboot-with-no-reboot-ends", no_reboot_ends),
@@ -48,34 +44,21 @@ fn reboots(lab: &mut Lab, count: u32, cpus: u32) -> Result<()> {
         .script(&l2::nvme_read(8))
         .script("echo LAB done$n=1")
         .script(&format!("[ $n -gt {count} ] || reboot -f"));
-    lab.l1.ok(
-        "dd if=/dev/zero of=/dev/nvme0n1 bs=4096 seek=51200 count=1 conv=notrunc 2>/dev/null; sync",
-    )?;
+    lab.l1.ok("dd if=/dev/zero of=/dev/nvme0n1 bs=4096 seek=51200 count=1 conv=notrunc 2>/dev/null; sync")?;
     let ended = steps::with_bound(lab, &[NIC, DRIVE], |lab| {
         let job = lab.l1.start_guest(&guest)?;
         for boot in 1..=count + 1 {
-            lab.l1
-                .expect(&job, &format!("LAB done{boot}=1"), Duration::from_secs(240))?;
+            lab.l1.expect(&job, &format!("LAB done{boot}=1"), Duration::from_secs(240))?;
         }
         lab.l1.ended(&job)?.success()
     })?;
     let lines = |text: &str| ended.text.lines().filter(|l| l.contains(text)).count();
     let boots = usize::try_from(count + 1)?;
-    ensure!(
-        lines("L2 UP") == boots,
-        "the guest came up {} times",
-        lines("L2 UP")
-    );
-    ensure!(
-        lines("LAB ping=2") == boots,
-        "the NIC did not work after each boot"
-    );
+    ensure!(lines("L2 UP") == boots, "the guest came up {} times", lines("L2 UP"));
+    ensure!(lines("LAB ping=2") == boots, "the NIC did not work after each boot");
     let first = ended.text.lines().find(|l| l.contains("LAB nvme_read="));
     let sum = first.map_or("", str::trim);
-    ensure!(
-        !sum.is_empty() && lines(sum) == boots,
-        "the drive read differently after a boot"
-    );
+    ensure!(!sum.is_empty() && lines(sum) == boots, "the drive read differently after a boot");
     Ok(())
 }
 
@@ -88,40 +71,26 @@ fn starts_and_stops(lab: &mut Lab, count: u32) -> Result<()> {
         let before = lab.l1.sh(LEFT)?.stdout;
         for round in 0..count {
             let job = lab.l1.start_guest(&guest)?;
-            lab.l1
-                .expect(&job, "Linux version", Duration::from_secs(90))?;
-            let signal = if round % 2 == 0 {
-                Signal::SIGTERM
-            } else {
-                Signal::SIGINT
-            };
+            lab.l1.expect(&job, "Linux version", Duration::from_secs(90))?;
+            let signal = if round % 2 == 0 { Signal::SIGTERM } else { Signal::SIGINT };
             lab.l1.kill(&job, signal)?;
             let code = lab.l1.wait(&job, Duration::from_secs(60))?;
-            ensure!(
-                code.is_some(),
-                "round {round}: {signal} does not end passthru"
-            );
+            ensure!(code.is_some(), "round {round}: {signal} does not end passthru");
         }
         let after = lab.l1.sh(LEFT)?.stdout;
-        ensure!(
-            before == after,
-            "something stayed behind after {count} rounds; before:\n{before}after:\n{after}"
-        );
+        ensure!(before == after, "something stayed behind after {count} rounds; before:\n{before}after:\n{after}");
         Ok(())
     })
 }
 
 fn kill_then_release(lab: &mut Lab) -> Result<()> {
     let read = steps::host_sum(lab.l1)?;
-    let guest = Guest::new()
-        .passes(NIC)
-        .passes(DRIVE)
-        .script(&l2::nvme_up())
-        .script("echo LAB busy=1; while :; do dd if=/dev/nvme0n1 of=/dev/null bs=1M count=64 iflag=direct 2>/dev/null; done");
+    let guest = Guest::new().passes(NIC).passes(DRIVE).script(&l2::nvme_up()).script(
+        "echo LAB busy=1; while :; do dd if=/dev/nvme0n1 of=/dev/null bs=1M count=64 iflag=direct 2>/dev/null; done",
+    );
     steps::with_bound(lab, &[NIC, DRIVE], |lab| {
         let job = lab.l1.start_guest(&guest)?;
-        lab.l1
-            .expect(&job, "LAB busy=1", Duration::from_secs(180))?;
+        lab.l1.expect(&job, "LAB busy=1", Duration::from_secs(180))?;
         lab.l1.kill(&job, Signal::SIGKILL)?;
         let code = lab.l1.wait(&job, Duration::from_secs(60))?;
         ensure!(code == Some(128 + 9), "it ended with {code:?}");
@@ -159,21 +128,10 @@ fn serial_variants(lab: &mut Lab) -> Result<()> {
     ] {
         let text = format!("rm -f /tmp/serial; {command} {serial} {redirection}");
         let output = lab.l1.sh_within(&text, limit)?;
-        ensure!(
-            output.code == 0,
-            "`{serial} {redirection}`: {}",
-            crate::l1::describe(&output)
-        );
-        let console = if serial.contains("file") {
-            lab.l1.ok("cat /tmp/serial")?
-        } else {
-            output.stdout
-        };
+        ensure!(output.code == 0, "`{serial} {redirection}`: {}", crate::l1::describe(&output));
+        let console = if serial.contains("file") { lab.l1.ok("cat /tmp/serial")? } else { output.stdout };
         let silent = serial.ends_with("none") || serial.ends_with("null");
-        ensure!(
-            console.contains("LAB end=1") != silent,
-            "`{serial} {redirection}`: the console says {console:?}"
-        );
+        ensure!(console.contains("LAB end=1") != silent, "`{serial} {redirection}`: the console says {console:?}");
     }
     Ok(())
 }
@@ -191,20 +149,13 @@ fn sigterm(lab: &mut Lab) -> Result<()> {
 /// at the latest when it ends, and the host finishes the removal.
 fn taken_away(lab: &mut Lab) -> Result<()> {
     lab.l1.ok(&format!("passthru bind {NIC}"))?;
-    let guest = Guest::new()
-        .passes(NIC)
-        .script(&l2::nic_up("e1000e"))
-        .script("echo LAB ready=1; sleep 1000");
+    let guest = Guest::new().passes(NIC).script(&l2::nic_up("e1000e")).script("echo LAB ready=1; sleep 1000");
     let job = lab.l1.start_guest(&guest)?;
-    lab.l1
-        .expect(&job, "LAB ready=1", Duration::from_secs(180))?;
+    lab.l1.expect(&job, "LAB ready=1", Duration::from_secs(180))?;
     let mut monitor = lab.l1.l0().monitor()?;
     monitor.run("device_del", json!({ "id": "nic1" }))?;
     let early = lab.l1.wait(&job, Duration::from_secs(10))?;
-    ensure!(
-        early.is_none_or(|code| code < 128),
-        "passthru died of it: {early:?}"
-    );
+    ensure!(early.is_none_or(|code| code < 128), "passthru died of it: {early:?}");
     lab.l1.kill(&job, Signal::SIGTERM)?;
     monitor.event("DEVICE_DELETED")?;
     steps::eventually(lab.l1, &format!("[ ! -e /sys/bus/pci/devices/0000:{NIC} ]"))

@@ -9,34 +9,20 @@ use crate::scenario::{Lab, Scenario};
 
 pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("main-job-1-vcpu", |lab| main_job(lab, Guest::new())),
-    Scenario::new("main-job-4-vcpus", |lab| {
-        main_job(lab, Guest::new().cpus(4))
-    }),
-    Scenario::new("main-job-elf-kernel", |lab| {
-        main_job(lab, Guest::new().kernel(Kernel::Elf))
-    }),
-    Scenario::new("main-job-thp-off", |lab| {
-        main_job(lab, Guest::new().memory("size=256M,hugepages=off"))
-    })
-    .long(),
-    Scenario::new("main-job-exclusive-msix-bar", |lab| {
-        main_job(lab, Guest::new())
-    })
-    .on(&machines::NVME_EXCLUSIVE),
+    Scenario::new("main-job-4-vcpus", |lab| main_job(lab, Guest::new().cpus(4))),
+    Scenario::new("main-job-elf-kernel", |lab| main_job(lab, Guest::new().kernel(Kernel::Elf))),
+    Scenario::new("main-job-thp-off", |lab| main_job(lab, Guest::new().memory("size=256M,hugepages=off"))).long(),
+    Scenario::new("main-job-exclusive-msix-bar", |lab| main_job(lab, Guest::new())).on(&machines::NVME_EXCLUSIVE),
     Scenario::new("main-job-amd-iommu", |lab| main_job(lab, Guest::new())).on(&machines::AMD_IOMMU),
     Scenario::new("guest-without-devices", no_devices),
     Scenario::new("guest-sees-clean-hardware", clean_hardware),
-    Scenario::new("memory-above-4g", high_memory)
-        .on(&machines::LARGE)
-        .long(),
+    Scenario::new("memory-above-4g", high_memory).on(&machines::LARGE).long(),
 ];
 
 fn main_job(lab: &mut Lab, guest: Guest) -> Result<()> {
     let read = steps::host_sum(lab.l1)?;
     let guest = steps::working_guest(guest.passes(NIC).passes(DRIVE), lab.server.port);
-    let ended = steps::with_bound(lab, &[NIC, DRIVE], |lab| {
-        lab.l1.guest(&guest)?.success()?.expect("L2 UP")
-    })?;
+    let ended = steps::with_bound(lab, &[NIC, DRIVE], |lab| lab.l1.guest(&guest)?.success()?.expect("L2 UP"))?;
     steps::check_work(&ended, &lab.server.sum, &read)?;
     steps::check_written(lab.l1, &ended)
 }
@@ -49,10 +35,7 @@ fn no_devices(lab: &mut Lab) -> Result<()> {
     let ended = lab.l1.guest(&guest)?.success()?.expect("L2 UP")?;
     ensure!(ended.value("cpus")? == "2");
     let clock = ended.value("clock")?;
-    ensure!(
-        clock == "kvm-clock" || clock == "tsc",
-        "the guest's clock source is {clock}"
-    );
+    ensure!(clock == "kvm-clock" || clock == "tsc", "the guest's clock source is {clock}");
     Ok(())
 }
 
@@ -83,9 +66,8 @@ fn clean_hardware(lab: &mut Lab) -> Result<()> {
 
 /// RAM on both sides of the hole below 4 GiB.
 fn high_memory(lab: &mut Lab) -> Result<()> {
-    let guest = Guest::new()
-        .memory("5G")
-        .script("echo LAB mem=$(sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)");
+    let guest =
+        Guest::new().memory("5G").script("echo LAB mem=$(sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)");
     let ended = lab.l1.guest(&guest)?.success()?;
     let kib: u64 = ended.value("mem")?.parse()?;
     ensure!(kib > 4 << 20, "the guest sees {kib} KiB of 5 GiB");

@@ -10,13 +10,8 @@ pub mod steps;
 
 use crate::scenario::Scenario;
 
-static TABLES: &[&[Scenario]] = &[
-    lab::SCENARIOS,
-    main_job::SCENARIOS,
-    lifecycle::SCENARIOS,
-    errors::SCENARIOS,
-    groups::SCENARIOS,
-];
+static TABLES: &[&[Scenario]] =
+    &[lab::SCENARIOS, main_job::SCENARIOS, lifecycle::SCENARIOS, errors::SCENARIOS, groups::SCENARIOS];
 
 /// Every scenario, in the order in which they run.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {

@@ -13,27 +13,19 @@ pub const DRIVE: &str = "02:00.0";
 
 /// Name of the driver that holds a device, or `none`.
 pub fn driver(l1: &mut L1, bdf: &str) -> Result<String> {
-    let text = l1.ok(&format!(
-        "d=/sys/bus/pci/devices/0000:{bdf}/driver; [ -e $d ] && basename $(readlink $d) || echo none"
-    ))?;
+    let text =
+        l1.ok(&format!("d=/sys/bus/pci/devices/0000:{bdf}/driver; [ -e $d ] && basename $(readlink $d) || echo none"))?;
     Ok(text.trim().to_owned())
 }
 
 /// Binds the devices, does `work`, releases the devices whatever came of it, and checks
 /// that each one is back on the driver that it had.
-pub fn with_bound<T>(
-    lab: &mut Lab,
-    devices: &[&str],
-    work: impl FnOnce(&mut Lab) -> Result<T>,
-) -> Result<T> {
+pub fn with_bound<T>(lab: &mut Lab, devices: &[&str], work: impl FnOnce(&mut Lab) -> Result<T>) -> Result<T> {
     let mut before = Vec::new();
     for bdf in devices {
         before.push(driver(lab.l1, bdf)?);
         lab.l1.ok(&format!("passthru bind {bdf}"))?;
-        ensure!(
-            driver(lab.l1, bdf)? == "vfio-pci",
-            "{bdf} is not on vfio-pci after passthru bind"
-        );
+        ensure!(driver(lab.l1, bdf)? == "vfio-pci", "{bdf} is not on vfio-pci after passthru bind");
     }
     let result = work(lab);
     if result.is_err() {
@@ -45,10 +37,7 @@ pub fn with_bound<T>(
         if result.is_ok() {
             released?;
             let now = driver(lab.l1, bdf)?;
-            ensure!(
-                now == *former,
-                "{bdf} is on {now} after passthru release, it was on {former}"
-            );
+            ensure!(now == *former, "{bdf} is on {now} after passthru release, it was on {former}");
         }
     }
     result
@@ -63,9 +52,7 @@ pub fn wait_for_drive(l1: &mut L1) -> Result<()> {
 /// SHA-256 of the drive's first 64 MiB, read by the host.
 pub fn host_sum(l1: &mut L1) -> Result<String> {
     wait_for_drive(l1)?;
-    let sum = l1.ok(
-        "dd if=/dev/nvme0n1 bs=1M count=64 iflag=direct 2>/dev/null | sha256sum | cut -d ' ' -f 1",
-    )?;
+    let sum = l1.ok("dd if=/dev/nvme0n1 bs=1M count=64 iflag=direct 2>/dev/null | sha256sum | cut -d ' ' -f 1")?;
     Ok(sum.trim().to_owned())
 }
 
@@ -84,14 +71,8 @@ pub fn working_guest(guest: Guest, port: u16) -> Guest {
 pub fn check_work(ended: &Ended, server_sum: &str, read: &str) -> Result<()> {
     ensure!(ended.value("ping")? == "4", "pings were lost");
     ensure!(ended.value("tcp")? == server_sum, "wrong data over TCP");
-    ensure!(
-        ended.value("nvme_read")? == read,
-        "the guest reads other data from the drive than the host"
-    );
-    ensure!(
-        ended.value("nvme_wrote")? == ended.value("nvme_reread")?,
-        "the guest does not read back what it wrote"
-    );
+    ensure!(ended.value("nvme_read")? == read, "the guest reads other data from the drive than the host");
+    ensure!(ended.value("nvme_wrote")? == ended.value("nvme_reread")?, "the guest does not read back what it wrote");
     Ok(())
 }
 
@@ -99,10 +80,7 @@ pub fn check_work(ended: &Ended, server_sum: &str, read: &str) -> Result<()> {
 pub fn check_written(l1: &mut L1, ended: &Ended) -> Result<()> {
     wait_for_drive(l1)?;
     let host = l1.ok(l2::HOST_SUM_OF_WRITTEN)?;
-    ensure!(
-        host.trim() == ended.value("nvme_wrote")?,
-        "the host does not read what the guest wrote"
-    );
+    ensure!(host.trim() == ended.value("nvme_wrote")?, "the host does not read what the guest wrote");
     Ok(())
 }
 

@@ -16,27 +16,18 @@ pub const EXIT_MISSING: i32 = 3;
 pub fn provide() -> Result<()> {
     let mut wanted = vec![
         ("mmdebstrap", "/usr/bin/mmdebstrap"),
-        (
-            "debian-archive-keyring",
-            "/usr/share/keyrings/debian-archive-keyring.gpg",
-        ),
+        ("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
     ];
     if !Uid::effective().is_root() {
         // Another user unpacks packages in a user namespace with its subordinate ids.
         wanted.push(("uidmap", "/usr/bin/newuidmap"));
     }
-    let missing: Vec<&str> = wanted
-        .iter()
-        .filter(|(_, file)| !Path::new(file).exists())
-        .map(|(package, _)| *package)
-        .collect();
+    let missing: Vec<&str> =
+        wanted.iter().filter(|(_, file)| !Path::new(file).exists()).map(|(package, _)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let command = format!(
-        "apt-get update && apt-get install -y --no-install-recommends {}",
-        missing.join(" ")
-    );
+    let command = format!("apt-get update && apt-get install -y --no-install-recommends {}", missing.join(" "));
     if !Uid::effective().is_root() {
         eprintln!("lab: this machine lacks what the lab needs; as root, run:\n");
         eprintln!("    sudo sh -c '{command}'\n");
@@ -48,10 +39,6 @@ pub fn provide() -> Result<()> {
         .env("DEBIAN_FRONTEND", "noninteractive")
         .stdin(std::process::Stdio::null())
         .output()?;
-    ensure!(
-        output.status.success(),
-        "`{command}` failed:\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    ensure!(output.status.success(), "`{command}` failed:\n{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }

@@ -30,14 +30,10 @@ pub fn build(tree: &Path, to: &Path) -> Result<()> {
         Ok(())
     })?;
     fs::write(to.join(name::L1_INITRAMFS), l1)?;
-    let plain = initramfs(tree, &version, recipe::L2_INIT, recipe::L2_MODULES, |_| {
-        Ok(())
-    })?;
+    let plain = initramfs(tree, &version, recipe::L2_INIT, recipe::L2_MODULES, |_| Ok(()))?;
     fs::write(to.join(name::L2_INITRAMFS), plain)?;
     let fat_modules = [recipe::L2_MODULES, recipe::L2_FAT_MODULES].concat();
-    let fat = initramfs(tree, &version, recipe::L2_INIT, &fat_modules, |a| {
-        programs(a, tree)
-    })?;
+    let fat = initramfs(tree, &version, recipe::L2_INIT, &fat_modules, |a| programs(a, tree))?;
     fs::write(to.join(name::L2_FAT_INITRAMFS), fat)?;
 
     qemu(tree, to)?;
@@ -45,9 +41,7 @@ pub fn build(tree: &Path, to: &Path) -> Result<()> {
 }
 
 fn kernel_version(tree: &Path) -> Result<String> {
-    let entry = fs::read_dir(tree.join("usr/lib/modules"))?
-        .next()
-        .context("the tree has no kernel")??;
+    let entry = fs::read_dir(tree.join("usr/lib/modules"))?.next().context("the tree has no kernel")??;
     Ok(entry.file_name().to_string_lossy().into_owned())
 }
 
@@ -60,15 +54,11 @@ fn initramfs(
     more: impl FnOnce(&mut Archive) -> Result<()>,
 ) -> Result<Vec<u8>> {
     let busybox = tree.join("usr/bin/busybox");
-    let applets = tools::command(tree, "/usr/bin/busybox")
-        .arg("--list")
-        .output();
+    let applets = tools::command(tree, "/usr/bin/busybox").arg("--list").output();
     // busybox-static needs no loader, and some versions of ld.so refuse static programs.
     let applets = match applets {
         Ok(output) if output.status.success() => output,
-        _ => std::process::Command::new(&busybox)
-            .arg("--list")
-            .output()?,
+        _ => std::process::Command::new(&busybox).arg("--list").output()?,
     };
     ensure!(applets.status.success(), "busybox cannot list its applets");
 
@@ -111,16 +101,12 @@ fn programs(archive: &mut Archive, tree: &Path) -> Result<()> {
         }
     }
     for file in &files {
-        let data = fs::read(tree.join(file.trim_start_matches('/')))
-            .with_context(|| format!("the tree lacks {file}"))?;
+        let data =
+            fs::read(tree.join(file.trim_start_matches('/'))).with_context(|| format!("the tree lacks {file}"))?;
         archive.file(file, 0o755, &data);
     }
     archive.link("lib64", "usr/lib64");
-    archive.file(
-        "usr/share/misc/pci.ids",
-        0o644,
-        &fs::read(tree.join("usr/share/misc/pci.ids"))?,
-    );
+    archive.file("usr/share/misc/pci.ids", 0o644, &fs::read(tree.join("usr/share/misc/pci.ids"))?);
     Ok(())
 }
 
@@ -128,9 +114,7 @@ fn programs(archive: &mut Archive, tree: &Path) -> Result<()> {
 fn qemu(tree: &Path, to: &Path) -> Result<()> {
     let mut binary = fs::read(tree.join("usr/bin/qemu-system-x86_64"))?;
     if let Err(e) = mend::apply(&mut binary) {
-        progress(&format!(
-            "QEMU stays as it is ({e}); firmware in L2 may make it abort"
-        ));
+        progress(&format!("QEMU stays as it is ({e}); firmware in L2 may make it abort"));
     }
     fs::write(to.join(name::QEMU), binary)?;
     Ok(())
@@ -139,9 +123,6 @@ fn qemu(tree: &Path, to: &Path) -> Result<()> {
 /// The drive: a pattern, then nothing.
 fn drive(to: &Path) -> Result<()> {
     fs::write(to, pattern::bytes(DRIVE_SEED, FILLED_MIB << 20))?;
-    fs::OpenOptions::new()
-        .write(true)
-        .open(to)?
-        .set_len(DRIVE_MIB << 20)?;
+    fs::OpenOptions::new().write(true).open(to)?.set_len(DRIVE_MIB << 20)?;
     Ok(())
 }

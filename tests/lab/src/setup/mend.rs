@@ -18,9 +18,7 @@ const SYMBOL_SIZE: usize = 24;
 /// Changes `binary` in place. Fails, with nothing changed, when the pattern is not there.
 pub fn apply(binary: &mut [u8]) -> Result<()> {
     let function = find_function(binary)?;
-    let body = binary
-        .get_mut(function)
-        .context("function outside the file")?;
+    let body = binary.get_mut(function).context("function outside the file")?;
     let at = body
         .windows(7)
         .position(|w| w[0] == CALL && w[5..] == TEST_AL)
@@ -45,14 +43,12 @@ fn find_function(elf: &[u8]) -> Result<std::ops::Range<usize>> {
         let names = section(section(i, 0x28, 4)?, 0x18, 8)?;
         for symbol in (table..table + length).step_by(SYMBOL_SIZE) {
             let name = names + number(elf, symbol, 4)?;
-            let matches = elf.get(name..name + SYMBOL.len()) == Some(SYMBOL)
-                && elf.get(name + SYMBOL.len()) == Some(&0);
+            let matches =
+                elf.get(name..name + SYMBOL.len()) == Some(SYMBOL) && elf.get(name + SYMBOL.len()) == Some(&0);
             if matches {
                 let home = number(elf, symbol + 6, 2)?;
                 let address = number(elf, symbol + 8, 8)?;
-                let start = address
-                    .checked_sub(section(home, 0x10, 8)?)
-                    .context("symbol outside its section")?
+                let start = address.checked_sub(section(home, 0x10, 8)?).context("symbol outside its section")?
                     + section(home, 0x18, 8)?;
                 return Ok(start..start + number(elf, symbol + 16, 8)?);
             }
@@ -83,11 +79,9 @@ mod tests {
         put(&mut f, 0x3a, 64, 2);
         put(&mut f, 0x3c, 4, 2);
         // section 1: text; 2: dynsym, linked to 3; 3: dynstr
-        for (i, kind, addr, offset, size, link) in [
-            (1, 1, 0x1200, 0x200, 0x100, 0),
-            (2, 11, 0, 0x300, 24, 3),
-            (3, 3, 0, 0x340, 32, 0),
-        ] {
+        for (i, kind, addr, offset, size, link) in
+            [(1, 1, 0x1200, 0x200, 0x100, 0), (2, 11, 0, 0x300, 24, 3), (3, 3, 0, 0x340, 32, 0)]
+        {
             let s = 0x400 + i * 64;
             put(&mut f, s + 4, kind, 4);
             put(&mut f, s + 0x10, addr, 8);

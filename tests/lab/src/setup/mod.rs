@@ -102,11 +102,7 @@ fn atomically(to: &Path, build: impl FnOnce(&Path) -> Result<()>) -> Result<()> 
     std::fs::create_dir_all(&temporary)?;
     build(&temporary)?;
     std::fs::rename(&temporary, to)?;
-    progress(&format!(
-        "made {} in {} s",
-        to.display(),
-        started.elapsed().as_secs()
-    ));
+    progress(&format!("made {} in {} s", to.display(), started.elapsed().as_secs()));
     Ok(())
 }
 

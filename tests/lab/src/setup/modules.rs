@@ -13,8 +13,7 @@ use crate::cpio::Archive;
 /// that busybox's modprobe understands.
 pub fn add(archive: &mut Archive, tree: &Path, version: &str, names: &[&str]) -> Result<()> {
     let folder = format!("usr/lib/modules/{version}");
-    let dep = std::fs::read_to_string(tree.join(&folder).join("modules.dep"))
-        .context("the tree has no modules.dep")?;
+    let dep = std::fs::read_to_string(tree.join(&folder).join("modules.dep")).context("the tree has no modules.dep")?;
     let files = closure(&dep, names);
     for path in &files {
         let packed = std::fs::read(tree.join(&folder).join(path))?;
@@ -23,22 +22,14 @@ pub fn add(archive: &mut Archive, tree: &Path, version: &str, names: &[&str]) ->
             Some("zst") => tools::filter(tree, &["/usr/bin/zstd", "-dcq"], &packed, false)?,
             _ => packed,
         };
-        archive.file(
-            &format!("lib/modules/{version}/{}", unpacked(path)),
-            0o644,
-            &plain,
-        );
+        archive.file(&format!("lib/modules/{version}/{}", unpacked(path)), 0o644, &plain);
     }
     let dep: String = dep
         .lines()
         .filter(|line| line.split(':').next().is_some_and(|f| files.contains(f)))
         .map(|line| line.split(' ').map(unpacked).collect::<Vec<_>>().join(" ") + "\n")
         .collect();
-    archive.file(
-        &format!("lib/modules/{version}/modules.dep"),
-        0o644,
-        dep.as_bytes(),
-    );
+    archive.file(&format!("lib/modules/{version}/modules.dep"), 0o644, dep.as_bytes());
     Ok(())
 }
 

@@ -51,29 +51,14 @@ pub const NO_INITRAMFS_HOOK: &str = "mkdir -p \"$1/etc/initramfs-tools\" \
 
 /// Modules of L1's initramfs: what it takes to reach the tree over 9p, and those that
 /// machines load at start, which take seconds when xz has to unpack them under emulation.
-pub const L1_MODULES: &[&str] = &[
-    "9pnet_virtio",
-    "9p",
-    "overlay",
-    "kvm-amd",
-    "vfio-pci",
-    "vfio_iommu_type1",
-    "e1000e",
-    "nvme",
-];
+pub const L1_MODULES: &[&str] =
+    &["9pnet_virtio", "9p", "overlay", "kvm-amd", "vfio-pci", "vfio_iommu_type1", "e1000e", "nvme"];
 
 /// Modules of the plain L2 initramfs.
 pub const L2_MODULES: &[&str] = &["e1000e", "nvme"];
 
 /// Modules that the fat L2 initramfs has besides.
-pub const L2_FAT_MODULES: &[&str] = &[
-    "igb",
-    "igbvf",
-    "8139cp",
-    "8139too",
-    "snd-hda-intel",
-    "snd-hda-codec-generic",
-];
+pub const L2_FAT_MODULES: &[&str] = &["igb", "igbvf", "8139cp", "8139too", "snd-hda-intel", "snd-hda-codec-generic"];
 
 /// Programs that the fat L2 initramfs has besides busybox, with their libraries.
 pub const L2_FAT_PROGRAMS: &[&str] = &["/usr/bin/lspci", "/usr/sbin/ethtool"];
@@ -92,23 +77,13 @@ const IMAGES_VERSION: u32 = 1;
 
 /// Key of the Debian tree.
 pub fn tree_key() -> String {
-    key(&[
-        &[&TREE_VERSION.to_string(), SUITE, NO_INITRAMFS_HOOK],
-        PACKAGES,
-        EXCLUDED,
-    ])
+    key(&[&[&TREE_VERSION.to_string(), SUITE, NO_INITRAMFS_HOOK], PACKAGES, EXCLUDED])
 }
 
 /// Key of the kernels and initramfs images, which are made from the tree.
 pub fn images_key() -> String {
     key(&[
-        &[
-            &tree_key(),
-            &IMAGES_VERSION.to_string(),
-            L1_INIT,
-            L1_PID1,
-            L2_INIT,
-        ],
+        &[&tree_key(), &IMAGES_VERSION.to_string(), L1_INIT, L1_PID1, L2_INIT],
         L1_MODULES,
         L2_MODULES,
         L2_FAT_MODULES,
@@ -126,11 +101,7 @@ fn key(parts: &[&[&str]]) -> String {
             hash.update(word.as_bytes());
         }
     }
-    hash.finalize()
-        .iter()
-        .take(8)
-        .map(|b| format!("{b:02x}"))
-        .collect()
+    hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -142,11 +113,7 @@ mod tests {
         let base = key(&[&["ab", "c"], &["d"]]);
         assert_eq!(base.len(), 16);
         assert_eq!(base, key(&[&["ab", "c"], &["d"]]));
-        for other in [
-            key(&[&["a", "bc"], &["d"]]),
-            key(&[&["ab"], &["c", "d"]]),
-            key(&[&["ab", "c"], &["e"]]),
-        ] {
+        for other in [key(&[&["a", "bc"], &["d"]]), key(&[&["ab"], &["c", "d"]]), key(&[&["ab", "c"], &["e"]])] {
             assert_ne!(base, other);
         }
     }

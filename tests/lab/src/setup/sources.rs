@@ -37,10 +37,7 @@ pub fn find_mirror(etc_apt: &Path) -> Result<Mirror> {
             return Ok(mirror);
         }
     }
-    bail!(
-        "no Debian mirror found in {}: the lab needs an entry for bookworm or trixie main",
-        etc_apt.display()
-    )
+    bail!("no Debian mirror found in {}: the lab needs an entry for bookworm or trixie main", etc_apt.display())
 }
 
 /// One-line format: `deb [options] URI suite component...`
@@ -54,10 +51,7 @@ fn parse_list(text: &str) -> Option<Mirror> {
         let mut signed_by = None;
         if let Some(inner) = rest.strip_prefix('[') {
             let (options, after) = inner.split_once(']')?;
-            signed_by = options
-                .split_whitespace()
-                .find_map(|o| o.strip_prefix("signed-by="))
-                .map(str::to_owned);
+            signed_by = options.split_whitespace().find_map(|o| o.strip_prefix("signed-by=")).map(str::to_owned);
             rest = after.trim_start();
         }
         let mut words = rest.split_whitespace();
@@ -101,30 +95,16 @@ fn from_stanza(stanza: &[(String, String)]) -> Option<Mirror> {
     }
     let signed_by = get("signed-by");
     let keyring = signed_by.starts_with('/').then(|| signed_by.to_owned());
-    choose(
-        &words("uris"),
-        &words("suites"),
-        &words("components"),
-        keyring,
-    )
+    choose(&words("uris"), &words("suites"), &words("components"), keyring)
 }
 
 /// Takes an entry if it is Debian's main archive (not security, not updates alone).
-fn choose(
-    uris: &[&str],
-    suites: &[&str],
-    components: &[&str],
-    signed_by: Option<String>,
-) -> Option<Mirror> {
+fn choose(uris: &[&str], suites: &[&str], components: &[&str], signed_by: Option<String>) -> Option<Mirror> {
     let main = components.contains(&"main") && suites.iter().any(|s| SUITES.contains(s));
     let uri = uris.iter().find(|u| {
-        (u.starts_with("http://") || u.starts_with("https://") || u.starts_with("file:"))
-            && !u.contains("security")
+        (u.starts_with("http://") || u.starts_with("https://") || u.starts_with("file:")) && !u.contains("security")
     })?;
-    main.then(|| Mirror {
-        uri: uri.trim_end_matches('/').to_owned(),
-        signed_by,
-    })
+    main.then(|| Mirror { uri: uri.trim_end_matches('/').to_owned(), signed_by })
 }
 
 #[cfg(test)]
@@ -132,28 +112,19 @@ mod tests {
     use super::*;
 
     fn mirror(uri: &str, key: Option<&str>) -> Option<Mirror> {
-        Some(Mirror {
-            uri: uri.into(),
-            signed_by: key.map(str::to_owned),
-        })
+        Some(Mirror { uri: uri.into(), signed_by: key.map(str::to_owned) })
     }
 
     #[test]
     fn one_line_format() {
         let cases = [
-            (
-                "deb http://m.example/debian bookworm main contrib\n",
-                mirror("http://m.example/debian", None),
-            ),
+            ("deb http://m.example/debian bookworm main contrib\n", mirror("http://m.example/debian", None)),
             (
                 "# deb http://old/ x main\ndeb-src http://m.example/debian trixie main\n\
                  deb [arch=amd64 signed-by=/k.gpg] https://m.example/debian/ trixie main # own\n",
                 mirror("https://m.example/debian", Some("/k.gpg")),
             ),
-            (
-                "deb http://m.example/debian-security bookworm-security main",
-                None,
-            ),
+            ("deb http://m.example/debian-security bookworm-security main", None),
             ("deb http://m.example/other jammy main", None),
             ("debx\ndeb\ndeb [broken", None),
         ];
@@ -167,14 +138,8 @@ mod tests {
         let text = "Types: deb\nURIs: http://m.example/debian-security\nSuites: trixie-security\nComponents: main\n\n\
             # comment\nTypes: deb deb-src\n# http://snapshot\nURIs:\n http://m.example/debian\nSuites: trixie\n trixie-updates\n\
             Components: main\nSigned-By: /usr/share/keyrings/k.gpg\n";
-        assert_eq!(
-            parse_deb822(text),
-            mirror("http://m.example/debian", Some("/usr/share/keyrings/k.gpg"))
-        );
-        assert_eq!(
-            parse_deb822(&text.replace("Types:", "Enabled: no\nTypes:")),
-            None
-        );
+        assert_eq!(parse_deb822(text), mirror("http://m.example/debian", Some("/usr/share/keyrings/k.gpg")));
+        assert_eq!(parse_deb822(&text.replace("Types:", "Enabled: no\nTypes:")), None);
     }
 
     #[test]
@@ -182,14 +147,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(find_mirror(dir.path()).is_err());
         std::fs::create_dir(dir.path().join("sources.list.d")).unwrap();
-        std::fs::write(
-            dir.path().join("sources.list.d/x.list"),
-            "deb http://m.example/debian trixie main",
-        )
-        .unwrap();
-        assert_eq!(
-            find_mirror(dir.path()).ok(),
-            mirror("http://m.example/debian", None)
-        );
+        std::fs::write(dir.path().join("sources.list.d/x.list"), "deb http://m.example/debian trixie main").unwrap();
+        assert_eq!(find_mirror(dir.path()).ok(), mirror("http://m.example/debian", None));
     }
 }

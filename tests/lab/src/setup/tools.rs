@@ -12,17 +12,8 @@ const LIBRARIES: &[&str] = &["usr/lib/x86_64-linux-gnu", "usr/lib"];
 
 /// The words before a program's name that make it run with the tree's libraries.
 pub fn loader(tree: &Path) -> Vec<String> {
-    let path: Vec<String> = LIBRARIES
-        .iter()
-        .map(|l| tree.join(l).display().to_string())
-        .collect();
-    vec![
-        tree.join("usr/lib64/ld-linux-x86-64.so.2")
-            .display()
-            .to_string(),
-        "--library-path".into(),
-        path.join(":"),
-    ]
+    let path: Vec<String> = LIBRARIES.iter().map(|l| tree.join(l).display().to_string()).collect();
+    vec![tree.join("usr/lib64/ld-linux-x86-64.so.2").display().to_string(), "--library-path".into(), path.join(":")]
 }
 
 /// A command that runs `program` (an absolute path inside the tree).
@@ -44,11 +35,7 @@ pub fn filter(tree: &Path, argv: &[&str], input: &[u8], lenient: bool) -> Result
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(if lenient {
-            Stdio::null()
-        } else {
-            Stdio::inherit()
-        })
+        .stderr(if lenient { Stdio::null() } else { Stdio::inherit() })
         .spawn()
         .with_context(|| format!("cannot run {program} of the lab's tree"))?;
     let mut stdin = child.stdin.take().context("no pipe")?;

@@ -15,11 +15,7 @@ use super::{host, progress, recipe, sources};
 pub fn build(to: &Path) -> Result<()> {
     host::provide()?;
     let mirror = sources::find_mirror(Path::new("/etc/apt"))?;
-    progress(&format!(
-        "making a Debian {} tree from {} (about a minute)",
-        recipe::SUITE,
-        mirror.uri
-    ));
+    progress(&format!("making a Debian {} tree from {} (about a minute)", recipe::SUITE, mirror.uri));
     let mut bootstrap = mmdebstrap(&mirror)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -32,13 +28,7 @@ pub fn build(to: &Path) -> Result<()> {
     let unpacked = Command::new("tar")
         .arg("-C")
         .arg(to)
-        .args([
-            "-xf",
-            "-",
-            "--no-same-owner",
-            "--exclude=./dev/*",
-            "--exclude=./boot/initrd*",
-        ])
+        .args(["-xf", "-", "--no-same-owner", "--exclude=./dev/*", "--exclude=./boot/initrd*"])
         .stdin(archive)
         .status()
         .context("cannot start tar")?;
@@ -51,39 +41,19 @@ pub fn build(to: &Path) -> Result<()> {
 
 fn mmdebstrap(mirror: &sources::Mirror) -> Command {
     let mut command = Command::new("mmdebstrap");
-    let mode = if Uid::effective().is_root() {
-        "root"
-    } else {
-        "unshare"
-    };
+    let mode = if Uid::effective().is_root() { "root" } else { "unshare" };
     command
-        .args([
-            "--variant=minbase",
-            "--architectures=amd64",
-            "--format=tar",
-            &format!("--mode={mode}"),
-        ])
+        .args(["--variant=minbase", "--architectures=amd64", "--format=tar", &format!("--mode={mode}")])
         .arg(format!("--include={}", recipe::PACKAGES.join(",")))
         .args(["--aptopt=Acquire::Languages \"none\""])
         .args(["--dpkgopt=force-confold", "--dpkgopt=force-unsafe-io"])
-        .args(
-            recipe::EXCLUDED
-                .iter()
-                .map(|e| format!("--dpkgopt=path-exclude={e}")),
-        )
+        .args(recipe::EXCLUDED.iter().map(|e| format!("--dpkgopt=path-exclude={e}")))
         .arg(format!("--essential-hook={}", recipe::NO_INITRAMFS_HOOK))
         // Read by Debian's kernel package: no initramfs.
         .env("INITRD", "No")
         .args(proxy_options());
-    let options = mirror
-        .signed_by
-        .as_ref()
-        .map_or(String::new(), |key| format!("[signed-by={key}] "));
-    command.args([
-        recipe::SUITE,
-        "-",
-        &format!("deb {options}{} {} main", mirror.uri, recipe::SUITE),
-    ]);
+    let options = mirror.signed_by.as_ref().map_or(String::new(), |key| format!("[signed-by={key}] "));
+    command.args([recipe::SUITE, "-", &format!("deb {options}{} {} main", mirror.uri, recipe::SUITE)]);
     command
 }
 

@@ -24,10 +24,7 @@ pub fn extract(tree: &Path, bzimage: &[u8]) -> Result<Vec<u8>> {
     };
     // Four bytes with the unpacked size follow the payload: trailing rubbish to the unpacker.
     let elf = tools::filter(tree, argv, payload, true)?;
-    ensure!(
-        elf.starts_with(b"\x7fELF"),
-        "the kernel's payload is no ELF file"
-    );
+    ensure!(elf.starts_with(b"\x7fELF"), "the kernel's payload is no ELF file");
     Ok(elf)
 }
 
@@ -45,9 +42,7 @@ fn payload(bzimage: &[u8]) -> Result<&[u8]> {
     };
     let start = (sectors + 1) * SECTOR + word(PAYLOAD_OFFSET)?;
     let length = word(PAYLOAD_LENGTH)?;
-    bzimage
-        .get(start..start + length)
-        .context("the payload lies outside the kernel image")
+    bzimage.get(start..start + length).context("the payload lies outside the kernel image")
 }
 
 #[cfg(test)]

@@ -1,0 +1,3 @@
+//! The host's side of emulated devices. A back end knows no device.
+
+pub mod chardev;

@@ -1,0 +1,77 @@
+//! The command line: one file per subcommand. Parsing and printing are here, what the commands do is behind
+//! [`Platform`].
+
+mod argv;
+mod bind;
+mod explain;
+mod output;
+mod platform;
+mod recover;
+mod release;
+pub mod run;
+
+use std::ffi::OsString;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+pub use platform::Platform;
+
+use crate::error::Result;
+
+/// Runs virtual machines that own devices of this host
+///
+/// A guest gets whole PCI devices: `passthru bind` takes them from their host drivers, `passthru run` starts a guest
+/// with them, `passthru release` gives them back.
+///
+/// Exit codes: 0 all went well, 2 the command line is wrong, 3 the host is not ready, 4 a device is at fault, 5 the guest
+/// is at fault.
+#[derive(Debug, Parser)]
+#[command(name = "passthru", version, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(Box<run::RunArgs>),
+    Bind(bind::BindArgs),
+    Release(release::ReleaseArgs),
+    Recover(recover::RecoverArgs),
+    Explain(explain::ExplainArgs),
+}
+
+/// Does what the command line `argv` (with the program's name first) says, and gives the exit code of the process.
+pub fn main(argv: impl IntoIterator<Item = OsString>, platform: &dyn Platform) -> u8 {
+    match dispatch(argv.into_iter().collect(), platform) {
+        Ok(()) => 0,
+        Err(error) => {
+            output::report(&error);
+            error.code().entry().class.exit_code()
+        }
+    }
+}
+
+fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<()> {
+    let mut syntax = Cli::command();
+    syntax.build();
+    let argv = argv::rewrite(argv, &syntax);
+    let subcommand = argv.get(1).and_then(|name| syntax.find_subcommand(name)).map(clap::Command::get_name);
+    let command = subcommand.map_or("passthru".to_owned(), |name| format!("passthru {name}"));
+    let parsed = syntax.try_get_matches_from_mut(argv).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) if !error.use_stderr() => return output::print(&error.render().to_string()),
+        Err(error) => return Err(output::usage_error(&error, &command)),
+    };
+    match cli.command {
+        Command::Run(args) => run::execute(*args, platform),
+        Command::Bind(args) => bind::execute(&args, platform.host()),
+        Command::Release(args) => release::execute(&args, platform.host()),
+        Command::Recover(args) => recover::execute(&args, platform.host()),
+        Command::Explain(args) => explain::execute(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests;

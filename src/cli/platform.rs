@@ -1,0 +1,23 @@
+//! The seam between the command line and what it commands.
+
+use crate::error::Result;
+use crate::host::Host;
+use crate::object::Catalogue;
+
+use crate::machine::options::RunOptions;
+
+/// What the command line stands on. The binary connects it to the machine and the real host; tests record what is
+/// asked for, on made-up hosts.
+pub trait Platform {
+    /// The device types that `--device` knows. Called without any privilege, for help.
+    fn devices(&self) -> &dyn Catalogue;
+
+    /// The machine types that `-M` knows. Called without any privilege, for help.
+    fn machines(&self) -> &dyn Catalogue;
+
+    /// The host whose devices are bound and released.
+    fn host(&self) -> &Host;
+
+    /// Runs a guest until it powers off, or reboots with `--no-reboot`.
+    fn run(&self, options: RunOptions) -> Result<()>;
+}

@@ -1,0 +1,70 @@
+//! `passthru recover`: what a crash left on vfio-pci, or half-way to it, goes back to the host.
+
+use clap::Args;
+
+use super::{output, release};
+use crate::error::Result;
+use crate::host::release::Recovered;
+use crate::host::{self, Host};
+
+/// Give back every device that no running guest has, whatever a crash left it at
+#[derive(Debug, Args)]
+pub(super) struct RecoverArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn execute(args: &RecoverArgs, host: &Host) -> Result<()> {
+    let mut recovered = host::recover(host)?;
+    if args.json {
+        output::print_json(&recovered)?;
+    } else {
+        output::print(&text(&recovered))?;
+    }
+    // The last failure decides the exit code; none is passed over in silence.
+    let last = recovered.failed.pop();
+    recovered.failed.iter().for_each(|failure| output::report(&failure.error));
+    last.map_or(Ok(()), |failure| Err(failure.error))
+}
+
+fn text(recovered: &Recovered) -> String {
+    let mut text: String = recovered.released.iter().map(release::text).collect();
+    for kept in &recovered.kept {
+        let holders: Vec<String> = kept.holders.processes.iter().map(ToString::to_string).collect();
+        text += &format!("{}: left on vfio-pci, in use by {}\n", kept.bdf, holders.join(", "));
+    }
+    if text.is_empty() && recovered.failed.is_empty() {
+        text.push_str("nothing to recover\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::busy::{Holders, Process};
+    use crate::host::release::Kept;
+    use crate::host::testtree::{TestTree, bdf};
+
+    #[test]
+    fn everything_that_was_bound_is_told() {
+        let tree = TestTree::new();
+        tree.pci("0000:01:00.0").driver("e1000e").group(1).add();
+        assert_eq!(text(&host::recover(&tree.host()).unwrap()), "nothing to recover\n");
+        host::bind(&tree.host(), bdf("01:00.0"), false).unwrap();
+        assert_eq!(text(&host::recover(&tree.host()).unwrap()), "0000:01:00.0: given back to e1000e\n");
+    }
+
+    #[test]
+    fn who_has_a_device_is_told() {
+        let processes =
+            vec![Process { pid: 7, name: "passthru".to_owned() }, Process { pid: 8, name: "qemu".to_owned() }];
+        let kept = Kept { bdf: bdf("01:00.0"), holders: Holders { processes, hidden: 0 } };
+        let recovered = Recovered { kept: vec![kept], ..Recovered::default() };
+        assert_eq!(
+            text(&recovered),
+            "0000:01:00.0: left on vfio-pci, in use by process 7 (passthru), process 8 (qemu)\n"
+        );
+    }
+}

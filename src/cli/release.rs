@@ -1,0 +1,54 @@
+//! `passthru release`: devices back to the drivers that they had before `passthru bind`.
+
+use clap::Args;
+
+use super::output;
+use crate::bdf::Bdf;
+use crate::error::Result;
+use crate::host::release::{Outcome, Released};
+use crate::host::{self, Host};
+
+/// Give devices back to the drivers that they had before
+#[derive(Debug, Args)]
+pub(super) struct ReleaseArgs {
+    /// Addresses of the devices as `lspci -D` prints them, such as 0000:01:00.0 or 01:00.0
+    #[arg(value_name = "BDF", required = true)]
+    devices: Vec<Bdf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn execute(args: &ReleaseArgs, host: &Host) -> Result<()> {
+    output::each(&args.devices, args.json, |&device| host::release(host, device), text)
+}
+
+/// What became of a device, in one line.
+pub(super) fn text(released: &Released) -> String {
+    let driver = released.driver.as_deref().unwrap_or("no driver");
+    let what = match released.outcome {
+        Outcome::GivenBack => format!("given back to {driver}"),
+        Outcome::NotOurs => format!("not bound by passthru, left on {driver}"),
+        Outcome::Gone => "no longer there, forgotten".to_owned(),
+    };
+    format!("{}: {what}\n", released.bdf)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::testtree::{TestTree, bdf};
+
+    #[test]
+    fn each_outcome_is_told() {
+        let tree = TestTree::new();
+        tree.pci("0000:01:00.0").driver("e1000e").group(1).add();
+        tree.pci("0000:02:00.0").driver("igb").group(2).add();
+        host::bind(&tree.host(), bdf("01:00.0"), false).unwrap();
+        let release = |address| text(&host::release(&tree.host(), bdf(address)).unwrap());
+        assert_eq!(release("01:00.0"), "0000:01:00.0: given back to e1000e\n");
+        assert_eq!(release("02:00.0"), "0000:02:00.0: not bound by passthru, left on igb\n");
+        let gone = Released { bdf: bdf("03:00.0"), outcome: Outcome::Gone, driver: None };
+        assert_eq!(text(&gone), "0000:03:00.0: no longer there, forgotten\n");
+    }
+}

@@ -1,0 +1,165 @@
+//! `passthru run`: QEMU's words for a guest, from the command line to [`RunOptions`].
+
+mod implied;
+
+use std::path::PathBuf;
+
+use clap::ArgAction;
+
+use super::{Platform, output};
+use crate::error::{Code, Error, Result};
+use crate::machine::options::{RunOptions, cpu, memory, serial, smp};
+use crate::object::{Args, Catalogue, HelpTopic, Props, options_help, props};
+
+/// Run a guest that owns devices of this host
+///
+/// The options are QEMU's and may be written as QEMU takes them, with one dash (-kernel) or two. TYPE,KEY=VALUE lists
+/// may also be JSON objects; a comma in a value is written twice.
+///
+/// `-M help` and `--device help` list the types, `--device TYPE,help` a type's properties; `-m help`, `--smp help` and
+/// `--cpu help` list what those options take.
+///
+/// The guest's console is the terminal: Ctrl-A x ends passthru, Ctrl-A h shows the keys. When the guest powers off, the
+/// exit code is 0.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct RunArgs {
+    /// Linux kernel: a bzImage or an ELF vmlinux
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initial RAM disk of the kernel
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Command line of the kernel
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    append: Option<String>,
+    /// Memory of the guest; a bare number is MiB
+    #[arg(short, long, value_name = "SIZE[,KEY=VALUE...]")]
+    memory: Option<String>,
+    /// Number of CPUs, and how they form sockets, cores and threads
+    #[arg(long, value_name = "CPUS[,KEY=VALUE...]")]
+    smp: Option<String>,
+    /// CPU model: host or max, then +FEATURE and -FEATURE
+    #[arg(long, value_name = "MODEL[,+FEATURE][,-FEATURE...]")]
+    cpu: Option<String>,
+    /// Type of the machine
+    #[arg(short = 'M', long, value_name = "TYPE[,KEY=VALUE...]")]
+    machine: Option<String>,
+    /// Adds a device; may be given many times
+    #[arg(long, value_name = "TYPE[,KEY=VALUE...]", action = ArgAction::Append)]
+    device: Vec<String>,
+    /// Where the serial port goes: stdio, file:PATH, null (attached to nothing) or none (no port)
+    #[arg(long, value_name = "TO", default_value = "stdio")]
+    serial: String,
+    /// End when the guest reboots
+    #[arg(long)]
+    no_reboot: bool,
+    /// Name of the guest
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    #[command(flatten)]
+    _implied: implied::Implied,
+}
+
+const EXAMPLES: &str = "\
+Example:
+  passthru bind 01:00.0
+  passthru run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 \\
+      -m 4G --smp 4 --device vfio-pci,host=01:00.0";
+
+/// Prints the help that was asked for, or else runs the guest.
+pub(super) fn execute(args: RunArgs, platform: &dyn Platform) -> Result<()> {
+    let given = Given::read(&args, platform)?;
+    if let Some(help) = given.help(platform)? {
+        return output::print(&help);
+    }
+    platform.run(given.options(args)?)
+}
+
+/// The options that have properties of their own, split into these.
+struct Given {
+    memory: Args,
+    smp: Args,
+    cpu: Args,
+    machine: Args,
+    devices: Vec<Args>,
+    name: Args,
+}
+
+props! {
+    /// The guest's name.
+    struct Name {
+        /// Name of the guest
+        guest: Option<String>,
+    }
+}
+
+impl Given {
+    fn read(args: &RunArgs, platform: &dyn Platform) -> Result<Given> {
+        let text = |option: &Option<String>| option.clone().unwrap_or_default();
+        let device = |text: &String| Args::parse("--device", Some(platform.devices().key()), text);
+        let machine = platform.machines().key();
+        Ok(Given {
+            memory: Args::parse("-m", Some("size"), &text(&args.memory))?,
+            smp: Args::parse("--smp", Some("cpus"), &text(&args.smp))?,
+            cpu: Args::parse("--cpu", Some("model"), &text(&args.cpu))?,
+            machine: Args::parse("-M", Some(machine), &text(&args.machine))?.with_default(machine, "q35"),
+            devices: args.device.iter().map(device).collect::<Result<_>>()?,
+            name: Args::parse("--name", Some("guest"), &text(&args.name))?,
+        })
+    }
+
+    /// The help text that any of the options asks for.
+    fn help(&self, platform: &dyn Platform) -> Result<Option<String>> {
+        let of_type = |args: &Args, catalogue: &dyn Catalogue| match args.help_topic(catalogue.key()) {
+            None => Ok(None),
+            Some(HelpTopic::List) => Ok(Some(catalogue.help())),
+            Some(HelpTopic::Type(name)) => catalogue.help_for(name).map(Some),
+        };
+        for device in &self.devices {
+            if let Some(help) = of_type(device, platform.devices())? {
+                return Ok(Some(help));
+            }
+        }
+        if let Some(help) = of_type(&self.machine, platform.machines())? {
+            return Ok(Some(help));
+        }
+        let asks = |args: &Args, implied| args.help_topic(implied).is_some();
+        Ok(if asks(&self.memory, "size") {
+            Some(memory::help())
+        } else if asks(&self.smp, "cpus") {
+            Some(smp::help())
+        } else if asks(&self.cpu, "model") {
+            Some(cpu::help())
+        } else if asks(&self.name, "guest") {
+            Some(options_help("--name options", &[Name::TABLE]))
+        } else {
+            None
+        })
+    }
+
+    fn options(self, args: RunArgs) -> Result<RunOptions> {
+        let kernel = args.kernel.ok_or_else(|| {
+            Error::new(Code::Usage, "`passthru run` needs the guest's kernel").fix("give it with `--kernel FILE`")
+        })?;
+        Ok(RunOptions {
+            kernel,
+            initrd: args.initrd,
+            append: args.append.unwrap_or_default(),
+            memory: memory::parse(self.memory)?,
+            smp: smp::parse(self.smp)?,
+            cpu: cpu::parse(self.cpu)?,
+            machine: self.machine,
+            devices: self.devices,
+            serial: serial::parse(&args.serial)?,
+            no_reboot: args.no_reboot,
+            name: name(self.name)?,
+        })
+    }
+}
+
+/// `--name guest=NAME` or `--name NAME`.
+fn name(mut args: Args) -> Result<Option<String>> {
+    let name = Name::parse(&mut args)?;
+    args.finish().map(|()| name.guest)
+}

@@ -1,0 +1,197 @@
+//! The command line against a recorder: what each command is asked for.
+
+use std::cell::RefCell;
+
+use super::*;
+use crate::error::Code;
+use crate::host::Host;
+use crate::host::testtree::{TestTree, bdf};
+use crate::machine::options::{HugePages, RunOptions, SerialOption};
+use crate::object::testing::{DEVICES, MACHINES};
+use crate::object::{Catalogue, MemSize};
+
+/// Remembers what guests it was asked to run, on a made-up host with two network cards.
+struct Recorder {
+    tree: TestTree,
+    host: Host,
+    runs: RefCell<Vec<RunOptions>>,
+}
+
+impl Recorder {
+    fn new() -> Recorder {
+        let tree = TestTree::new();
+        tree.pci("0000:01:00.0").driver("e1000e").group(1).add();
+        tree.pci("0000:02:00.0").driver("e1000e").group(2).add();
+        let host = tree.host();
+        Recorder { tree, host, runs: RefCell::default() }
+    }
+
+    /// The drivers of the two cards.
+    fn drivers(&self) -> [Option<String>; 2] {
+        ["01:00.0", "02:00.0"].map(|address| self.tree.host().driver(bdf(address)))
+    }
+}
+
+impl Platform for Recorder {
+    fn devices(&self) -> &dyn Catalogue {
+        &DEVICES
+    }
+
+    fn machines(&self) -> &dyn Catalogue {
+        &MACHINES
+    }
+
+    fn host(&self) -> &Host {
+        &self.host
+    }
+
+    fn run(&self, options: RunOptions) -> Result<()> {
+        self.runs.borrow_mut().push(options);
+        Ok(())
+    }
+}
+
+fn command(words: &[&str], recorder: &Recorder) -> Result<()> {
+    dispatch(["passthru"].iter().chain(words).map(OsString::from).collect(), recorder)
+}
+
+/// What `passthru run WORDS` asks for.
+fn run(words: &[&str]) -> Result<RunOptions> {
+    let recorder = Recorder::new();
+    command(&[&["run"], words].concat(), &recorder)?;
+    let mut runs = recorder.runs.into_inner();
+    assert_eq!(runs.len(), 1, "{words:?} ran nothing");
+    Ok(runs.remove(0))
+}
+
+#[test]
+fn the_declaration_of_the_command_line_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn a_guest_needs_only_its_kernel() {
+    let options = run(&["--kernel", "vmlinuz"]).unwrap();
+    assert_eq!(options.kernel.as_os_str(), "vmlinuz");
+    assert_eq!((options.initrd, options.append.as_str(), options.name), (None, "", None));
+    assert_eq!(options.memory.size, MemSize(512 << 20));
+    assert_eq!(options.smp.cpus(), 1);
+    assert!(options.cpu.switches.is_empty());
+    assert_eq!(options.machine.peek("type"), Some("q35"));
+    assert_eq!(options.serial, SerialOption::Stdio);
+    assert!(options.devices.is_empty() && !options.no_reboot);
+    assert_eq!(run(&[]).unwrap_err().code(), Code::Usage);
+}
+
+#[test]
+fn a_command_line_of_qemu_is_understood() {
+    let options = run(&[
+        "-nodefaults",
+        "-no-user-config",
+        "-nographic",
+        "-display",
+        "none",
+        "-vga",
+        "none",
+        "-net",
+        "none",
+        "-nic",
+        "none",
+        "-parallel",
+        "none",
+        "-monitor",
+        "none",
+        "-enable-kvm",
+        "-accel",
+        "kvm",
+        "-accel",
+        "kvm",
+        "-machine",
+        "type=q35,x=1",
+        "-cpu",
+        "host,-avx512f,+x2apic",
+        "-smp",
+        "4,cores=2,threads=2",
+        "-m",
+        "size=2G,hugepages=2M",
+        "-name",
+        "guest=test",
+        "-kernel",
+        "bzImage",
+        "-initrd",
+        "initrd",
+        "-append",
+        "-x console=ttyS0",
+        "-device",
+        "pcie-root-port,id=rp0",
+        "-device",
+        r#"{"driver":"vfio-pci","host":"01:00.0","bus":"rp0"}"#,
+        "-serial",
+        "file:log",
+        "-no-reboot",
+    ])
+    .unwrap();
+    assert_eq!(options.kernel.as_os_str(), "bzImage");
+    assert_eq!(options.initrd.unwrap().as_os_str(), "initrd");
+    assert_eq!(options.append, "-x console=ttyS0");
+    assert_eq!((options.memory.size, options.memory.hugepages), (MemSize(2 << 30), HugePages::TwoMiB));
+    assert_eq!((options.smp.cpus(), options.smp.cores(), options.smp.threads()), (4, 2, 2));
+    assert_eq!(options.cpu.features, [(false, "avx512f".to_owned()), (true, "x2apic".to_owned())]);
+    assert_eq!(options.machine.peek("x"), Some("1"));
+    assert_eq!(options.machine.peek("type"), Some("q35"));
+    let drivers: Vec<_> = options.devices.iter().map(|device| device.peek("driver")).collect();
+    assert_eq!(drivers, [Some("pcie-root-port"), Some("vfio-pci")]);
+    assert_eq!(options.devices[1].peek("host"), Some("01:00.0"));
+    assert_eq!(options.serial, SerialOption::File("log".into()));
+    assert_eq!(options.name.as_deref(), Some("test"));
+    assert!(options.no_reboot);
+}
+
+#[test]
+fn help_runs_nothing_and_needs_nothing_else() {
+    for words in [
+        ["--device", "help"],
+        ["-device", "?"],
+        ["--device", "number,help"],
+        ["-M", "help"],
+        ["-machine", "nothing,?"],
+        ["-m", "help"],
+        ["-smp", "help"],
+        ["-cpu", "help"],
+    ] {
+        let recorder = Recorder::new();
+        command(&[&["run"][..], &words].concat(), &recorder).unwrap();
+        assert!(recorder.runs.borrow().is_empty(), "{words:?}");
+    }
+    let error = command(&["run", "--device", "numbers,help"], &Recorder::new()).unwrap_err();
+    assert_eq!(error.code(), Code::UnknownType);
+}
+
+#[test]
+fn every_device_is_bound_up_to_the_first_failure() {
+    let recorder = Recorder::new();
+    let drivers = |first: &str, second: &str| [first, second].map(|name| Some(name.to_owned()));
+    for json in [&["--json"][..], &[]] {
+        let error = command(&[&["bind", "1:0.0", "3:0.0", "2:0.0"], json].concat(), &recorder).unwrap_err();
+        assert_eq!(error.code(), Code::DeviceAbsent);
+        assert_eq!(recorder.drivers(), drivers("vfio-pci", "e1000e"));
+        command(&[&["bind", "--force", "2:0.0"], json].concat(), &recorder).unwrap();
+        assert_eq!(recorder.drivers(), drivers("vfio-pci", "vfio-pci"));
+        command(&[&["release", "1:0.0"], json].concat(), &recorder).unwrap();
+        assert_eq!(recorder.drivers(), drivers("e1000e", "vfio-pci"));
+        command(&[&["recover"], json].concat(), &recorder).unwrap();
+        assert_eq!(recorder.drivers(), drivers("e1000e", "e1000e"));
+    }
+}
+
+#[test]
+fn the_class_of_an_error_is_the_exit_code() {
+    let exit = |words: &[&str]| {
+        let argv: Vec<OsString> = ["passthru"].iter().chain(words).map(OsString::from).collect();
+        main(argv, &Recorder::new())
+    };
+    assert_eq!(exit(&["bind", "3:0.0"]), 4);
+    assert_eq!(exit(&["bind"]), 2);
+    assert_eq!(exit(&["run"]), 2);
+    assert_eq!(exit(&["run", "--kernel", "x"]), 0);
+}

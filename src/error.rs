@@ -1,0 +1,291 @@
+//! What the user is told when something fails: one table of stable codes, and the error that carries one.
+//!
+//! Every failure that a user can cause or mend is an [`Error`] with a [`Code`], a cause in the user's words, the
+//! evidence (which file, group, driver, process said so) and the command that mends it. `passthru explain PTnnn`
+//! prints the table's entry. A guest's or a device's misbehaviour is never an `Error`: it is logged and ignored.
+
+use std::fmt;
+use std::io;
+
+/// Who has to act, and with it the exit code of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// The command line or the VM file is wrong: exit code 2.
+    Usage,
+    /// The host is not ready (KVM, IOMMU, permissions, memory): exit code 3.
+    Host,
+    /// A device is absent, taken or failing: exit code 4.
+    Device,
+    /// The guest, its kernel or its firmware is at fault: exit code 5.
+    Guest,
+}
+
+impl Class {
+    /// The process's exit code for errors of this class.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Class::Usage => 2,
+            Class::Host => 3,
+            Class::Device => 4,
+            Class::Guest => 5,
+        }
+    }
+}
+
+/// One row of the table of codes.
+#[derive(Debug)]
+pub struct Entry {
+    /// The number in `PTnnn`.
+    pub number: u16,
+    /// Who has to act.
+    pub class: Class,
+    /// One line: what is wrong.
+    pub title: &'static str,
+    /// A few sentences: why it happens and how it is mended, for `passthru explain`.
+    pub text: &'static str,
+}
+
+macro_rules! codes {
+    ($($name:ident = $number:literal, $class:ident, $title:literal, $text:literal;)*) => {
+        /// A stable error code. The numbers never change their meaning.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u16)]
+        pub enum Code { $(#[doc = $title] $name = $number,)* }
+
+        impl Code {
+            /// Every code, in the order of the numbers.
+            pub const ALL: &'static [Code] = &[$(Code::$name,)*];
+
+            /// The code's row of the table.
+            pub fn entry(self) -> &'static Entry {
+                match self {
+                    $(Code::$name => &Entry { number: $number, class: Class::$class, title: $title, text: $text },)*
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    NoKvm = 1, Host, "KVM is not available",
+        "passthru needs /dev/kvm. It is missing when the CPU's virtualisation extension (VT-x or AMD-V) is switched off \
+         in the firmware setup, or when the module kvm_intel or kvm_amd is not loaded. Switch it on, then run \
+         `modprobe kvm_intel` or `modprobe kvm_amd`.";
+    NoIommu = 2, Host, "the host has no active IOMMU",
+        "A device can only be given to a guest if the IOMMU confines its DMA to the guest's memory. \
+         /sys/kernel/iommu_groups is empty: switch VT-d or AMD-Vi on in the firmware setup and, on Intel, add \
+         `intel_iommu=on` to the kernel's command line, then reboot.";
+    NoInterruptRemapping = 3, Host, "the host's IOMMU does not remap interrupts",
+        "Without interrupt remapping a device could forge interrupts of other devices, so Linux refuses to attach it \
+         (VFIO_SET_IOMMU fails with EPERM). Switch interrupt remapping or x2APIC on in the firmware setup. Where the \
+         hardware has none and every guest is trusted: `vfio_iommu_type1.allow_unsafe_interrupts=1`.";
+    DeviceAbsent = 4, Device, "there is no such device",
+        "No PCI device answers at this address. Addresses are written as `lspci -D` prints them, the domain may be \
+         left out (01:00.0). They can change when cards are moved or firmware settings change.";
+    DeviceNotBound = 5, Device, "the device is still on its host driver",
+        "A device must be bound to vfio-pci before a guest can own it. `passthru bind ADDRESS` does it and remembers \
+         the former driver, `passthru release ADDRESS` gives it back.";
+    GroupNotViable = 6, Device, "the device's IOMMU group is not viable",
+        "Devices of one IOMMU group cannot be isolated from each other, so Linux hands out the group only if every \
+         member is on vfio-pci or has no driver at all (bridges excepted). Bind or unbind the members that are listed, \
+         or move the card to a slot with a group of its own.";
+    NotPermitted = 7, Host, "a device node may not be opened",
+        "The user who runs passthru needs read and write access to /dev/kvm, /dev/vfio/vfio and the node of each \
+         IOMMU group. passthru's udev rules give it to the group `passthru`.";
+    Busy = 8, Device, "the device is already in use",
+        "Another process holds the IOMMU group: usually another virtual machine. An IOMMU group has one owner at a time.";
+    Memlock = 9, Host, "the limit of locked memory is too low",
+        "All of the guest's memory is pinned, because a device may write to any page of it. The limit RLIMIT_MEMLOCK \
+         of the process must allow that: `LimitMEMLOCK=infinity` in a systemd unit, `ulimit -l unlimited` in a shell.";
+    NoMemory = 10, Host, "the host has not enough free memory for the guest",
+        "All of the guest's memory is taken at the start, because a device may write to any page of it. Give the guest \
+         less with -m, or free memory (or huge pages, where hugepages= asks for them).";
+    NotAKernel = 11, Guest, "the file is not a kernel that can be booted",
+        "--kernel takes a Linux bzImage (boot protocol 2.12 or newer, 64-bit) or an ELF vmlinux for x86-64.";
+    OutOfAddressSpace = 12, Device, "the guest's address space is used up",
+        "The BARs of all devices must fit in the guest's PCI windows. The list says who holds what. Remove a device, \
+         or use a host whose CPU has more physical address bits.";
+    InUse = 13, Device, "the host itself uses the device",
+        "Taking this device away would pull a mounted file system, swap space or the way to the network from under \
+         the host. Stop that use first. `--force` takes the device all the same.";
+    Usage = 14, Usage, "the command line is not understood",
+        "`passthru --help`, `passthru run --help`, `--device help` and `--device TYPE,help` list what there is.";
+    UnknownType = 15, Usage, "there is no such type",
+        "`--device help` lists the device types, `-M help` the machine types.";
+    BadProperty = 16, Usage, "a property is unknown, missing or has a bad value",
+        "`--device TYPE,help` lists the properties of a type with their kinds and default values.";
+    BadBus = 17, Usage, "the device cannot be put on that bus",
+        "A device goes to the next free address of the first bus of its kind, or where bus= and addr= say. The address \
+         must be free and the bus must exist before the device that names it.";
+    DuplicateId = 18, Usage, "an id is used twice",
+        "The id= of every device is unique: it names the device, and the bus that the device adds.";
+    ReservedIova = 19, Host, "guest memory would lie where the IOMMU cannot map it",
+        "The host's IOMMU keeps some address ranges for itself (interrupt messages, firmware) and has a highest \
+         address. The guest's memory must lie outside the former and below the latter.";
+    DmaLimit = 20, Host, "the IOMMU mapping limit is reached",
+        "The kernel limits the number of DMA mappings of a process (module parameter \
+         vfio_iommu_type1.dma_entry_limit, 65535 by default).";
+    DmaFailed = 21, Host, "guest memory could not be mapped for DMA",
+        "The kernel refused to pin and map memory for the device. The evidence names the range and the kernel's answer.";
+    BindFailed = 22, Device, "the device's driver could not be changed",
+        "The kernel refused a step of the change of drivers. The evidence names the file that was written and the answer. \
+         `passthru recover` brings back what was before.";
+    FileUnusable = 23, Usage, "a file cannot be used",
+        "A file named on the command line cannot be opened or read. The evidence has the system's answer.";
+    BadTopology = 24, Usage, "the CPU topology is not possible",
+        "sockets x cores x threads must make the number of CPUs of --smp, and the highest APIC id is 254: where cores \
+         or threads are no power of two, ids have gaps.";
+    UnknownCpu = 25, Usage, "a CPU model or feature is unknown or not offered by the host",
+        "--cpu takes host or max, then +feature and -feature with the names of /proc/cpuinfo.";
+    DeviceFailed = 26, Device, "the device or its driver refused a request",
+        "A VFIO request failed. The evidence names the request and the kernel's answer; `dmesg` often says more.";
+    KvmFailed = 27, Host, "KVM refused a request",
+        "The evidence names the request and the kernel's answer. Old kernels lack features that passthru needs \
+         (Linux 5.10 or newer).";
+    GuestFailed = 28, Guest, "the guest could not go on",
+        "The guest's processor stopped in a way that cannot be continued (KVM internal error or failed entry).";
+    PhysBits = 29, Host, "the CPU has too few physical address bits",
+        "Guest memory and large BARs must lie below the CPU's highest physical address.";
+    NoVfio = 30, Host, "the kernel's VFIO driver is not loaded",
+        "/dev/vfio/vfio is missing: run `modprobe vfio-pci` (and `modprobe vfio_iommu_type1`).";
+    JournalUnusable = 31, Host, "the journal of driver changes cannot be used",
+        "Before a device's driver is changed, its former driver is written to a journal under /run/passthru, so that \
+         a crash loses nothing. That folder must be writable (bind and release need root).";
+    NoReset = 32, Device, "the device did not come back from a reset",
+        "After a reset the device reads all-ones: it has fallen off the bus. Powering the host off and on usually \
+         brings it back.";
+    SystemFailed = 33, Host, "the operating system refused a request",
+        "A system call that normally succeeds has failed. The evidence has the call and the answer.";
+}
+
+impl Code {
+    /// The code that `PT012`, `pt12` or `12` names.
+    pub fn parse(text: &str) -> Option<Code> {
+        let digits = text.trim().trim_start_matches(['P', 'T', 'p', 't']);
+        let number: u16 = digits.parse().ok()?;
+        Code::ALL.iter().copied().find(|code| code.entry().number == number)
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PT{:03}", self.entry().number)
+    }
+}
+
+/// A failure that the user can understand and mend.
+#[derive(Debug)]
+pub struct Error(Box<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    code: Code,
+    cause: String,
+    evidence: Vec<String>,
+    fix: Option<String>,
+}
+
+/// The result of everything that a user can cause to fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error with this code; `cause` is a sentence in the user's words, without a full stop.
+    pub fn new(code: Code, cause: impl Into<String>) -> Self {
+        Error(Box::new(Inner { code, cause: cause.into(), evidence: Vec::new(), fix: None }))
+    }
+
+    /// A failed system call that nothing better is known about: `doing` is what was tried ("open /dev/net/tun").
+    pub fn system(doing: impl fmt::Display, error: &io::Error) -> Self {
+        Error::new(Code::SystemFailed, format!("could not {doing}")).evidence(explain_io(error))
+    }
+
+    /// Adds a line of evidence: which file, group, driver or process says so.
+    #[must_use]
+    pub fn evidence(mut self, line: impl Into<String>) -> Self {
+        self.0.evidence.push(line.into());
+        self
+    }
+
+    /// Sets the command or step that mends it.
+    #[must_use]
+    pub fn fix(mut self, fix: impl Into<String>) -> Self {
+        self.0.fix = Some(fix.into());
+        self
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> Code {
+        self.0.code
+    }
+
+    /// What is wrong, in one sentence.
+    pub fn cause(&self) -> &str {
+        &self.0.cause
+    }
+
+    /// Who says so.
+    pub fn evidence_lines(&self) -> &[String] {
+        &self.0.evidence
+    }
+
+    /// What mends it.
+    pub fn fix_text(&self) -> Option<&str> {
+        self.0.fix.as_deref()
+    }
+}
+
+/// An operating system's error in words and with its name: `Permission denied (EACCES)`.
+pub fn explain_io(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(number) => {
+            let errno = nix::errno::Errno::from_raw(number);
+            format!("{} ({errno:?})", errno.desc())
+        }
+        None => error.to_string(),
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code(), self.cause())?;
+        for line in self.evidence_lines() {
+            write!(f, "\n  seen: {line}")?;
+        }
+        if let Some(fix) = self.fix_text() {
+            write!(f, "\n  mend: {fix}")?;
+        }
+        write!(f, "\n  more: passthru explain {}", self.code())
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_unique_and_ascending() {
+        let numbers: Vec<u16> = Code::ALL.iter().map(|code| code.entry().number).collect();
+        assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
+    }
+
+    #[test]
+    fn every_code_can_be_named_and_has_a_text() {
+        for &code in Code::ALL {
+            assert_eq!(Code::parse(&code.to_string()), Some(code));
+            assert!(code.entry().text.len() > 40, "{code} needs a text");
+        }
+        assert_eq!(Code::parse("PT999"), None);
+        assert_eq!(Code::parse(""), None);
+    }
+
+    #[test]
+    fn display_has_code_cause_evidence_and_fix() {
+        let error = Error::new(Code::Busy, "group 7 is in use").evidence("process 12 (qemu)").fix("stop it");
+        assert_eq!(
+            error.to_string(),
+            "PT008: group 7 is in use\n  seen: process 12 (qemu)\n  mend: stop it\n  more: passthru explain PT008"
+        );
+    }
+}

@@ -1,0 +1,63 @@
+//! The one place through which the host is changed: writes to sysfs and the loading of modules.
+//!
+//! Both can block for ever inside the kernel (a driver that cannot let go of its device), so nothing else may do
+//! them: whatever bounds them in time bounds them here.
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Where `modprobe` is, in the order in which it is looked for. PATH is not trusted: units and hooks run without one.
+const MODPROBE: [&str; 3] = ["/usr/sbin/modprobe", "/sbin/modprobe", "/usr/bin/modprobe"];
+
+/// How the host is changed. The tests' implementation plays the kernel on a made-up tree.
+pub trait Effects: fmt::Debug + Send + Sync {
+    /// Writes `value` to an attribute that exists, in one write(2), as sysfs demands.
+    fn write(&self, file: &Path, value: &str) -> io::Result<()>;
+
+    /// Loads a kernel module with what it needs. Built-in ones succeed.
+    fn load_module(&self, name: &str) -> io::Result<()>;
+}
+
+/// Changes the machine that the program runs on.
+#[derive(Debug)]
+pub struct RealEffects;
+
+impl Effects for RealEffects {
+    fn write(&self, file: &Path, value: &str) -> io::Result<()> {
+        let mut attribute = OpenOptions::new().write(true).open(file)?;
+        let written = attribute.write(value.as_bytes())?;
+        if written == value.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    }
+
+    fn load_module(&self, name: &str) -> io::Result<()> {
+        let modprobe = MODPROBE
+            .iter()
+            .find(|path| Path::new(path).exists())
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "modprobe is not installed"))?;
+        let output = Command::new(modprobe).arg("--").arg(name).stdin(Stdio::null()).output()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let words = String::from_utf8_lossy(&output.stderr);
+        Err(io::Error::other(words.lines().next().unwrap_or("modprobe failed").trim().to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attribute_that_is_absent_is_not_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("driver_override");
+        assert_eq!(RealEffects.write(&file, "x").unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(!file.exists());
+        std::fs::write(&file, "").unwrap();
+        RealEffects.write(&file, "vfio-pci\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "vfio-pci\n");
+    }
+}

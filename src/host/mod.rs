@@ -1,0 +1,108 @@
+//! The host's side, before any VFIO descriptor is opened: what devices there are, what the host uses them for, which
+//! of them a guest can have, and the change of their drivers.
+//!
+//! Everything takes a [`Host`], which names the roots of the trees that are read (`/sys`, `/proc`, `/dev`) and
+//! written (`/run/passthru`), so that tests run on made-up trees. Nothing here knows a guest.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`pci`], [`group`] | facts from sysfs: PCI functions, IOMMU groups (kernel: Documentation/ABI/testing/sysfs-bus-pci) |
+//! | [`usage`] | what the host uses a function for: mounts, swap, holders, routes |
+//! | [`busy`], [`viable`] | who holds a group; what keeps a group from being handed out |
+//! | [`check`] | which error a failed open or VFIO request really is |
+//! | [`limits`] | memory, locked memory and address bits, planned before anything is allocated |
+//! | [`mod@bind`], [`mod@release`] | driver changes: `bind`, and `release` and `recover` that undo it |
+//! | [`journal`], [`effects`] | what was there before a change, kept across a crash; the one place that writes to sysfs |
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub mod bind;
+pub mod busy;
+mod change;
+pub mod check;
+pub mod effects;
+pub mod group;
+pub mod journal;
+pub mod limits;
+pub mod pci;
+mod read;
+pub mod release;
+pub mod usage;
+pub mod viable;
+
+#[cfg(test)]
+pub(crate) mod testtree;
+
+pub use bind::bind;
+pub use group::{Group, Member};
+pub use pci::PciDevice;
+pub use release::{recover, release};
+pub use usage::Use;
+
+use effects::{Effects, RealEffects};
+
+/// The trees of one host and the way to change them. Cloning is cheap; every question is answered anew from the trees.
+#[derive(Debug, Clone)]
+pub struct Host {
+    sys: PathBuf,
+    proc: PathBuf,
+    dev: PathBuf,
+    run: PathBuf,
+    effects: Arc<dyn Effects>,
+}
+
+impl Host {
+    /// The machine that the program runs on.
+    pub fn real() -> Host {
+        Host {
+            sys: "/sys".into(),
+            proc: "/proc".into(),
+            dev: "/dev".into(),
+            run: "/run/passthru".into(),
+            effects: Arc::new(RealEffects),
+        }
+    }
+
+    /// A host whose `sys`, `proc`, `dev` and `run/passthru` lie below `root`; changes go through `effects`.
+    pub fn at(root: &Path, effects: Arc<dyn Effects>) -> Host {
+        Host {
+            sys: root.join("sys"),
+            proc: root.join("proc"),
+            dev: root.join("dev"),
+            run: root.join("run/passthru"),
+            effects,
+        }
+    }
+
+    /// A path below `/sys`.
+    pub fn sys(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.sys.join(path)
+    }
+
+    /// A path below `/proc`.
+    pub fn proc(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.proc.join(path)
+    }
+
+    /// A path below `/dev`.
+    pub fn dev(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.dev.join(path)
+    }
+
+    /// A path below `/run/passthru`.
+    pub fn run(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.run.join(path)
+    }
+
+    /// The way to change the host.
+    pub(crate) fn effects(&self) -> &dyn Effects {
+        self.effects.as_ref()
+    }
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Host::real()
+    }
+}

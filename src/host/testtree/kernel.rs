@@ -1,0 +1,184 @@
+//! Plays the kernel's driver core on a made-up tree: `driver_override`, `unbind` and `drivers_probe` do what
+//! drivers/base/bus.c and drivers/pci/pci-sysfs.c do, and faults can be set for the n-th change.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+
+use crate::host::effects::Effects;
+
+/// What goes wrong with one change of the host. Changes are counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The change is refused with this errno.
+    Refuse(usize, i32),
+    /// The process is killed before the change.
+    KillBefore(usize),
+    /// The process is killed after the change.
+    KillAfter(usize),
+}
+
+/// The panic that stands for SIGKILL: nothing of the code under test runs after it.
+#[derive(Debug)]
+pub(crate) struct Killed;
+
+/// The fake kernel.
+#[derive(Debug)]
+pub(crate) struct FakeKernel {
+    root: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    natural: BTreeMap<String, String>,
+    declining: BTreeSet<String>,
+    modules: BTreeSet<String>,
+    fault: Option<Fault>,
+    writes: Vec<(String, String)>,
+    changes: usize,
+}
+
+impl FakeKernel {
+    pub(crate) fn new(root: PathBuf) -> FakeKernel {
+        FakeKernel { root, state: Mutex::default() }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Sets what goes wrong, and starts to count from 0.
+    pub(crate) fn set_fault(&self, fault: Option<Fault>) {
+        let mut state = self.state.lock();
+        state.fault = fault;
+        state.changes = 0;
+    }
+
+    /// Every write so far: the path below /sys and the value.
+    pub(crate) fn writes(&self) -> Vec<(String, String)> {
+        self.state.lock().writes.clone()
+    }
+
+    /// The driver that takes a device when no override is set.
+    pub(crate) fn set_natural(&self, address: &str, driver: &str) {
+        self.state.lock().natural.insert(address.to_owned(), driver.to_owned());
+    }
+
+    /// Makes a driver's probe fail: `drivers_probe` succeeds all the same.
+    pub(crate) fn decline(&self, driver: &str) {
+        self.state.lock().declining.insert(driver.to_owned());
+    }
+
+    /// Lets modprobe find a module, whose driver appears when it is loaded.
+    pub(crate) fn add_module(&self, name: &str) {
+        self.state.lock().modules.insert(name.to_owned());
+    }
+
+    /// Makes a driver's folder.
+    pub(crate) fn add_driver(&self, name: &str) {
+        let folder = self.drivers().join(name);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("unbind"), "").unwrap();
+    }
+
+    /// Binds a device to a driver.
+    pub(crate) fn attach(&self, address: &str, driver: &str) {
+        let (device, folder) = (self.device(address), self.drivers().join(driver));
+        symlink(&folder, device.join("driver")).unwrap();
+        symlink(&device, folder.join(address)).unwrap();
+    }
+
+    fn drivers(&self) -> PathBuf {
+        self.root.join("sys/bus/pci/drivers")
+    }
+
+    fn device(&self, address: &str) -> PathBuf {
+        self.root.join("sys/bus/pci/devices").join(address)
+    }
+
+    fn unbind(&self, driver: &str, address: &str) -> io::Result<()> {
+        if !self.drivers().join(driver).join(address).exists() {
+            return Err(io::Error::from_raw_os_error(libc::ENODEV));
+        }
+        fs::remove_file(self.drivers().join(driver).join(address))?;
+        fs::remove_file(self.device(address).join("driver"))
+    }
+
+    fn probe(&self, state: &State, address: &str) -> io::Result<()> {
+        if !self.device(address).exists() {
+            return Err(io::Error::from_raw_os_error(libc::ENODEV));
+        }
+        if self.device(address).join("driver").exists() {
+            return Ok(());
+        }
+        let overridden = fs::read_to_string(self.device(address).join("driver_override"))?;
+        let driver = match overridden.trim() {
+            "(null)" => state.natural.get(address).cloned(),
+            name => Some(name.to_owned()),
+        };
+        if let Some(driver) =
+            driver.filter(|name| self.drivers().join(name).exists() && !state.declining.contains(name))
+        {
+            self.attach(address, &driver);
+        }
+        Ok(())
+    }
+
+    fn apply(&self, state: &State, file: &Path, value: &str) -> io::Result<()> {
+        let value = value.strip_suffix('\n').unwrap_or(value);
+        match file.file_name().and_then(|name| name.to_str()) {
+            Some("driver_override") if value.is_empty() => fs::write(file, "(null)\n"),
+            Some("driver_override") => fs::write(file, format!("{value}\n")),
+            Some("drivers_probe") => self.probe(state, value),
+            Some("unbind") => {
+                let driver = fs::canonicalize(file)?.parent().and_then(|at| Some(at.file_name()?.to_owned())).unwrap();
+                self.unbind(driver.to_str().unwrap(), value)
+            }
+            other => panic!("{other:?} must never be written"),
+        }
+    }
+
+    /// Counts a change and lets the fault that is set for it happen; `true`: killed after it.
+    fn count(&self, state: &mut State) -> io::Result<bool> {
+        let number = state.changes;
+        state.changes += 1;
+        match state.fault {
+            Some(Fault::Refuse(at, errno)) if at == number => Err(io::Error::from_raw_os_error(errno)),
+            Some(Fault::KillBefore(at)) if at == number => std::panic::panic_any(Killed),
+            Some(Fault::KillAfter(at)) if at == number => Ok(true),
+            _ => Ok(false),
+        }
+    }
+}
+
+impl Effects for FakeKernel {
+    fn write(&self, file: &Path, value: &str) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let killed = self.count(&mut state)?;
+        let name = file.strip_prefix(self.root.join("sys")).unwrap_or(file).display().to_string();
+        state.writes.push((name, value.to_owned()));
+        self.apply(&state, file, value)?;
+        if killed {
+            std::panic::panic_any(Killed);
+        }
+        Ok(())
+    }
+
+    fn load_module(&self, name: &str) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let killed = self.count(&mut state)?;
+        if !state.modules.contains(name) {
+            return Err(io::Error::other(format!("modprobe: FATAL: Module {name} not found")));
+        }
+        self.add_driver(name);
+        if killed {
+            std::panic::panic_any(Killed);
+        }
+        Ok(())
+    }
+}

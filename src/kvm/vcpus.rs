@@ -1,0 +1,106 @@
+//! All vCPUs of a VM: made together, started together, stopped together.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, JoinHandle};
+
+use super::events::VmEvents;
+use super::exits::{Counters, ExitCounts};
+use super::run::Runner;
+use super::{Vm, kick, vcpu};
+use crate::boot::cpu_state::CpuState;
+use crate::cpu::CpuPlan;
+use crate::error::{Error, Result};
+use crate::memory::Memory;
+
+/// The vCPUs of one VM. Dropping it stops them and waits for their threads.
+///
+/// Owned by the main loop: a vCPU's own thread must neither join nor drop it.
+pub struct VcpuSet {
+    /// Made and not yet started.
+    idle: Vec<Runner>,
+    threads: Vec<JoinHandle<()>>,
+    counters: Vec<Arc<Counters>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl VcpuSet {
+    /// Makes the vCPUs that `plan` has. The first begins at `start`, or, without it, at the reset vector; the others wait
+    /// for the first to start them. Accesses go to `memory`, the VM's end to `events`.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::KvmFailed`] with the request that was refused.
+    pub fn new(
+        vm: &Arc<Vm>,
+        plan: &CpuPlan,
+        start: Option<&CpuState>,
+        memory: &Arc<Memory>,
+        events: &Arc<VmEvents>,
+    ) -> Result<VcpuSet> {
+        kick::install()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut idle = Vec::new();
+        let mut counters = Vec::new();
+        for (index, apic_id) in (0..).zip(plan.topology().apic_ids()) {
+            let fd = vcpu::create(vm, plan, apic_id, start.filter(|_| index == 0))?;
+            let own = Arc::<Counters>::default();
+            counters.push(own.clone());
+            idle.push(Runner {
+                index,
+                fd,
+                memory: memory.clone(),
+                events: events.clone(),
+                counters: own,
+                stop: stop.clone(),
+            });
+        }
+        Ok(VcpuSet { idle, threads: Vec::new(), counters, stop })
+    }
+
+    /// Lets the vCPUs run, each on a thread of its own with the name `vcpu0`, `vcpu1` and so on.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::SystemFailed`] if a thread cannot be made; none runs then.
+    pub fn start(&mut self) -> Result<()> {
+        for runner in std::mem::take(&mut self.idle) {
+            let spawned = Builder::new().name(format!("vcpu{}", runner.index)).spawn(move || runner.main());
+            match spawned {
+                Ok(thread) => self.threads.push(thread),
+                Err(error) => {
+                    self.stop();
+                    self.join();
+                    return Err(Error::system("start a vCPU's thread", &error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks every vCPU to leave the guest for good, wherever it is. Returns at once; idempotent.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.threads.iter().for_each(kick::kick);
+    }
+
+    /// Waits until every vCPU's thread has ended: after [`VcpuSet::stop`], none runs guest code or a device's code.
+    pub fn join(&mut self) {
+        for thread in self.threads.drain(..) {
+            // A panic was caught and reported in the thread.
+            let _ = thread.join();
+        }
+    }
+
+    /// Exits to user space so far, of all vCPUs together.
+    pub fn exits(&self) -> ExitCounts {
+        let mut sum = ExitCounts::default();
+        self.counters.iter().for_each(|counters| sum += counters.snapshot());
+        sum
+    }
+}
+
+impl Drop for VcpuSet {
+    fn drop(&mut self) {
+        self.stop();
+        self.join();
+    }
+}

@@ -1,0 +1,171 @@
+//! The machine: what `passthru run` builds, starts, starts again and takes down.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`options`] | what the user asked for |
+//! | [`preflight`] | what can be found out before anything is allocated |
+//! | [`plug`] | the one path by which every device comes into the machine; [`types`] are the tables of types |
+//! | [`board`] | the devices that sit in no slot |
+//! | [`running`] | a VM descriptor with its vCPUs: one for each start of the guest |
+//!
+//! **Lock order**, outermost first: objects (a device's own lock that may plug or open) -> bus -> device -> `decode` (one
+//! for the machine, [`crate::pci::decode`]) -> the layout lock of [`crate::memory::Memory`] -> a listener's own lock ->
+//! the kernel. A dispatch takes no lock but the device's. Listeners never call devices.
+//!
+//! **A restart of the guest** (reset, triple fault) stops all vCPUs, resets every device (bus mastering off before memory
+//! is used anew), drops the VM descriptor, and starts a fresh one on the kept memory, the kept VFIO containers and their
+//! pins. So no state of KVM's can survive: no MSR that makes it write to guest memory, no pending interrupt.
+
+mod board;
+pub mod options;
+mod plug;
+mod preflight;
+mod running;
+pub mod types;
+
+use std::sync::Arc;
+
+use board::{Board, JobControl};
+use options::{HugePages, MemoryOptions, RunOptions};
+use plug::Plugged;
+use preflight::Plan;
+use running::Running;
+
+use crate::boot::layout::Layout;
+use crate::boot::linux::LinuxImage;
+use crate::cpu::CpuPlan;
+use crate::error::{Code, Error, Result, explain_io};
+use crate::event_loop::EventLoop;
+use crate::host::Host;
+use crate::irq::Router;
+use crate::kvm::{Kvm, VmEvent, VmEvents};
+use crate::memory::host::PageSize;
+use crate::memory::{Backing, HostMem, Memory, PRIORITY_PLATFORM, Region, Space};
+use crate::pci::PciRoot;
+use crate::pci::cf8::{self, Cf8};
+use crate::pci::decode::Decode;
+use crate::pci::ecam::{Ecam, Overlay};
+use crate::vfio::space::Vfio;
+
+/// Runs a guest until it powers off, reboots with `--no-reboot`, or the user ends it.
+pub fn run(options: RunOptions, host: &Host) -> Result<()> {
+    Machine::new(options, host)?.run()
+}
+
+/// A machine with all of its devices. The fields drop in this order, and the order matters: vCPUs stop before devices
+/// go, devices go before the VFIO context, and memory goes last.
+pub struct Machine {
+    running: Option<Running>,
+    _overlay: Option<Overlay>,
+    plugged: Plugged,
+    board: Board,
+    cf8: Arc<Cf8>,
+    root: Arc<PciRoot>,
+    vfio: Arc<Vfio>,
+    router: Arc<Router>,
+    memory: Arc<Memory>,
+    events: Arc<VmEvents>,
+    event_loop: EventLoop,
+    kvm: Kvm,
+    cpus: CpuPlan,
+    image: LinuxImage,
+    layout: Layout,
+    no_reboot: bool,
+}
+
+impl Machine {
+    /// Builds the machine and all of its devices. Nothing runs yet.
+    pub fn new(options: RunOptions, host: &Host) -> Result<Machine> {
+        let Plan { machine, image, kvm, cpus, phys_bits, mut devices } = preflight::plan(&options, host)?;
+        let events = VmEvents::new()?;
+        // Before any thread is started: threads inherit which signals are blocked.
+        let job_control = JobControl::default();
+        let mut event_loop = board::event_loop(&events, &job_control)?;
+        let memory = Memory::new();
+        let router = Router::new();
+        let decode = Decode::new(memory.clone());
+        let root = PciRoot::new("pcie.0", &decode);
+        let vfio = Vfio::new(host.clone(), memory.clone());
+        let board = Board::new(&memory, &router, &mut event_loop, &events, &job_control, &options.serial)?;
+        let plugged = Plugged::new(&root, &memory, &router, &decode, &vfio, &mut devices)?;
+
+        let layout = Layout::new(options.memory.size.0, phys_bits, plugged.last_bus())?;
+        preflight::check_reserved(&layout, &vfio)?;
+        let cf8 = Cf8::new(root.clone(), board.reset_control(), !machine.cf8);
+        let ecam = Ecam::new(root.clone());
+        memory.update(|map| {
+            map.add(Space::Pio, u64::from(cf8::BASE), cf8.region());
+            map.add(Space::Mmio, layout.ecam.start, ecam.region(layout.last_bus));
+        })?;
+        let overlay = machine.config_pages.then(|| ecam.overlay(&memory, layout.ecam.start)).transpose()?;
+        add_ram(&memory, &layout, &options.memory)?;
+        Ok(Machine {
+            running: None,
+            _overlay: overlay,
+            plugged,
+            board,
+            cf8,
+            root,
+            vfio,
+            router,
+            memory,
+            events,
+            event_loop,
+            kvm,
+            cpus,
+            image,
+            layout,
+            no_reboot: options.no_reboot,
+        })
+    }
+
+    /// Starts the guest, and starts it again whenever it resets, until it ends.
+    pub fn run(&mut self) -> Result<()> {
+        loop {
+            self.running = Some(Running::start(self)?);
+            self.event_loop.run().map_err(|error| Error::system("wait for events", &error))?;
+            self.running = None;
+            match self.events.take() {
+                Some(VmEvent::Reset) if !self.no_reboot => self.reset(),
+                Some(VmEvent::Failed(error)) => return Err(error),
+                // The guest is done, or the user is.
+                Some(VmEvent::Reset | VmEvent::Shutdown) | None => return Ok(()),
+            }
+        }
+    }
+
+    /// Puts everything into the state after power-on. No vCPU runs.
+    fn reset(&mut self) {
+        self.root.reset();
+        self.plugged.reset();
+        self.cf8.reset();
+        self.board.reset();
+    }
+}
+
+/// Gives the guest its RAM: one region below 4 GiB, one above where there is so much. Devices' IOMMUs map each with one
+/// request.
+fn add_ram(memory: &Memory, layout: &Layout, options: &MemoryOptions) -> Result<()> {
+    let pages = match options.hugepages {
+        HugePages::TwoMiB => PageSize::Huge2M,
+        HugePages::OneGiB => PageSize::Huge1G,
+        HugePages::Transparent => PageSize::Transparent,
+        HugePages::Off => PageSize::Small,
+    };
+    let mut regions = Vec::new();
+    let ranges = [("ram below 4 GiB", Some(&layout.low_ram)), ("ram above 4 GiB", layout.high_ram.as_ref())];
+    for (name, range) in ranges.into_iter().filter_map(|(name, range)| Some((name, range?))) {
+        let len = range.end - range.start;
+        let mem = if options.share { HostMem::memfd(name, len, pages) } else { HostMem::anonymous(len, pages) };
+        let mem = Arc::new(mem.map_err(|error| {
+            Error::new(Code::NoMemory, format!("{} MiB for the guest cannot be had", len >> 20))
+                .evidence(explain_io(&error))
+        })?);
+        regions.push((range.start, Region::whole(name, len, PRIORITY_PLATFORM, Backing::Ram(mem.slice()))));
+    }
+    memory.update(|map| {
+        for (start, region) in regions {
+            map.add(Space::Mmio, start, region);
+        }
+    })
+}

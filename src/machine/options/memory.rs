@@ -1,0 +1,97 @@
+//! `-m`: the guest's memory.
+
+use crate::error::Result;
+use crate::object::{Args, MemSize, Props, options_help, prop_enum, props};
+
+prop_enum! {
+    /// The pages that the guest's memory is made of.
+    pub enum HugePages {
+        /// Huge pages of 2 MiB from the host's pool.
+        TwoMiB = "2M",
+        /// Huge pages of 1 GiB from the host's pool.
+        OneGiB = "1G",
+        /// Whatever transparent huge pages the host has.
+        Transparent = "thp",
+        /// Pages of 4 KiB.
+        Off = "off",
+    }
+}
+
+impl HugePages {
+    /// What the memory's size must be a multiple of, in bytes.
+    pub fn page_size(self) -> u64 {
+        match self {
+            HugePages::TwoMiB => 2 << 20,
+            HugePages::OneGiB => 1 << 30,
+            HugePages::Transparent | HugePages::Off => 4 << 10,
+        }
+    }
+}
+
+props! {
+    /// The guest's memory.
+    pub struct MemoryOptions {
+        /// Size of the memory; a bare number is MiB
+        size: MemSize = "512M",
+        /// Huge pages from the host's pool (2M, 1G), transparent ones (thp) or none (off)
+        hugepages: HugePages = "thp",
+        /// Memory of a memfd, which other processes can share, instead of anonymous memory
+        share: bool = "off",
+    }
+}
+
+/// Reads the option.
+pub fn parse(mut args: Args) -> Result<MemoryOptions> {
+    let given = args.peek("size").unwrap_or_default().to_owned();
+    let memory = MemoryOptions::parse(&mut args)?;
+    args.finish()?;
+    let page = memory.hugepages.page_size();
+    if memory.size.0 == 0 || memory.size.0 % page != 0 {
+        let why = format!("expected a multiple of {}, the size of a page", MemSize(page));
+        return Err(args.bad_value("size", &given, why));
+    }
+    Ok(memory)
+}
+
+/// What the option takes.
+pub fn help() -> String {
+    options_help("-m options", &[MemoryOptions::TABLE])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::testing::check_props;
+
+    fn memory(text: &str) -> Result<MemoryOptions> {
+        parse(Args::parse("-m", Some("size"), text)?)
+    }
+
+    #[test]
+    fn the_forms_of_a_size() {
+        for (text, bytes) in [("", 512 << 20), ("768", 768 << 20), ("768M", 768 << 20), ("size=1.5G", 3 << 29)] {
+            let expected = MemoryOptions { size: MemSize(bytes), hugepages: HugePages::Transparent, share: false };
+            assert_eq!(memory(text).unwrap(), expected, "{text}");
+        }
+        let memory = memory("size=768M,hugepages=2M,share=on").unwrap();
+        assert_eq!(memory.hugepages, HugePages::TwoMiB);
+        assert!(memory.share);
+    }
+
+    #[test]
+    fn the_size_is_made_of_whole_pages() {
+        for (text, cause) in [
+            ("0", "`-m` cannot have size=`0`: expected a multiple of 4K, the size of a page"),
+            ("4097B", "`-m` cannot have size=`4097B`: expected a multiple of 4K, the size of a page"),
+            ("3M,hugepages=2M", "`-m` cannot have size=`3M`: expected a multiple of 2M, the size of a page"),
+            ("1536,hugepages=1G", "`-m` cannot have size=`1536`: expected a multiple of 1G, the size of a page"),
+        ] {
+            assert_eq!(memory(text).unwrap_err().cause(), cause, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_table_is_sound() {
+        check_props("-m", MemoryOptions::TABLE);
+    }
+}

@@ -1,0 +1,41 @@
+//! What a machine is asked to be: the parsed forms of `-m`, `--smp`, `--cpu` and `--serial`, and all of a command line.
+
+pub mod cpu;
+pub mod memory;
+pub mod serial;
+pub mod smp;
+
+use std::path::PathBuf;
+
+pub use memory::{HugePages, MemoryOptions};
+pub use serial::SerialOption;
+
+use crate::cpu::{Model, Topology};
+use crate::object::Args;
+
+/// What `passthru run` was asked for, checked as far as that is possible without the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunOptions {
+    /// The guest's kernel.
+    pub kernel: PathBuf,
+    /// The kernel's initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub append: String,
+    /// The guest's memory.
+    pub memory: MemoryOptions,
+    /// The number of CPUs and their topology.
+    pub smp: Topology,
+    /// The CPU model.
+    pub cpu: Model,
+    /// The machine's type (key `type`) and properties, for the machine registry.
+    pub machine: Args,
+    /// The devices' types (key `driver`) and properties in the user's order, for the device registry.
+    pub devices: Vec<Args>,
+    /// Where the serial port goes.
+    pub serial: SerialOption,
+    /// A reboot of the guest ends the process.
+    pub no_reboot: bool,
+    /// The guest's name.
+    pub name: Option<String>,
+}

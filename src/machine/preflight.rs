@@ -1,0 +1,78 @@
+//! What can be found out before anything is allocated: every mistake that the options alone, or the options and the
+//! host, show.
+
+use super::options::{HugePages, RunOptions};
+use super::types::{DEVICES, MACHINES, Q35};
+use crate::boot::layout::Layout;
+use crate::boot::linux::LinuxImage;
+use crate::cpu::CpuPlan;
+use crate::error::{Code, Error, Result};
+use crate::host::Host;
+use crate::host::limits::memlock::{self, memlock_needed, plan_memlock};
+use crate::host::limits::memory::{PageKind, check_memory};
+use crate::kvm::Kvm;
+use crate::object::Args;
+use crate::vfio::dma::first_reserved;
+use crate::vfio::space::Vfio;
+
+/// What is known before anything is allocated.
+pub struct Plan {
+    /// The machine's properties.
+    pub machine: Q35,
+    /// The kernel, found to be one.
+    pub image: LinuxImage,
+    /// /dev/kvm.
+    pub kvm: Kvm,
+    /// The guest's CPUs.
+    pub cpus: CpuPlan,
+    /// Physical address bits of the guest.
+    pub phys_bits: u8,
+    /// The devices to plug.
+    pub devices: Vec<Args>,
+}
+
+/// Checks the options against each other and against the host.
+pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
+    let mut machine = options.machine.clone();
+    let of_type = MACHINES.take_type(&mut machine)?;
+    let machine = of_type.create(&mut machine, &())?;
+    let mut passed_through = 0;
+    for device in &options.devices {
+        let of_type = DEVICES.take_type(&mut device.clone())?;
+        passed_through += u64::from(of_type.name() == "vfio-pci");
+    }
+    let image = LinuxImage::open(&options.kernel, options.initrd.as_deref(), &options.append)?;
+    let ram = options.memory.size.0;
+    let pages = match options.memory.hugepages {
+        HugePages::TwoMiB | HugePages::OneGiB => PageKind::Huge(options.memory.hugepages.page_size()),
+        HugePages::Transparent | HugePages::Off => PageKind::Normal,
+    };
+    check_memory(ram, pages, &host.free_memory())?;
+    if passed_through > 0 {
+        memlock::apply(plan_memlock(memlock_needed(ram, 1, 0), &host.lock_rights())?)?;
+    }
+    let kvm = Kvm::open(host)?;
+    let host_cpu = kvm.host_cpu()?;
+    let phys_bits = u8::try_from(host_cpu.phys_bits()).unwrap_or(u8::MAX);
+    let cpus = CpuPlan::new(&host_cpu, &options.cpu, options.smp)?;
+    // The layout of the smallest machine: whether the memory fits below the highest address.
+    Layout::new(ram, phys_bits, 0)?;
+    Ok(Plan { machine, image, kvm, cpus, phys_bits, devices: options.devices.clone() })
+}
+
+/// Whether the guest's memory lies where the IOMMUs can map it.
+pub fn check_reserved(layout: &Layout, vfio: &Vfio) -> Result<()> {
+    let usable = vfio.usable()?;
+    for range in std::iter::once(&layout.low_ram).chain(&layout.high_ram) {
+        if let Some(reserved) = first_reserved(&usable, range.clone()) {
+            let cause =
+                format!("the IOMMU cannot map guest memory at {:#x} to {:#x}", reserved.start, reserved.end - 1);
+            let has: Vec<_> =
+                usable.iter().map(|range| format!("{:#x} to {:#x}", range.start, range.end - 1)).collect();
+            return Err(Error::new(Code::ReservedIova, cause)
+                .evidence(format!("it can map {}", has.join(", ")))
+                .fix("give the guest less memory, so that it ends below the range"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! One start of the guest: a fresh VM descriptor with its slots, interrupt chips and vCPUs.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::Machine;
+use crate::boot::acpi::{AcpiInput, Tables};
+use crate::boot::cpu_state::CpuState;
+use crate::boot::layout::{Layout, PIO_BARS};
+use crate::error::Result;
+use crate::irq::Router;
+use crate::kvm::{KvmSlots, KvmVfio, VcpuSet, Vm};
+use crate::memory::ram::GuestRam;
+use crate::memory::{Listening, Space, Stage};
+use crate::pci::assign::{self, Apertures};
+use crate::vfio::space::Vfio;
+
+/// A VM that runs. Dropping it stops the vCPUs and takes the VM descriptor down; memory and devices stay.
+pub struct Running {
+    vcpus: Option<VcpuSet>,
+    slots: Option<Listening>,
+    router: Arc<Router>,
+    vfio: Arc<Vfio>,
+}
+
+impl Running {
+    /// Makes a VM on the machine's memory and devices, which are in the state after power-on, loads the kernel, and lets
+    /// the vCPUs run.
+    pub fn start(machine: &Machine) -> Result<Running> {
+        let Machine { memory, router, vfio, layout, cpus, root, .. } = machine;
+        let vm = Vm::new(&machine.kvm)?;
+        router.set_chip(vm.clone())?;
+        // Each of these is undone by the drop of `running` from here on.
+        let mut running = Running {
+            vcpus: None,
+            slots: Some(memory.listen(Stage::Guest, KvmSlots::new(vm.clone())?)?),
+            router: router.clone(),
+            vfio: vfio.clone(),
+        };
+        vfio.set_kvm(Some(KvmVfio::new(vm.clone())))?;
+
+        assign::plan(&root.nodes(), &apertures(layout))?.apply(root);
+        let ram = GuestRam::of(&memory.view(Space::Mmio))?;
+        let apic_ids: Vec<u32> = cpus.topology().apic_ids().collect();
+        let tables = Tables::build(&AcpiInput {
+            power_button: true,
+            serial_port: machine.board.has_serial(),
+            ..AcpiInput::new(layout, &apic_ids)
+        })?;
+        tables.write(ram.memory())?;
+        let entry = machine.image.load(ram.memory(), layout, tables.rsdp())?;
+        let vcpus = VcpuSet::new(&vm, cpus, Some(&CpuState::at(entry)), memory, &machine.events)?;
+        running.vcpus.insert(vcpus).start()?;
+        Ok(running)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // The order that crate::kvm asks for. Stopped and joined first.
+        self.vcpus = None;
+        self.slots = None;
+        if let Err(error) = self.vfio.set_kvm(None) {
+            crate::log::warn(format_args!("{error}"));
+        }
+        self.router.clear_chip();
+    }
+}
+
+/// The largest of each kind of window.
+fn apertures(layout: &Layout) -> Apertures {
+    let largest = |ranges: &[Range<u64>]| ranges.iter().max_by_key(|range| range.end - range.start).cloned();
+    Apertures {
+        io: u64::from(PIO_BARS.start)..u64::from(PIO_BARS.end),
+        low: largest(&layout.mmio32).unwrap_or_default(),
+        high: largest(&layout.mmio64).unwrap_or_default(),
+    }
+}

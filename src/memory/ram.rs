@@ -1,0 +1,72 @@
+//! Guest RAM as the boot loader and emulated devices see it: vm-memory's checked guest memory over our mappings.
+
+use std::sync::Arc;
+
+use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
+
+use super::{Backing, FlatView, HostMem};
+use crate::error::{Code, Error, Result};
+
+/// A snapshot of the guest's RAM. It keeps the mappings alive that it points into.
+#[derive(Clone)]
+pub struct GuestRam {
+    memory: GuestMemoryMmap,
+    _keep: Vec<Arc<HostMem>>,
+}
+
+impl GuestRam {
+    /// The RAM of a flat view: ranges that are whole mappings of [`Backing::Ram`].
+    ///
+    /// # Errors
+    /// [`Code::SystemFailed`] if there is no RAM in the view, or a range overlaps another.
+    pub fn of(view: &FlatView) -> Result<GuestRam> {
+        let mut regions: Vec<Arc<GuestRegionMmap>> = Vec::new();
+        let mut keep = Vec::new();
+        for range in view.ranges() {
+            if let Backing::Ram(slice) = &range.backing
+                && slice.offset() == 0
+                && slice.len() == slice.mem().len()
+            {
+                let region =
+                    slice.mem().guest_region(range.start).map_err(|e| Error::system("describe guest RAM", &e))?;
+                regions.push(Arc::new(region));
+                keep.push(slice.mem().clone());
+            }
+        }
+        let memory = GuestMemoryMmap::from_arc_regions(regions)
+            .map_err(|e| Error::new(Code::SystemFailed, "guest RAM cannot be described").evidence(e.to_string()))?;
+        Ok(GuestRam { memory, _keep: keep })
+    }
+
+    /// Checked access by guest physical address.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::host::PageSize;
+    use super::super::{Memory, PRIORITY_PLATFORM, Region, Space};
+    use super::*;
+    use vm_memory::{Bytes, GuestAddress};
+
+    #[test]
+    fn guest_ram_and_the_mapping_are_the_same_bytes() {
+        let memory = Memory::new();
+        let low = Arc::new(HostMem::anonymous(8192, PageSize::Small).unwrap());
+        let region = Region::whole("ram", 8192, PRIORITY_PLATFORM, Backing::Ram(low.slice()));
+        memory.update(|layout| layout.add(Space::Mmio, 0x10000, region)).unwrap();
+        let ram = GuestRam::of(&memory.view(Space::Mmio)).unwrap();
+        ram.memory().write_obj(0x1234_5678u32, GuestAddress(0x10004)).unwrap();
+        let mut data = [0; 4];
+        memory.read(Space::Mmio, 0x10004, &mut data);
+        assert_eq!(u32::from_le_bytes(data), 0x1234_5678);
+        assert!(ram.memory().write_obj(1u8, GuestAddress(0x12000)).is_err());
+    }
+
+    #[test]
+    fn a_view_without_ram_is_an_error() {
+        assert!(GuestRam::of(&FlatView::default()).is_err());
+    }
+}

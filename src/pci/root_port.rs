@@ -1,0 +1,176 @@
+//! A PCI Express root port: the bridge that a device behind its own bus sits at (PCIe 7.5.1.3 and 7.5.3).
+//!
+//! It has a slot without hot-plug: nothing is advertised that does not work. Interrupts are by MSI only; the port has
+//! no pin, and none of its services signals anything yet.
+
+use std::sync::Arc;
+
+use super::bridge::Windows;
+use super::decode::Decode;
+use super::regs::{
+    BRIDGE_CONTROL, BRIDGE_CONTROL_RESET, CAP_EXPRESS, CAP_POWER, CLASS, COMMAND, COMMAND_BUS_MASTER,
+    COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY, COMMAND_PARITY, COMMAND_SERR, DEVICE, HEADER_BRIDGE, HEADER_TYPE,
+    IO_BASE, MEMORY_BASE, POWER_NO_SOFT_RESET, POWER_STATE, PREFETCH_BASE, PREFETCH_BASE_UPPER, PREFETCH_LIMIT_UPPER,
+    PRIMARY_BUS, SECONDARY_STATUS, STATUS, STATUS_ERRORS, VENDOR,
+};
+use super::{ConfigSpace, Msi, MsiSpec, PciBus, PciCore, PciFunction};
+use crate::device::Device;
+use crate::error::Result;
+use crate::irq::Router;
+
+/// Red Hat's PCIe root port, which guests know.
+const IDS: (u16, u16) = (0x1b36, 0x000c);
+/// PCI-to-PCI bridge, class 06 subclass 04 (PCI appendix D).
+const CLASS_BRIDGE: [u8; 3] = [0, 4, 6];
+/// The low bits of the prefetchable base and limit: 64-bit addresses (bridge 3.2.5.9).
+const PREFETCH_64BIT: u32 = 0x0001_0001;
+
+/// Registers of the PCI Express capability from its start (PCIe 7.5.3), those that the port has.
+mod express {
+    /// PCI Express capabilities: version 2, root port, slot implemented.
+    pub const CAPABILITIES: (usize, u16) = (0x02, 2 | 4 << 4 | 1 << 8);
+    /// Device capabilities: 128-byte payloads, role-based error reporting.
+    pub const DEVICE_CAP: (usize, u32) = (0x04, 1 << 15);
+    /// Device control: error reporting, relaxed ordering, payload and request sizes, extended tags, no snoop.
+    pub const DEVICE_CONTROL: (u16, u16) = (0x08, 0x79ff);
+    /// Device status: the four error bits, cleared by writing ones.
+    pub const DEVICE_STATUS: (u16, u16) = (0x0a, 0x000f);
+    /// Link capabilities: 16 GT/s, 16 lanes, the link's state is reported.
+    pub const LINK_CAP: (usize, u32) = (0x0c, 4 | 16 << 4 | 1 << 20);
+    /// Link control: ASPM, common clock, extended sync.
+    pub const LINK_CONTROL: (u16, u16) = (0x10, 0x00c3);
+    /// Link status: speed in bits 0 to 3, width in bits 4 to 9, bit 13 for an active link.
+    pub const LINK_STATUS: u16 = 0x12;
+    pub const LINK_UP: u16 = 4 | 16 << 4 | 1 << 13;
+    /// Slot capabilities: the slot's number from bit 19 on.
+    pub const SLOT_CAP: usize = 0x14;
+    pub const SLOT_NUMBER_SHIFT: u32 = 19;
+    pub const SLOT_NUMBER_MAX: u16 = 0x1fff;
+    /// Slot status: presence.
+    pub const SLOT_STATUS: u16 = 0x1a;
+    pub const SLOT_PRESENT: u16 = 1 << 6;
+    /// Root control: which errors become system errors, PME interrupt enable.
+    pub const ROOT_CONTROL: (u16, u16) = (0x1c, 0x000f);
+    /// Link capabilities 2: 2.5, 5, 8 and 16 GT/s.
+    pub const LINK_CAP2: (usize, u32) = (0x2c, 0x1e);
+    /// Link control 2: target speed.
+    pub const LINK_CONTROL2: (usize, u16) = (0x30, 4);
+    /// Length of the capability.
+    pub const LEN: usize = 0x3c;
+}
+
+/// A root port and the bus behind it.
+pub struct RootPort {
+    id: Arc<str>,
+    core: Arc<PciCore>,
+    bus: Arc<PciBus>,
+}
+
+impl RootPort {
+    /// A port whose bus is named like itself. `slot` is the number that the guest shows to people, up to 8191, unique in
+    /// the machine.
+    ///
+    /// # Errors
+    /// None that a user could cause; the capabilities are made to fit.
+    pub fn new(id: &str, slot: u16, decode: &Arc<Decode>, router: &Arc<Router>) -> Result<Arc<RootPort>> {
+        let mut config = ConfigSpace::new();
+        header(&mut config);
+        let power = config.add_capability(CAP_POWER, &[3, 0, POWER_NO_SOFT_RESET as u8, 0, 0, 0])?;
+        config.allow(power + super::regs::POWER_CONTROL, &POWER_STATE.to_le_bytes());
+        let express = config.add_capability(CAP_EXPRESS, &express_body(slot))?;
+        for (off, mask) in [express::DEVICE_CONTROL, express::LINK_CONTROL, express::ROOT_CONTROL] {
+            config.allow(express + off, &mask.to_le_bytes());
+        }
+        config.allow_clear(express + express::DEVICE_STATUS.0, &express::DEVICE_STATUS.1.to_le_bytes());
+        let spec = MsiSpec { vectors: 1, address_64bit: true, maskable: false };
+        let msi = Msi::add(&mut config, spec, router, id)?;
+        let core = Arc::new(PciCore::new(id, config, Some(msi), None));
+        let bus = PciBus::secondary(id, decode, core.clone());
+        Ok(Arc::new(RootPort { id: id.into(), core, bus }))
+    }
+
+    /// The bus behind the port.
+    pub fn bus(&self) -> &Arc<PciBus> {
+        &self.bus
+    }
+}
+
+/// The type 1 header (bridge 3.2).
+fn header(config: &mut ConfigSpace) {
+    config.set_u16(VENDOR, IDS.0);
+    config.set_u16(DEVICE, IDS.1);
+    config.set(CLASS, &CLASS_BRIDGE);
+    config.set_u8(HEADER_TYPE, HEADER_BRIDGE);
+    let command =
+        COMMAND_IO | COMMAND_MEMORY | COMMAND_BUS_MASTER | COMMAND_PARITY | COMMAND_SERR | COMMAND_INTX_DISABLE;
+    config.allow(COMMAND, &command.to_le_bytes());
+    config.allow_clear(STATUS, &STATUS_ERRORS.to_le_bytes());
+    config.allow(PRIMARY_BUS, &[0xff; 3]);
+    config.allow_clear(SECONDARY_STATUS, &STATUS_ERRORS.to_le_bytes());
+    // Parity response, SERR# and the reset of the bus behind; no VGA or ISA filters.
+    config.allow(BRIDGE_CONTROL, &(BRIDGE_CONTROL_RESET | 0b11).to_le_bytes());
+    // All windows are closed after power-on.
+    for (at, value) in Windows::default().registers() {
+        let value = if at == PREFETCH_BASE { value | PREFETCH_64BIT } else { value };
+        // The dword of the I/O window has the secondary status in its upper half, which is zero here.
+        config.set_u32(at, value);
+    }
+    config.allow(IO_BASE, &[0xf0; 2]);
+    for at in [MEMORY_BASE, PREFETCH_BASE] {
+        config.allow(at, &0xfff0_fff0u32.to_le_bytes());
+    }
+    for at in [PREFETCH_BASE_UPPER, PREFETCH_LIMIT_UPPER] {
+        config.allow(at, &[0xff; 4]);
+    }
+}
+
+/// The PCI Express capability after id and link.
+fn express_body(slot: u16) -> Vec<u8> {
+    let mut cap = [0; express::LEN];
+    let number = u32::from(slot.min(express::SLOT_NUMBER_MAX)) << express::SLOT_NUMBER_SHIFT;
+    // The port's number is the slot's: both only tell ports apart.
+    let link = (express::LINK_CAP.0, express::LINK_CAP.1 | u32::from(slot as u8) << 24);
+    for (at, value) in [express::DEVICE_CAP, link, (express::SLOT_CAP, number), express::LINK_CAP2] {
+        cap[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    for (at, value) in [express::CAPABILITIES, express::LINK_CONTROL2] {
+        cap[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    }
+    cap[2..].to_vec()
+}
+
+/// Shows in a port's registers whether there is something behind it.
+pub(super) fn set_link(port: &PciCore, up: bool) {
+    let Some(at) = port.express() else { return };
+    port.with(|config| {
+        config.set_u16(at + express::LINK_STATUS, if up { express::LINK_UP } else { 0 });
+        config.set_u16(at + express::SLOT_STATUS, if up { express::SLOT_PRESENT } else { 0 });
+    });
+}
+
+impl Device for RootPort {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn reset(&self) {
+        self.core.reset();
+    }
+}
+
+impl PciFunction for RootPort {
+    fn core(&self) -> &PciCore {
+        &self.core
+    }
+
+    fn secondary(&self) -> Option<&Arc<PciBus>> {
+        Some(&self.bus)
+    }
+
+    fn reads_are_emulated(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;

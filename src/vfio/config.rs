@@ -1,0 +1,506 @@
+//! Which bits of a passed-through function's configuration space are the hardware's, emulated, or hidden. Pure.
+//!
+//! | registers | who answers |
+//! |---|---|
+//! | ids, class, header type, BARs, interrupt line and pin, links of the lists | emulated |
+//! | command | emulated; the hardware's follows it in the order that [`super::pci`] keeps |
+//! | status | the hardware, but for the bit of the capability list |
+//! | MSI, MSI-X (PCI 6.8) | emulated: VFIO programs the hardware's when eventfds are given to it |
+//! | power management | the hardware; its state bits are emulated and follow in order |
+//! | PCI Express (PCIe 7.5.3) | the hardware; port type and link as the guest's topology needs them |
+//! | what [`HIDDEN`] and [`HIDDEN_EXTENDED`] list | nobody: unlinked, zero, not writable |
+//! | all else from 40h on | the hardware, as far as VFIO lets it |
+//!
+//! VFIO has a filter of its own beneath this (kernel: drivers/vfio/pci/vfio_pci_config.c); what is emulated here is what
+//! the guest's machine decides, and what the kernel leaves to user space.
+
+use std::ops::Range;
+
+use crate::pci::{ConfigSpace, MsiSpec, regs};
+
+/// Size of the configuration space in bytes.
+pub const SIZE: usize = regs::CONFIG_SIZE as usize;
+
+/// Bits of the command register that a guest can set.
+const COMMAND_BITS: u16 = regs::COMMAND_IO
+    | regs::COMMAND_MEMORY
+    | regs::COMMAND_BUS_MASTER
+    | regs::COMMAND_PARITY
+    | regs::COMMAND_SERR
+    | regs::COMMAND_INTX_DISABLE;
+/// Latency timer; header type and self test follow it (PCI 6.2.4).
+const LATENCY: u16 = 0x0d;
+/// Length of the MSI-X capability in bytes (PCI 6.8.2).
+const MSIX_LEN: u16 = 12;
+/// Length of the power management capability in bytes.
+const POWER_LEN: u16 = 8;
+/// Id and version of an extended capability; the rest of its header is the link (PCIe 7.6.3).
+const EXTENDED_ID_AND_VERSION: u32 = 0x000f_ffff;
+
+/// Capabilities that a guest must not see, by id: Enhanced Allocation, because it contradicts the emulated BARs.
+const HIDDEN: [u8; 1] = [0x14];
+
+/// Extended capabilities that a guest must not see, with their lengths in bytes (PCIe 7.7 to 7.9):
+/// they act on other functions, on the IOMMU, or on BARs.
+const HIDDEN_EXTENDED: [(u16, u16); 9] = [
+    (0x000e, 8),    // ARI: the guest's bus decides about function numbers
+    (0x000f, 8),    // ATS: translations of the host's IOMMU
+    (0x0010, 0x40), // SR-IOV: its functions belong to the host
+    (0x0011, 0x40), // MR-IOV
+    (0x0012, 0x30), // multicast: addresses of the host
+    (0x0013, 0x10), // page requests to the host's IOMMU
+    (0x0015, 0x34), // Resizable BAR: sizes are those at the start
+    (0x001b, 8),    // PASID
+    (0x0024, 0x34), // Resizable BARs of virtual functions
+];
+
+/// Extended capabilities that describe the link, which an endpoint on the root bus has not (PCIe 7.7.3 to 7.7.8).
+const LINK_EXTENDED: [(u16, u16); 5] = [(0x0019, 0x2c), (0x001e, 0x14), (0x0025, 0xc), (0x0026, 0x40), (0x0027, 0x84)];
+
+/// PCI Express capability (PCIe 7.5.3): its registers from its start.
+const EXPRESS_FLAGS: u16 = 0x02;
+const EXPRESS_TYPE_SHIFT: u8 = 4;
+const EXPRESS_LINK: u16 = 0x0c;
+const EXPRESS_LINK_STATUS: u16 = 0x12;
+const EXPRESS_LINK_END: u16 = 0x14;
+const EXPRESS_LINK2: u16 = 0x2c;
+const EXPRESS_LINK2_END: u16 = 0x34;
+/// Version 1 of the capability ends before the second block of registers.
+const EXPRESS_VERSION: u8 = 0xf;
+/// Device/port types (PCIe 7.5.3.2).
+const TYPE_ENDPOINT: u8 = 0x0;
+const TYPE_LEGACY_ENDPOINT: u8 = 0x1;
+const TYPE_INTEGRATED: u8 = 0x9;
+/// Link capabilities and status of the narrowest and slowest link: 2.5 GT/s, one lane (PCIe 7.5.3.6, 7.5.3.8).
+const LINK_X1: u16 = 0x0011;
+
+/// Where in the guest's topology the function is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Attachment {
+    /// On the root bus: a Root Complex Integrated Endpoint, which has no link.
+    #[default]
+    RootBus,
+    /// Behind a root port or a switch.
+    Port,
+}
+
+/// What the device has that decides about its configuration space, besides the space itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Abilities {
+    /// Whether VFIO can deliver MSI.
+    pub msi: bool,
+    /// Whether VFIO can deliver MSI-X, and its table can be reached.
+    pub msix: bool,
+    /// Whether VFIO can deliver the pin's interrupt.
+    pub intx: bool,
+    /// Where the guest finds it.
+    pub attachment: Attachment,
+}
+
+/// Which bits are whose.
+pub struct Division {
+    /// Bits whose reads come from the hardware.
+    hardware: Vec<u8>,
+    /// Bytes whose writes go to the hardware.
+    forwarded: Vec<bool>,
+    /// Offset of the MSI capability, if the guest sees it.
+    pub msi: Option<u16>,
+    /// Offset of the MSI-X capability, if the guest sees it.
+    pub msix: Option<u16>,
+    /// Offset of the power management capability.
+    pub power: Option<u16>,
+}
+
+/// The hardware's space as it shows it: the bytes, without any mask. What the image lacks reads as zero.
+pub fn image(bytes: &[u8]) -> ConfigSpace {
+    let mut config = ConfigSpace::new();
+    config.set(0, bytes.get(..SIZE).unwrap_or(bytes));
+    config
+}
+
+/// Plans the space of a function that shows `bytes`, 256 or 4096 of them. Gives the emulated registers after power-on,
+/// to which MSI and MSI-X are still to be added, and the division.
+pub fn plan(bytes: &[u8], abilities: Abilities) -> (ConfigSpace, Division) {
+    let source = image(bytes);
+    let mut plan = Planner {
+        config: image(bytes),
+        division: Division {
+            hardware: vec![0; SIZE],
+            forwarded: vec![false; SIZE],
+            msi: None,
+            msix: None,
+            power: None,
+        },
+    };
+    plan.header(&source, abilities);
+    plan.capabilities(&source, abilities);
+    if bytes.len() > usize::from(regs::EXTENDED_START) {
+        plan.extended(&source, abilities.attachment);
+    }
+    (plan.config, plan.division)
+}
+
+impl Division {
+    /// Whether any bit of these bytes is the hardware's.
+    pub fn reads_hardware(&self, off: u16, len: usize) -> bool {
+        self.bits(off, len).iter().any(|bits| *bits != 0)
+    }
+
+    /// Puts the hardware's bits into the emulated ones.
+    pub fn merge(&self, off: u16, hardware: &[u8], emulated: &mut [u8]) {
+        for ((bits, hardware), emulated) in self.bits(off, emulated.len()).iter().zip(hardware).zip(emulated) {
+            *emulated = *emulated & !bits | hardware & bits;
+        }
+    }
+
+    /// The parts of a write that the hardware gets: offsets in the written bytes.
+    pub fn forwarded(&self, off: u16, len: usize) -> Vec<Range<usize>> {
+        let start = usize::from(off).min(SIZE);
+        let end = start.saturating_add(len).min(SIZE);
+        let mut parts: Vec<Range<usize>> = Vec::new();
+        let flags = self.forwarded.get(start..end).unwrap_or_default();
+        for (index, _) in flags.iter().enumerate().filter(|(_, forwarded)| **forwarded) {
+            match parts.last_mut() {
+                Some(last) if last.end == index => last.end += 1,
+                _ => parts.push(index..index + 1),
+            }
+        }
+        parts
+    }
+
+    fn bits(&self, off: u16, len: usize) -> &[u8] {
+        let start = usize::from(off).min(SIZE);
+        let end = start.saturating_add(len).min(SIZE);
+        self.hardware.get(start..end).unwrap_or_default()
+    }
+}
+
+struct Planner {
+    config: ConfigSpace,
+    division: Division,
+}
+
+impl Planner {
+    /// Reads and writes of these bytes are the hardware's.
+    fn give(&mut self, range: Range<u16>) {
+        for at in range.start..range.end.min(regs::CONFIG_SIZE) {
+            self.division.hardware[usize::from(at)] = 0xff;
+            self.division.forwarded[usize::from(at)] = true;
+        }
+    }
+
+    /// Reads and writes of these bytes are the core's, up to `limit`.
+    fn emulate(&mut self, at: u16, len: u16, limit: u16) {
+        for at in at..at.saturating_add(len).min(limit) {
+            self.division.hardware[usize::from(at)] = 0;
+            self.division.forwarded[usize::from(at)] = false;
+        }
+    }
+
+    /// These bytes are zero and cannot be written, up to `limit`.
+    fn hide(&mut self, at: u16, len: u16, limit: u16) {
+        self.emulate(at, len, limit);
+        for at in at..at.saturating_add(len).min(limit) {
+            self.config.set_u8(at, 0);
+        }
+    }
+
+    fn header(&mut self, source: &ConfigSpace, abilities: Abilities) {
+        let config = &mut self.config;
+        config.set_u16(regs::COMMAND, 0);
+        config.allow(regs::COMMAND, &COMMAND_BITS.to_le_bytes());
+        config.set_u16(regs::STATUS, 0);
+        // Latency timer, layout, and the built-in self test, whose start would stop the function.
+        config.set(LATENCY, &[0, regs::HEADER_ENDPOINT, 0]);
+        config.set(regs::BAR0, &[0; 24]);
+        config.set_u32(regs::ROM, 0);
+        config.set_u8(regs::INTERRUPT_LINE, 0);
+        let pin = source.u8(regs::INTERRUPT_PIN);
+        config.set_u8(regs::INTERRUPT_PIN, if abilities.intx && (1..=4).contains(&pin) { pin } else { 0 });
+        let status = usize::from(regs::STATUS);
+        for (at, bits) in (status..).zip((!regs::STATUS_CAPABILITIES).to_le_bytes()) {
+            self.division.hardware[at] = bits;
+            self.division.forwarded[at] = true;
+        }
+    }
+
+    fn capabilities(&mut self, source: &ConfigSpace, abilities: Abilities) {
+        const END: u16 = regs::EXTENDED_START;
+        self.give(regs::CAPABILITIES_START..END);
+        let found = source.capabilities();
+        let mut shown = Vec::new();
+        for &(id, at) in &found {
+            // A capability has no length of its own: it ends where another begins.
+            let end = found.iter().map(|(_, other)| *other).filter(|other| *other > at).min().unwrap_or(END);
+            let keep = match id {
+                regs::CAP_MSI => {
+                    let len = MsiSpec::from_control(source.u16(at + 2)).len();
+                    let keep = abilities.msi && self.division.msi.is_none() && at + len <= END;
+                    self.division.msi = self.division.msi.or(keep.then_some(at));
+                    self.emulate(at, len, END);
+                    keep
+                }
+                regs::CAP_MSIX => {
+                    let keep = abilities.msix && self.division.msix.is_none() && at + MSIX_LEN <= END;
+                    self.division.msix = self.division.msix.or(keep.then_some(at));
+                    self.emulate(at, MSIX_LEN, END);
+                    keep
+                }
+                _ => !HIDDEN.contains(&id),
+            };
+            if !keep {
+                self.hide(at, end - at, END);
+                continue;
+            }
+            match id {
+                regs::CAP_POWER if self.division.power.is_none() && at + POWER_LEN <= END => self.power(at),
+                regs::CAP_EXPRESS => self.express(source, at, abilities.attachment),
+                _ => {}
+            }
+            shown.push(at);
+        }
+        self.config.set_u8(regs::CAPABILITIES, 0);
+        for (index, &at) in shown.iter().enumerate() {
+            let link = match index.checked_sub(1).and_then(|before| shown.get(before)) {
+                None => regs::CAPABILITIES,
+                Some(before) => before + 1,
+            };
+            self.emulate(at, 2, END);
+            self.config.set_u8(at + 1, 0);
+            self.config.set_u8(link, at as u8);
+        }
+        if !shown.is_empty() {
+            self.config.set_u16(regs::STATUS, regs::STATUS_CAPABILITIES);
+        }
+    }
+
+    /// The state's bits follow the guest's writes in the order that decoding needs; all else is the hardware's.
+    fn power(&mut self, at: u16) {
+        let control = at + regs::POWER_CONTROL;
+        let state = regs::POWER_STATE as u8;
+        self.emulate(control, 2, regs::EXTENDED_START);
+        self.division.hardware[usize::from(control)] = !state;
+        self.division.hardware[usize::from(control) + 1] = 0xff;
+        self.config.set_u8(control, self.config.u8(control) & !state);
+        self.config.allow(control, &[state]);
+        self.division.power = Some(at);
+    }
+
+    fn express(&mut self, source: &ConfigSpace, at: u16, attachment: Attachment) {
+        const END: u16 = regs::EXTENDED_START;
+        let flags = source.u8(at + EXPRESS_FLAGS);
+        let second = flags & EXPRESS_VERSION >= 2;
+        let port_type = flags >> EXPRESS_TYPE_SHIFT;
+        let shown = match (attachment, port_type) {
+            (Attachment::RootBus, TYPE_ENDPOINT | TYPE_LEGACY_ENDPOINT) => TYPE_INTEGRATED,
+            (Attachment::Port, TYPE_INTEGRATED) => TYPE_ENDPOINT,
+            _ => return,
+        };
+        self.emulate(at + EXPRESS_FLAGS, 1, END);
+        self.config.set_u8(at + EXPRESS_FLAGS, flags & EXPRESS_VERSION | shown << EXPRESS_TYPE_SHIFT);
+        self.hide(at + EXPRESS_LINK, EXPRESS_LINK_END - EXPRESS_LINK, END);
+        if second {
+            self.hide(at + EXPRESS_LINK2, EXPRESS_LINK2_END - EXPRESS_LINK2, END);
+        }
+        if attachment == Attachment::Port && at + EXPRESS_LINK_END <= END {
+            self.config.set_u16(at + EXPRESS_LINK, LINK_X1);
+            self.config.set_u16(at + EXPRESS_LINK_STATUS, LINK_X1);
+        }
+    }
+
+    fn extended(&mut self, source: &ConfigSpace, attachment: Attachment) {
+        const END: u16 = regs::CONFIG_SIZE;
+        self.give(regs::EXTENDED_START..END);
+        let found = source.ext_capabilities();
+        let mut shown = Vec::new();
+        for &(id, at) in &found {
+            let link = LINK_EXTENDED.iter().filter(|_| attachment == Attachment::RootBus);
+            match HIDDEN_EXTENDED.iter().chain(link).find(|(hidden, _)| *hidden == id) {
+                Some((_, len)) => self.hide(at, *len, END),
+                None => shown.push(at),
+            }
+        }
+        // The list begins at 100h whatever is there: where nothing may be shown, a null capability (PCIe 7.9.29) links on.
+        self.emulate(regs::EXTENDED_START, 4, END);
+        if shown.first() != Some(&regs::EXTENDED_START) {
+            self.config.set_u32(regs::EXTENDED_START, 0);
+            shown.insert(0, regs::EXTENDED_START);
+        }
+        for (index, &at) in shown.iter().enumerate() {
+            let next = shown.get(index + 1).copied().unwrap_or(0);
+            self.emulate(at, 4, END);
+            self.config.set_u32(at, self.config.u32(at) & EXTENDED_ID_AND_VERSION | u32::from(next) << 20);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ALL: Abilities = Abilities { msi: true, msix: true, intx: true, attachment: Attachment::RootBus };
+
+    /// A function with the bytes that matter here.
+    pub(in crate::vfio) fn sample() -> Vec<u8> {
+        let mut bytes = vec![0u8; SIZE];
+        let mut put = |at: usize, data: &[u8]| bytes[at..at + data.len()].copy_from_slice(data);
+        put(0, &[0x86, 0x80, 0xd3, 0x10, 0x07, 0x05, 0x10, 0x00, 0x01, 0, 0, 2, 0x10, 0x40, 0x80, 0x8f]);
+        put(0x10, &[0x00, 0x00, 0x10, 0xfe]);
+        put(0x34, &[0x40]);
+        put(0x3c, &[0x0b, 0x01]);
+        put(0x40, &[0x01, 0x50, 0x23, 0xc8, 0x03, 0x21, 0, 0]); // power management, in D3hot
+        put(0x50, &[0x05, 0x70, 0x80, 0]); // MSI, 64-bit
+        put(0x70, &[0x10, 0xb0, 0x02, 0, 0xc0, 0x8c, 0, 0x10]); // express, endpoint, version 2
+        put(0x7c, &[0x11, 0x1c, 0x07, 0, 0x40, 0, 0x11, 0x10]);
+        put(0x9c, &[0x0e, 0, 0, 0]);
+        put(0xb0, &[0x11, 0x00, 4, 0, 3, 0, 0, 0, 3, 0x20, 0, 0]); // MSI-X
+        put(0x100, &[0x01, 0x00, 0x02, 0x14]); // AER
+        put(0x140, &[0x10, 0x00, 0x01, 0x18]); // SR-IOV
+        put(0x148, &[0xff; 16]);
+        put(0x180, &[0x03, 0x00, 0x01, 0x00]); // serial number
+        bytes
+    }
+
+    fn ids(config: &ConfigSpace) -> (Vec<u8>, Vec<u16>) {
+        let ids = config.capabilities().into_iter().map(|(id, _)| id).collect();
+        (ids, config.ext_capabilities().into_iter().map(|(id, _)| id).collect())
+    }
+
+    #[test]
+    fn lists_keep_what_a_guest_may_see() {
+        let (config, division) = plan(&sample(), ALL);
+        assert_eq!(ids(&config), (vec![0x01, 0x05, 0x10, 0x11], vec![0x01, 0x03]));
+        assert_eq!((division.power, division.msi, division.msix), (Some(0x40), Some(0x50), Some(0xb0)));
+        let none = Abilities::default();
+        let (config, division) = plan(&sample(), none);
+        assert_eq!(ids(&config).0, [0x01, 0x10]);
+        assert_eq!((division.msi, division.msix), (None, None));
+        assert_eq!(config.u8(0xb0), 0, "what is hidden shows nothing");
+        assert_eq!(config.u8(regs::INTERRUPT_PIN), 0);
+    }
+
+    #[test]
+    fn registers_have_their_owners() {
+        let (config, division) = plan(&sample(), ALL);
+        // Offset, bits of the hardware, forwarded, value after power-on of what is emulated.
+        let rows: [(&str, u16, u8, bool, u8); 17] = [
+            ("vendor", 0x00, 0, false, 0x86),
+            ("command", 0x04, 0, false, 0),
+            ("status, capability list", 0x06, 0xef, true, 0x10),
+            ("status, errors", 0x07, 0xff, true, 0),
+            ("header type", 0x0e, 0, false, 0),
+            ("self test", 0x0f, 0, false, 0),
+            ("BAR", 0x12, 0, false, 0),
+            ("interrupt line", 0x3c, 0, false, 0),
+            ("interrupt pin", 0x3d, 0, false, 1),
+            ("link of a capability", 0x41, 0, false, 0x50),
+            ("power state", 0x44, 0xfc, false, 0),
+            ("power events", 0x45, 0xff, false, 0x21),
+            ("MSI control", 0x52, 0, false, 0x80),
+            ("express type", 0x72, 0, false, 0x92),
+            ("express device control", 0x78, 0xff, true, 0),
+            ("SR-IOV control", 0x148, 0, false, 0),
+            ("error reporting", 0x104, 0xff, true, 0),
+        ];
+        for (name, at, bits, forwarded, value) in rows {
+            let hardware = division.bits(at, 1)[0];
+            assert_eq!((hardware, !division.forwarded(at, 1).is_empty()), (bits, forwarded), "{name}");
+            assert_eq!(config.u8(at) & !bits, value & !bits, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_on_the_root_bus_has_no_link() {
+        let (config, division) = plan(&sample(), ALL);
+        assert_eq!(config.u8(0x72) >> 4, TYPE_INTEGRATED);
+        for at in (0x7c..0x84).chain(0x9c..0xa0) {
+            assert_eq!((config.u8(at), division.reads_hardware(at, 1)), (0, false), "{at:#x}");
+        }
+        let behind_a_port = Abilities { attachment: Attachment::Port, ..ALL };
+        let (config, division) = plan(&sample(), behind_a_port);
+        assert_eq!(config.u8(0x72) >> 4, TYPE_ENDPOINT);
+        assert!(division.reads_hardware(0x7c, 4));
+        let mut integrated = sample();
+        integrated[0x72] = 0x92;
+        let (config, _) = plan(&integrated, behind_a_port);
+        assert_eq!(config.u8(0x72), 0x02);
+        assert_eq!((config.u16(0x7c), config.u16(0x82)), (LINK_X1, LINK_X1));
+    }
+
+    #[test]
+    fn a_hidden_first_extended_capability_links_on() {
+        let mut bytes = sample();
+        bytes[0x100] = 0x15;
+        let (config, _) = plan(&bytes, ALL);
+        assert_eq!(config.ext_capabilities(), [(0, 0x100), (3, 0x180)]);
+        bytes[0x180] = 0x0f;
+        let (config, _) = plan(&bytes, ALL);
+        assert_eq!(config.u32(0x100), 0, "an empty list");
+    }
+
+    #[test]
+    fn a_conventional_function_has_no_extended_space() {
+        let (config, division) = plan(&sample()[..256], ALL);
+        assert!(config.ext_capabilities().is_empty());
+        assert!(!division.reads_hardware(0x100, 4) && division.forwarded(0x100, 4).is_empty());
+    }
+
+    #[test]
+    fn lists_that_loop_end() {
+        let mut bytes = sample();
+        bytes[0xb1] = 0x40;
+        bytes[0x183] = 0x10;
+        let (config, _) = plan(&bytes, ALL);
+        assert_eq!(ids(&config), (vec![0x01, 0x05, 0x10, 0x11], vec![0x01, 0x03]));
+    }
+
+    #[test]
+    fn capabilities_that_reach_beyond_the_space_are_hidden() {
+        let mut bytes = sample();
+        bytes[0x34] = 0xfc;
+        bytes[0xfc..0x100].copy_from_slice(&[0x05, 0x40, 0x80, 0]);
+        bytes[0x41] = 0xf8;
+        bytes[0xf8..0xfc].copy_from_slice(&[0x11, 0, 4, 0]);
+        let (config, division) = plan(&bytes, ALL);
+        assert_eq!(ids(&config).0, [0x01]);
+        assert_eq!((division.msi, division.msix), (None, None));
+    }
+
+    #[test]
+    fn writes_are_forwarded_in_runs() {
+        let (_, division) = plan(&sample(), ALL);
+        assert_eq!(division.forwarded(0x04, 4), [2..4]);
+        assert_eq!(division.forwarded(0x70, 4), [3..4]);
+        assert!(division.forwarded(0xfff, 16).len() <= 1);
+        assert!(division.forwarded(u16::MAX, 4).is_empty());
+    }
+
+    proptest! {
+        /// Whatever the device shows: lists end, MSI and MSI-X fit, and no bit has two owners.
+        #[test]
+        fn no_device_breaks_the_plan(
+            pokes in prop::collection::vec((0usize..SIZE, any::<u8>()), 0..64), garbage: bool, short: bool, port: bool,
+            all in prop::collection::vec(any::<u8>(), 256),
+        ) {
+            let mut bytes = sample();
+            if garbage {
+                bytes[..256].copy_from_slice(&all);
+            }
+            for (at, byte) in pokes {
+                bytes[at] = byte;
+            }
+            bytes.truncate(if short { 256 } else { SIZE });
+            let attachment = if port { Attachment::Port } else { Attachment::RootBus };
+            let (config, division) = plan(&bytes, Abilities { attachment, ..ALL });
+            prop_assert!(config.capabilities().len() <= 48);
+            prop_assert!(division.msix.is_none_or(|at| at + MSIX_LEN <= 0x100));
+            for at in 0..regs::CONFIG_SIZE {
+                prop_assert_eq!(config.changeable(at) & division.bits(at, 1)[0], 0, "at {:#x}", at);
+            }
+            for (_, at) in config.ext_capabilities() {
+                prop_assert!(!division.reads_hardware(at, 4));
+            }
+        }
+    }
+}

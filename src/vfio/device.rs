@@ -1,0 +1,265 @@
+//! One open VFIO device: [`HostPci`] on its descriptor.
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use vfio_bindings::bindings::vfio as bindings;
+use vfio_ioctls::{VfioDevice as RawDevice, VfioError, VfioRegionInfoCap};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::container::{Container, DeviceOps};
+use super::seams::{HostPci, IrqInfo, IrqKind, RegionIndex, RegionInfo};
+use super::space::Vfio;
+use super::uapi::{self, IrqAction};
+use crate::bdf::Bdf;
+use crate::guest_error;
+use crate::memory::HostMem;
+
+/// Regions below the number of the VGA region: every vfio-pci device answers for each of them.
+const FIXED_REGIONS: usize = bindings::VFIO_PCI_VGA_REGION_INDEX as usize;
+/// Sparse areas of one region that are looked at; the kernel's drivers have up to four.
+const MAX_AREAS: usize = 64;
+
+/// A device's descriptor as vfio-ioctls opened it, and the two ways to close it.
+pub(super) struct Handle {
+    raw: RawDevice,
+    ops: Arc<DeviceOps>,
+    sysfs: PathBuf,
+    group: u32,
+    bdf: Bdf,
+}
+
+impl Handle {
+    /// Opens the device; its group joins the container if it has not yet.
+    pub(super) fn open(container: &Container, sysfs: &Path, group: u32, bdf: Bdf) -> Result<Handle, VfioError> {
+        let (raw, ops) = container.device(sysfs)?;
+        Ok(Handle { raw, ops, sysfs: sysfs.to_owned(), group, bdf })
+    }
+
+    /// The host's address.
+    pub(super) fn bdf(&self) -> Bdf {
+        self.bdf
+    }
+
+    /// The IOMMU group's number.
+    pub(super) fn group(&self) -> u32 {
+        self.group
+    }
+
+    /// Closes the device and leaves its group in the container, for its siblings.
+    pub(super) fn close(self) {
+        self.ops.close();
+        let fd = self.raw.as_raw_fd();
+        drop(self.raw);
+        // SAFETY: the crate keeps its descriptor in a `ManuallyDrop` and, after `DeviceOps::close`, does not close it;
+        // nobody else has the number, because every borrow of it ended with `self`.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    }
+
+    /// Closes the device and takes its group out of the container: it is the last device of the group.
+    pub(super) fn close_with_group(self) {
+        // The crate reads the group's number from sysfs again and unwraps it. After a surprise removal the link is gone;
+        // the group then leaves with the container, which the kernel does by itself.
+        if group_of(&self.sysfs) != Some(self.group) {
+            return self.close();
+        }
+        let Handle { raw, sysfs, .. } = self;
+        // The device can still vanish between the look above and the crate's own.
+        if catch_unwind(AssertUnwindSafe(|| drop(raw))).is_err() {
+            guest_error!(sysfs.display(), "the device vanished while it was closed");
+        }
+    }
+}
+
+/// The number of a device's IOMMU group, by the link in its sysfs folder.
+pub fn group_of(sysfs: &Path) -> Option<u32> {
+    std::fs::read_link(sysfs.join("iommu_group")).ok()?.file_name()?.to_str()?.parse().ok()
+}
+
+/// A device that a process may use. Dropping it closes it, and with the last one of its group gives the group back.
+pub struct VfioDevice {
+    name: String,
+    /// Taken by Drop only.
+    handle: ManuallyDrop<Handle>,
+    regions: Vec<Placed>,
+    home: Arc<Vfio>,
+}
+
+/// A region and where it is in the descriptor.
+#[derive(Clone, Default)]
+struct Placed {
+    offset: u64,
+    info: RegionInfo,
+}
+
+impl VfioDevice {
+    pub(super) fn new(handle: Handle, home: Arc<Vfio>) -> VfioDevice {
+        let regions = (0..FIXED_REGIONS as u32).map(|index| placed(&handle.raw, index)).collect();
+        VfioDevice { name: handle.bdf.to_string(), handle: ManuallyDrop::new(handle), regions, home }
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open as long as the handle, which lives as long as `self`.
+        unsafe { BorrowedFd::borrow_raw(self.handle.raw.as_raw_fd()) }
+    }
+
+    fn placed(&self, region: RegionIndex) -> io::Result<&Placed> {
+        self.regions.get(region.number() as usize).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    }
+
+    /// Where `len` bytes at `offset` of a region are in the descriptor.
+    fn position(&self, region: RegionIndex, offset: u64, len: u64) -> io::Result<u64> {
+        let placed = self.placed(region)?;
+        let end = offset.checked_add(len).filter(|end| *end <= placed.info.size);
+        end.and_then(|_| placed.offset.checked_add(offset)).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    }
+
+    fn set_irqs(&self, kind: IrqKind, start: u32, action: IrqAction<'_>) -> io::Result<()> {
+        uapi::set_irqs(&self.handle.raw, kind.number(), start, action)
+    }
+}
+
+/// A region's facts, from what the crate asked when it opened the device.
+fn placed(raw: &RawDevice, index: u32) -> Placed {
+    let flags = raw.get_region_flags(index);
+    let size = raw.get_region_size(index);
+    let sparse = raw.get_region_caps(index).into_iter().find_map(|cap| match cap {
+        VfioRegionInfoCap::SparseMmap(sparse) => {
+            Some(sparse.areas.iter().take(MAX_AREAS).map(|area| (area.offset, area.size)).collect())
+        }
+        _ => None,
+    });
+    Placed { offset: raw.get_region_offset(index), info: region_info(flags, size, sparse) }
+}
+
+/// The mappable areas of a region: the sparse ones that the kernel lists, cut to the region, else all of it.
+fn region_info(flags: u32, size: u64, sparse: Option<Vec<(u64, u64)>>) -> RegionInfo {
+    let mappable = match (flags & bindings::VFIO_REGION_INFO_FLAG_MMAP != 0, sparse) {
+        (false, _) => Vec::new(),
+        (true, None) => std::iter::once(0..size).filter(|area| !area.is_empty()).collect(),
+        (true, Some(areas)) => {
+            let cut = areas.into_iter().map(|(start, len)| start.min(size)..start.saturating_add(len).min(size));
+            cut.filter(|area| !area.is_empty()).collect()
+        }
+    };
+    RegionInfo {
+        size,
+        readable: flags & bindings::VFIO_REGION_INFO_FLAG_READ != 0,
+        writable: flags & bindings::VFIO_REGION_INFO_FLAG_WRITE != 0,
+        mappable,
+    }
+}
+
+impl HostPci for VfioDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn region(&self, region: RegionIndex) -> RegionInfo {
+        self.placed(region).map(|placed| placed.info.clone()).unwrap_or_default()
+    }
+
+    fn read(&self, region: RegionIndex, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        let at = self.position(region, offset, data.len() as u64)?;
+        uapi::read_exact(self.fd(), at, data)
+    }
+
+    fn write(&self, region: RegionIndex, offset: u64, data: &[u8]) -> io::Result<()> {
+        let at = self.position(region, offset, data.len() as u64)?;
+        uapi::write_all(self.fd(), at, data)
+    }
+
+    fn map(&self, region: RegionIndex, area: Range<u64>) -> io::Result<Arc<HostMem>> {
+        let len = area.end.checked_sub(area.start).ok_or(io::ErrorKind::InvalidInput)?;
+        let at = self.position(region, area.start, len)?;
+        Ok(Arc::new(HostMem::shared(self.fd(), at, len)?))
+    }
+
+    fn irq(&self, kind: IrqKind) -> IrqInfo {
+        let Some(irq) = self.handle.raw.get_irq_info(kind.number()) else { return IrqInfo::default() };
+        let usable = irq.flags & bindings::VFIO_IRQ_INFO_EVENTFD != 0;
+        IrqInfo {
+            count: if usable { irq.count } else { 0 },
+            automasked: irq.flags & bindings::VFIO_IRQ_INFO_AUTOMASKED != 0,
+        }
+    }
+
+    fn arm(&self, kind: IrqKind, first: u32, fds: &[Option<&EventFd>]) -> io::Result<()> {
+        if fds.is_empty() {
+            return Ok(());
+        }
+        let fds: Vec<RawFd> = fds.iter().map(|fd| fd.map_or(-1, AsRawFd::as_raw_fd)).collect();
+        self.set_irqs(kind, first, IrqAction::Trigger(&fds))
+    }
+
+    fn disarm(&self, kind: IrqKind) -> io::Result<()> {
+        self.set_irqs(kind, 0, IrqAction::Trigger(&[]))
+    }
+
+    fn mask(&self, kind: IrqKind, masked: bool) -> io::Result<()> {
+        self.set_irqs(kind, 0, if masked { IrqAction::Mask } else { IrqAction::Unmask })
+    }
+
+    fn unmask_fd(&self, kind: IrqKind, fd: &EventFd) -> io::Result<()> {
+        self.set_irqs(kind, 0, IrqAction::UnmaskBy(fd.as_raw_fd()))
+    }
+
+    fn reset(&self) -> io::Result<bool> {
+        uapi::reset(&self.handle.raw)
+    }
+}
+
+impl Drop for VfioDevice {
+    fn drop(&mut self) {
+        // SAFETY: `self.handle` is not used again: this is its owner's Drop.
+        let handle = unsafe { ManuallyDrop::take(&mut self.handle) };
+        self.home.close(handle);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MMAP: u32 = bindings::VFIO_REGION_INFO_FLAG_MMAP;
+
+    #[test]
+    fn mappable_areas_lie_inside_the_region() {
+        let cases: [(u32, u64, Option<Vec<(u64, u64)>>, Vec<Range<u64>>); 6] = [
+            (0, 0x4000, None, vec![]),
+            (MMAP, 0x4000, None, vec![0..0x4000]),
+            (MMAP, 0, None, vec![]),
+            (MMAP, 0x4000, Some(vec![(0, 0x2000), (0x3000, 0x1000)]), vec![0..0x2000, 0x3000..0x4000]),
+            (MMAP, 0x4000, Some(vec![(0x3000, u64::MAX), (u64::MAX, 1)]), vec![0x3000..0x4000]),
+            (MMAP, 0x4000, Some(vec![]), vec![]),
+        ];
+        for (flags, size, sparse, expected) in cases {
+            assert_eq!(region_info(flags, size, sparse.clone()).mappable, expected, "{sparse:?}");
+        }
+    }
+
+    /// vfio-ioctls unwraps this link when it drops a device, which panics after a surprise removal.
+    #[test]
+    fn a_vanished_device_has_no_group() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(group_of(dir.path()), None);
+        std::os::unix::fs::symlink("../../../kernel/iommu_groups/17", dir.path().join("iommu_group")).unwrap();
+        assert_eq!(group_of(dir.path()), Some(17));
+        assert_eq!(group_of(&dir.path().join("gone")), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_sparse_area_reaches_beyond_the_region(size: u64, areas in prop::collection::vec((any::<u64>(), any::<u64>()), 0..8)) {
+            for area in region_info(MMAP, size, Some(areas)).mappable {
+                prop_assert!(area.start < area.end && area.end <= size);
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Interrupts of a passed-through function: which kind VFIO delivers, and by which eventfds.
+//!
+//! When the guest switches MSI-X or MSI on, all of the device's eventfds go to VFIO in one request: some devices count a
+//! vector as used only if it is enabled when a queue is made, and a VMM that arms at the first unmask loses the first
+//! interrupt. What is masked is disconnected from KVM only ([`crate::irq::Router`]), so the eventfd counts and stays
+//! pending. The enable bits are never forwarded: VFIO sets the hardware's when it gets the eventfds.
+//!
+//! The pin's interrupt goes from VFIO to KVM by one eventfd, and the guest's end of interrupt back by another; VFIO masks
+//! the pin when it fires and unmasks it then.
+
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::seams::{HostPci, IrqKind};
+use crate::error::explain_io;
+use crate::guest_error;
+use crate::irq::{Resample, Router};
+use crate::pci::{PciCore, regs};
+
+/// What the guest has asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// No interrupt.
+    #[default]
+    Off,
+    /// The pin, wired to this GSI.
+    Intx {
+        /// Global system interrupt.
+        gsi: u32,
+    },
+    /// MSI with this number of vectors.
+    Msi {
+        /// Vectors that the guest allows.
+        vectors: usize,
+    },
+    /// MSI-X, all vectors.
+    Msix,
+}
+
+impl Mode {
+    fn kind(self) -> Option<IrqKind> {
+        match self {
+            Mode::Off => None,
+            Mode::Intx { .. } => Some(IrqKind::Intx),
+            Mode::Msi { .. } => Some(IrqKind::Msi),
+            Mode::Msix => Some(IrqKind::Msix),
+        }
+    }
+}
+
+/// What the registers ask for. MSI-X goes before MSI and MSI before the pin (PCI 6.8.3.1); the pin is used once the guest
+/// lets the function answer at all, so a device that nobody drives costs nothing.
+pub fn wanted(core: &PciCore) -> Mode {
+    let command = core.command();
+    let vectors = core.msi().map_or(0, |msi| msi.enabled_vectors());
+    if core.msix().is_some_and(|msix| msix.enabled()) {
+        return Mode::Msix;
+    }
+    if vectors > 0 {
+        return Mode::Msi { vectors };
+    }
+    let answers = command & (regs::COMMAND_IO | regs::COMMAND_MEMORY | regs::COMMAND_BUS_MASTER) != 0;
+    match (core.pin(), core.gsi()) {
+        (Some(_), Some(gsi)) if answers && command & regs::COMMAND_INTX_DISABLE == 0 => Mode::Intx { gsi },
+        _ => Mode::Off,
+    }
+}
+
+/// The interrupts of one function.
+pub struct Interrupts {
+    host: Arc<dyn HostPci>,
+    router: Arc<Router>,
+    /// Held while VFIO is told, so that it sees the changes in their order.
+    armed: Mutex<Armed>,
+}
+
+#[derive(Default)]
+struct Armed {
+    mode: Mode,
+    /// The pin's connection to KVM.
+    pin: Option<Resample>,
+}
+
+impl Interrupts {
+    /// Nothing is armed.
+    pub fn new(host: Arc<dyn HostPci>, router: Arc<Router>) -> Interrupts {
+        Interrupts { host, router, armed: Mutex::default() }
+    }
+
+    /// What VFIO delivers now.
+    pub fn mode(&self) -> Mode {
+        self.armed.lock().mode
+    }
+
+    /// Brings VFIO to what the registers ask for. VFIO delivers one kind at a time: the old one goes first.
+    pub fn follow(&self, core: &PciCore) {
+        let mut armed = self.armed.lock();
+        let mode = wanted(core);
+        if mode == armed.mode {
+            return;
+        }
+        self.disarm(&mut armed);
+        let done = match mode {
+            Mode::Off => Ok(()),
+            Mode::Intx { gsi } => self.arm_pin(&mut armed, gsi),
+            Mode::Msi { vectors } => {
+                self.arm_messages(IrqKind::Msi, core.msi().map(|msi| msi.eventfds()).unwrap_or_default(), vectors)
+            }
+            Mode::Msix => {
+                let fds = core.msix().map(|msix| msix.eventfds()).unwrap_or_default();
+                let vectors = fds.len();
+                self.arm_messages(IrqKind::Msix, fds, vectors)
+            }
+        };
+        match done {
+            Ok(()) => armed.mode = mode,
+            Err(error) => guest_error!(self.host.name(), "no interrupts ({mode:?}): {}", explain_io(&error)),
+        }
+    }
+
+    /// Silences the device: a reset, or the end.
+    pub fn off(&self) {
+        self.disarm(&mut self.armed.lock());
+    }
+
+    fn disarm(&self, armed: &mut Armed) {
+        if let Some(kind) = armed.mode.kind()
+            && let Err(error) = self.host.disarm(kind)
+        {
+            guest_error!(self.host.name(), "VFIO kept its interrupts: {}", explain_io(&error));
+        }
+        armed.mode = Mode::Off;
+        // After VFIO: the eventfds have no writer any more.
+        armed.pin = None;
+    }
+
+    fn arm_messages(&self, kind: IrqKind, fds: Vec<&EventFd>, vectors: usize) -> io::Result<()> {
+        let fds: Vec<Option<&EventFd>> = fds.into_iter().take(vectors).map(Some).collect();
+        if fds.is_empty() {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
+        self.host.arm(kind, 0, &fds)
+    }
+
+    fn arm_pin(&self, armed: &mut Armed, gsi: u32) -> io::Result<()> {
+        // KVM first: an interrupt that fires at once finds its way.
+        let pin = self.router.resample(gsi).map_err(|error| io::Error::other(error.to_string()))?;
+        self.host.arm(IrqKind::Intx, 0, &[Some(pin.trigger())])?;
+        if let Err(error) = self.host.unmask_fd(IrqKind::Intx, pin.unmask()) {
+            // Without it the first interrupt would be the last.
+            self.host.disarm(IrqKind::Intx)?;
+            return Err(error);
+        }
+        armed.pin = Some(pin);
+        Ok(())
+    }
+}
+
+impl Drop for Interrupts {
+    fn drop(&mut self) {
+        self.off();
+    }
+}

@@ -1,0 +1,209 @@
+//! Fakes of the two seams.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::seams::{DmaLimits, DmaMapper, HostPci, IrqInfo, IrqKind, RegionIndex, RegionInfo};
+use crate::error::Result;
+use crate::memory::host::PageSize;
+use crate::memory::{HostMem, HostSlice};
+
+/// Remembers what was mapped.
+#[derive(Default)]
+pub struct MapRecorder {
+    pub calls: Mutex<Vec<String>>,
+    pub available: Option<u32>,
+    /// The errno with which every map is refused.
+    pub refuse: Option<i32>,
+}
+
+impl MapRecorder {
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.calls.lock())
+    }
+}
+
+impl DmaMapper for MapRecorder {
+    fn map(&self, iova: u64, host: HostSlice, writable: bool) -> io::Result<()> {
+        if let Some(errno) = self.refuse {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        let access = if writable { "rw" } else { "r" };
+        self.calls.lock().push(format!("map {iova:#x}+{:#x} {access}", host.len()));
+        Ok(())
+    }
+
+    fn unmap(&self, iova: u64, len: u64) -> io::Result<()> {
+        self.calls.lock().push(format!("unmap {iova:#x}+{len:#x}"));
+        Ok(())
+    }
+
+    fn limits(&self) -> Result<DmaLimits> {
+        self.calls.lock().push("limits".into());
+        let usable = vec![0..0xfee0_0000, 0xfef0_0000..1 << 48];
+        Ok(DmaLimits { page_sizes: 0x4020_1000, usable, available: self.available })
+    }
+}
+
+/// How the fake device fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Failure {
+    #[default]
+    None,
+    /// Reads give ones, writes vanish: it was pulled out.
+    Gone,
+    /// Every request fails.
+    Broken,
+}
+
+/// A scripted device. Every request but reads is recorded.
+pub struct FakePci {
+    pub config: Mutex<Vec<u8>>,
+    pub regions: BTreeMap<RegionIndex, RegionInfo>,
+    pub memory: Mutex<BTreeMap<(RegionIndex, u64), u8>>,
+    pub irqs: BTreeMap<IrqKind, u32>,
+    pub calls: Mutex<Vec<String>>,
+    pub armed: Mutex<BTreeMap<IrqKind, Vec<i32>>>,
+    /// Kinds that the kernel refuses to arm.
+    pub refuse_arm: BTreeSet<IrqKind>,
+    pub resettable: bool,
+    pub failure: Mutex<Failure>,
+}
+
+impl FakePci {
+    /// A device with this configuration space and these BARs, all of them mappable as a whole.
+    pub fn new(config: Vec<u8>, bars: &[(u8, u64)]) -> FakePci {
+        let region = |size: u64| RegionInfo {
+            size,
+            readable: true,
+            writable: true,
+            mappable: std::iter::once(0..size).collect(),
+        };
+        let mut regions: BTreeMap<_, _> =
+            bars.iter().map(|(bar, size)| (RegionIndex::Bar(*bar), region(*size))).collect();
+        let space = RegionInfo { size: config.len() as u64, readable: true, writable: true, mappable: vec![] };
+        regions.insert(RegionIndex::Config, space);
+        FakePci {
+            config: Mutex::new(config),
+            regions,
+            memory: Mutex::default(),
+            irqs: BTreeMap::from([(IrqKind::Intx, 1), (IrqKind::Msi, 1), (IrqKind::Msix, 5)]),
+            calls: Mutex::default(),
+            armed: Mutex::default(),
+            refuse_arm: BTreeSet::new(),
+            resettable: true,
+            failure: Mutex::default(),
+        }
+    }
+
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.calls.lock())
+    }
+
+    pub fn record(&self, call: String) {
+        self.calls.lock().push(call);
+    }
+
+    fn check(&self) -> io::Result<()> {
+        match *self.failure.lock() {
+            Failure::Broken => Err(io::Error::from_raw_os_error(libc::EIO)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl HostPci for FakePci {
+    fn name(&self) -> &str {
+        "0000:01:00.0"
+    }
+
+    fn region(&self, region: RegionIndex) -> RegionInfo {
+        self.regions.get(&region).cloned().unwrap_or_default()
+    }
+
+    fn read(&self, region: RegionIndex, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        self.check()?;
+        if *self.failure.lock() == Failure::Gone {
+            data.fill(0xff);
+            return Ok(());
+        }
+        for (at, byte) in (offset..).zip(data) {
+            *byte = match region {
+                RegionIndex::Config => self.config.lock().get(at as usize).copied().unwrap_or(0xff),
+                _ => self.memory.lock().get(&(region, at)).copied().unwrap_or(at as u8),
+            };
+        }
+        Ok(())
+    }
+
+    fn write(&self, region: RegionIndex, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.check()?;
+        self.record(format!("write {region:?} {offset:#x} {data:02x?}"));
+        for (at, &byte) in (offset..).zip(data) {
+            match region {
+                RegionIndex::Config => {
+                    if let Some(known) = self.config.lock().get_mut(at as usize) {
+                        *known = byte;
+                    }
+                }
+                _ => {
+                    self.memory.lock().insert((region, at), byte);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn map(&self, _: RegionIndex, area: Range<u64>) -> io::Result<Arc<HostMem>> {
+        self.check()?;
+        Ok(Arc::new(HostMem::anonymous(area.end - area.start, PageSize::Small)?))
+    }
+
+    fn irq(&self, kind: IrqKind) -> IrqInfo {
+        IrqInfo { count: self.irqs.get(&kind).copied().unwrap_or(0), automasked: kind == IrqKind::Intx }
+    }
+
+    fn arm(&self, kind: IrqKind, first: u32, fds: &[Option<&EventFd>]) -> io::Result<()> {
+        self.check()?;
+        self.record(format!("arm {kind:?} {first} {}", fds.len()));
+        if self.refuse_arm.contains(&kind) {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        let fds = fds.iter().map(|fd| fd.map_or(-1, AsRawFd::as_raw_fd)).collect();
+        let mut armed = self.armed.lock();
+        assert!(armed.keys().all(|other| *other == kind), "VFIO refuses a second kind while one is armed");
+        armed.insert(kind, fds);
+        Ok(())
+    }
+
+    fn disarm(&self, kind: IrqKind) -> io::Result<()> {
+        self.check()?;
+        self.record(format!("disarm {kind:?}"));
+        self.armed.lock().remove(&kind);
+        Ok(())
+    }
+
+    fn mask(&self, kind: IrqKind, masked: bool) -> io::Result<()> {
+        self.check()?;
+        self.record(format!("mask {kind:?} {masked}"));
+        Ok(())
+    }
+
+    fn unmask_fd(&self, kind: IrqKind, _: &EventFd) -> io::Result<()> {
+        self.check()?;
+        self.record(format!("unmask by eventfd {kind:?}"));
+        Ok(())
+    }
+
+    fn reset(&self) -> io::Result<bool> {
+        self.check()?;
+        self.record("reset".into());
+        Ok(self.resettable)
+    }
+}

@@ -1,0 +1,91 @@
+//! Golden tests of the command line: what the real binary prints, and its exit code, compared with golden/NAME.txt.
+//!
+//! A new test is a row of [`CASES`]; `UPDATE_GOLDEN=1 cargo test --test cli` writes the files.
+
+mod golden;
+
+/// Name of the golden file, and the words after `passthru`.
+const CASES: &[(&str, &[&str])] = &[
+    // Help.
+    ("help", &["--help"]),
+    ("help-short", &["-h"]),
+    ("version", &["--version"]),
+    ("run-help", &["run", "--help"]),
+    ("run-help-short", &["run", "-h"]),
+    ("run-help-single-dash", &["run", "-help"]),
+    ("bind-help", &["bind", "--help"]),
+    ("release-help", &["release", "--help"]),
+    ("recover-help", &["recover", "--help"]),
+    ("explain-help", &["explain", "--help"]),
+    ("run-memory-help", &["run", "-m", "help"]),
+    ("run-smp-help", &["run", "-smp", "?"]),
+    ("run-cpu-help", &["run", "--cpu", "help"]),
+    ("run-name-help", &["run", "-name", "help"]),
+    // The codes.
+    ("explain", &["explain"]),
+    ("explain-json", &["explain", "--json"]),
+    ("explain-code", &["explain", "PT012"]),
+    ("explain-code-json", &["explain", "pt2", "--json"]),
+    ("explain-unknown", &["explain", "PT999"]),
+    // Words that clap refuses.
+    ("no-command", &[]),
+    ("unknown-command", &["rum"]),
+    ("unknown-option", &["run", "--kernal", "x"]),
+    ("unknown-option-single-dash", &["run", "-kernal", "x"]),
+    ("joined-short-option", &["run", "-m768M"]),
+    ("missing-value", &["run", "-kernel", "-append", "x"]),
+    ("stray-word", &["run", "vmlinuz"]),
+    ("serial-twice", &["run", "--serial", "stdio", "--serial", "null"]),
+    ("flag-with-value", &["run", "--no-reboot=yes"]),
+    ("bind-nothing", &["bind"]),
+    ("bind-bad-address", &["bind", "01:00"]),
+    ("bind-absent", &["bind", "ffff:ff:1f.7"]),
+    ("release-absent", &["release", "ffff:ff:1f.7"]),
+    ("release-nothing", &["release"]),
+    ("recover-stray-word", &["recover", "01:00.0"]),
+    // Options of QEMU that contradict what passthru is.
+    ("accel-tcg", &["run", "-accel", "tcg"]),
+    ("display-gtk", &["run", "-display", "gtk"]),
+    ("vga-std", &["run", "-vga", "std"]),
+    ("nic-user", &["run", "-nic", "user"]),
+    // Values of `run`.
+    ("no-kernel", &["run"]),
+    ("memory-bad-size", &["run", "--kernel", "x", "-m", "lots"]),
+    ("memory-unknown-key", &["run", "--kernel", "x", "-m", "1G,hugepage=2M"]),
+    ("memory-bad-hugepages", &["run", "--kernel", "x", "-m", "1G,hugepages=4M"]),
+    ("memory-part-of-a-page", &["run", "--kernel", "x", "-m", "769,hugepages=2M"]),
+    ("smp-bad-count", &["run", "--kernel", "x", "--smp", "0"]),
+    ("smp-bad-product", &["run", "--kernel", "x", "--smp", "8,sockets=1,cores=2,threads=2"]),
+    ("cpu-unknown-model", &["run", "--kernel", "x", "--cpu", "hots"]),
+    ("cpu-bad-feature", &["run", "--kernel", "x", "--cpu", "host,+"]),
+    ("serial-bad", &["run", "--kernel", "x", "--serial", "tcp::4444"]),
+    ("name-unknown-key", &["run", "--kernel", "x", "--name", "a,process=b"]),
+    ("device-bad-grammar", &["run", "--kernel", "x", "--device", "vfio-pci,=1"]),
+    ("device-bad-json", &["run", "--kernel", "x", "--device", "{\"driver\":"]),
+    ("device-help-unknown", &["run", "--device", "vfoi-pci,help"]),
+    ("machine-help-unknown", &["run", "-M", "pc,help"]),
+];
+
+#[test]
+fn what_is_printed_is_what_was_agreed() {
+    golden::check(CASES);
+}
+
+/// `passthru explain | head -1`: a reader that has gone away is neither a panic nor an error.
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = golden::passthru().arg("explain").stdout(writer).output().expect("passthru starts");
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+/// A full disk is an error with a code.
+#[test]
+fn output_that_cannot_be_written_is_a_failure() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+    let output = golden::passthru().arg("explain").stdout(full).output().expect("passthru starts");
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with("passthru: PT033: "));
+}
