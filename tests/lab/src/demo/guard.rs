@@ -1,42 +1,41 @@
 //! What the demo takes from this host, it gives back: at its end, on an error, on Ctrl-C
 //! and on a panic.
 
-use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// How long passthru may take to end its guest when asked to.
 const END_LIMIT: Duration = Duration::from_secs(15);
+/// How often a guest is looked at.
+const TICK: Duration = Duration::from_millis(50);
 
-/// Ctrl-C and its like, as something that can be waited for.
-pub struct Interrupts(SignalFd);
+/// Ctrl-C and its like, noted instead of ending this program. (A blocked signal with a
+/// signalfd would not do: the mask would pass on to passthru.)
+pub struct Interrupts(Arc<AtomicBool>);
 
 impl Interrupts {
-    /// From now on the signals no longer end this program. To be called while there is one
-    /// thread, as later ones inherit the mask.
+    /// From now on the signals no longer end this program.
     pub fn catch() -> Result<Self> {
-        let mut set = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-            set.add(signal);
+        let noted = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::flag::register(signal, Arc::clone(&noted))?;
         }
-        set.thread_block()?;
-        Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
+        Ok(Self(noted))
     }
 
-    /// Waits for a signal, `limit` at most; true if there was one.
-    pub fn wait(&self, limit: Duration) -> Result<bool> {
-        let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
-        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
-        Ok(poll(&mut fds, timeout)? > 0 && self.0.read_signal()?.is_some())
+    /// Whether a signal has come.
+    pub fn came(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -48,11 +47,12 @@ pub fn run_guest(command: &mut Command, interrupts: &Interrupts, limit: Duration
         if let Some(status) = child.try_wait()? {
             return Ok(status.code().unwrap_or(-1));
         }
-        let interrupted = interrupts.wait(Duration::from_millis(100))?;
+        let interrupted = interrupts.came();
         if interrupted || Instant::now() > end {
             stop(&mut child)?;
             bail!(if interrupted { "interrupted" } else { "the guest did not end in time" });
         }
+        thread::sleep(TICK);
     }
 }
 
@@ -68,7 +68,7 @@ fn stop(child: &mut Child) -> Result<()> {
             child.kill()?;
             child.wait()?;
         }
-        thread::sleep(Duration::from_millis(50));
+        thread::sleep(TICK);
     }
     Ok(())
 }
@@ -161,7 +161,6 @@ mod tests {
     #[test]
     fn a_signal_ends_the_guest() {
         let interrupts = Interrupts::catch().unwrap();
-        // To this thread alone: the other tests' threads do not block it.
         nix::sys::signal::raise(Signal::SIGINT).unwrap();
         let mut guest = Command::new("sleep");
         guest.arg("300");

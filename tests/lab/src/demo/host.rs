@@ -44,6 +44,9 @@ pub fn run(image: &Image, passthru: &Path, folder: &Path, bdf: &str, yes: bool) 
     if !yes {
         confirm(&taken)?;
     }
+    if interrupts.came() {
+        bail!(Refused("interrupted: nothing was done".into()));
+    }
 
     step(2, "Take the group from the host");
     let mut held = Taken::none(passthru);
