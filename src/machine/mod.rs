@@ -44,7 +44,7 @@ use crate::memory::{Backing, HostMem, Memory, PRIORITY_PLATFORM, Region, Space};
 use crate::pci::PciRoot;
 use crate::pci::cf8::{self, Cf8};
 use crate::pci::decode::Decode;
-use crate::pci::ecam::{Ecam, Overlay};
+use crate::pci::ecam::Ecam;
 use crate::vfio::space::Vfio;
 
 /// Runs a guest until it powers off, reboots with `--no-reboot`, or the user ends it.
@@ -56,10 +56,11 @@ pub fn run(options: RunOptions, host: &Host) -> Result<()> {
 /// go, devices go before the VFIO context, and memory goes last.
 pub struct Machine {
     running: Option<Running>,
-    _overlay: Option<Overlay>,
     plugged: Plugged,
     board: Board,
     cf8: Arc<Cf8>,
+    ecam: Arc<Ecam>,
+    config_pages: bool,
     root: Arc<PciRoot>,
     vfio: Arc<Vfio>,
     router: Arc<Router>,
@@ -97,14 +98,14 @@ impl Machine {
             map.add(Space::Pio, u64::from(cf8::BASE), cf8.region());
             map.add(Space::Mmio, layout.ecam.start, ecam.region(layout.last_bus));
         })?;
-        let overlay = machine.config_pages.then(|| ecam.overlay(&memory, layout.ecam.start)).transpose()?;
         add_ram(&memory, &layout, &options.memory)?;
         Ok(Machine {
             running: None,
-            _overlay: overlay,
             plugged,
             board,
             cf8,
+            ecam,
+            config_pages: machine.config_pages,
             root,
             vfio,
             router,

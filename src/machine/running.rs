@@ -11,13 +11,15 @@ use crate::error::Result;
 use crate::irq::Router;
 use crate::kvm::{KvmSlots, KvmVfio, VcpuSet, Vm};
 use crate::memory::ram::GuestRam;
-use crate::memory::{Listening, Space, Stage};
+use crate::memory::{IoHandler, Listening, Space, Stage};
 use crate::pci::assign::{self, Apertures};
+use crate::pci::pages::ConfigPages;
 use crate::vfio::space::Vfio;
 
 /// A VM that runs. Dropping it stops the vCPUs and takes the VM descriptor down; memory and devices stay.
 pub struct Running {
     vcpus: Option<VcpuSet>,
+    pages: Option<ConfigPages>,
     slots: Option<Listening>,
     router: Arc<Router>,
     vfio: Arc<Vfio>,
@@ -33,6 +35,7 @@ impl Running {
         // Each of these is undone by the drop of `running` from here on.
         let mut running = Running {
             vcpus: None,
+            pages: None,
             slots: Some(memory.listen(Stage::Guest, KvmSlots::new(vm.clone())?)?),
             router: router.clone(),
             vfio: vfio.clone(),
@@ -40,6 +43,10 @@ impl Running {
         vfio.set_kvm(Some(KvmVfio::new(vm.clone())))?;
 
         assign::plan(&root.nodes(), &apertures(layout))?.apply(root);
+        if machine.config_pages {
+            let ecam: Arc<dyn IoHandler> = machine.ecam.clone();
+            running.pages = Some(ConfigPages::show(root, memory, layout.ecam.start, &ecam)?);
+        }
         let ram = GuestRam::of(&memory.view(Space::Mmio))?;
         let apic_ids: Vec<u32> = cpus.topology().apic_ids().collect();
         let tables = Tables::build(&AcpiInput {
@@ -59,6 +66,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         // The order that crate::kvm asks for. Stopped and joined first.
         self.vcpus = None;
+        self.pages = None;
         self.slots = None;
         if let Err(error) = self.vfio.set_kvm(None) {
             crate::log::warn(format_args!("{error}"));

@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use super::root::dwords;
 use super::{Devfn, PciRoot};
-use crate::error::{Error, Result};
-use crate::memory::host::{HostMem, PAGE, PageSize};
-use crate::memory::{Backing, IoHandler, Memory, PRIORITY_OVERLAY, PRIORITY_PLATFORM, Region, RegionId, Space};
+use crate::memory::host::PAGE;
+use crate::memory::{Backing, IoHandler, PRIORITY_PLATFORM, Region};
 
 /// Bytes of the window for each bus.
 pub const BUS_SIZE: u64 = 1 << 20;
@@ -28,37 +27,6 @@ impl Ecam {
     pub fn region(self: &Arc<Self>, last_bus: u8) -> Region {
         let len = (u64::from(last_bus) + 1) * BUS_SIZE;
         Region::whole("pci ecam", len, PRIORITY_PLATFORM, Backing::io(self.clone()))
-    }
-
-    /// Lets the guest read the registers of the root bus's emulated functions without an exit: each gets a page over the
-    /// window at `base` that mirrors them; writes still trap. Made when all functions are attached; the pages go with the
-    /// returned value.
-    ///
-    /// # Errors
-    /// If there is no memory for the pages, or a listener of the memory map refuses them.
-    pub fn overlay(self: &Arc<Self>, memory: &Arc<Memory>, base: u64) -> Result<Overlay> {
-        let functions: Vec<_> =
-            self.root.bus().functions().into_iter().filter(|(_, function)| function.reads_are_emulated()).collect();
-        let mut overlay = Overlay { root: self.root.clone(), memory: memory.clone(), regions: Vec::new() };
-        if functions.is_empty() {
-            return Ok(overlay);
-        }
-        let pages = HostMem::anonymous(functions.len() as u64 * PAGE, PageSize::Small);
-        let pages = Arc::new(pages.map_err(|error| Error::system("allocate configuration pages", &error))?);
-        overlay.regions = memory.update(|layout| {
-            let places = functions.iter().zip((0..).step_by(PAGE as usize));
-            places
-                .map(|((devfn, function), skip)| {
-                    let page = pages.slice().cut(skip, PAGE);
-                    function.core().with(|config| config.mirror(Some(page.clone())));
-                    let offset = u64::from(devfn.byte()) << DEVFN_SHIFT;
-                    let backing = Backing::RomDevice { mem: page, io: self.clone(), offset };
-                    let name = format!("pci config {devfn}");
-                    layout.add(Space::Mmio, base + offset, Region::whole(name, PAGE, PRIORITY_OVERLAY, backing))
-                })
-                .collect()
-        })?;
-        Ok(overlay)
     }
 }
 
@@ -90,31 +58,14 @@ impl IoHandler for Ecam {
     }
 }
 
-/// Pages over the ECAM window that are read without an exit.
-pub struct Overlay {
-    root: Arc<PciRoot>,
-    memory: Arc<Memory>,
-    regions: Vec<RegionId>,
-}
-
-impl Drop for Overlay {
-    fn drop(&mut self) {
-        let removed = self.memory.update(|layout| self.regions.iter().for_each(|id| layout.remove(*id)));
-        if let Err(error) = removed {
-            crate::log::warn(format_args!("the ECAM window cannot be trapped again: {error}"));
-        }
-        for (_, function) in self.root.bus().functions() {
-            function.core().with(|config| config.mirror(None));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::host_bridge::{self, HostBridge};
     use super::super::root_port::RootPort;
     use super::super::testing::{Bench, Fake, one_bar};
     use super::*;
+
+    use crate::memory::Space;
 
     const BASE: u64 = 0xe000_0000;
 
@@ -148,26 +99,5 @@ mod tests {
         let mut data = [0; 8];
         bench.memory.read(Space::Mmio, BASE + 0xffe, &mut data);
         assert_eq!(data, [0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], "on to an absent function");
-    }
-
-    #[test]
-    fn pages_of_emulated_functions_read_alike_and_follow_writes() {
-        let (bench, ecam) = setup();
-        let traps = |bench: &Bench| {
-            let view = bench.memory.view(Space::Mmio);
-            view.ranges().iter().filter(|range| matches!(range.backing, Backing::RomDevice { .. })).count()
-        };
-        bench.memory.write(Space::Mmio, BASE + 0x8018, &[0, 1, 1, 0]);
-        let before: Vec<u32> = (0..0x3000).map(|n| read(&bench, n * 4 + 0x7000)).collect();
-        let overlay = ecam.overlay(&bench.memory, BASE).unwrap();
-        assert_eq!(traps(&bench), 2, "the passed-through function stays trapped");
-        assert_eq!((0..0x3000).map(|n| read(&bench, n * 4 + 0x7000)).collect::<Vec<_>>(), before);
-        bench.memory.write(Space::Mmio, BASE + 0x8018, &[0, 7, 9, 0]);
-        assert_eq!((read(&bench, 0x8018), bench.read32(0, "1", 0x18)), (0x0009_0700, 0x0009_0700));
-        bench.memory.write(Space::Mmio, BASE + 0x8000, &[0; 4]);
-        assert_eq!(read(&bench, 0x8000), 0x000c_1b36, "read-only");
-        drop(overlay);
-        assert_eq!(traps(&bench), 0);
-        assert_eq!(read(&bench, 0x8018), 0x0009_0700);
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::regs::{CLASS, DEVICE, SUBSYSTEM, SUBSYSTEM_VENDOR, VENDOR};
 use super::{ConfigSpace, PciCore, PciFunction};
 use crate::device::Device;
+use crate::memory::HostSlice;
 
 /// Intel 82G33/P35/Q35 DRAM controller.
 const IDS: (u16, u16) = (0x8086, 0x29c0);
@@ -49,7 +50,8 @@ impl PciFunction for HostBridge {
         &self.core
     }
 
-    fn reads_are_emulated(&self) -> bool {
+    fn show_page(&self, page: &HostSlice) -> bool {
+        self.core().with(|config| config.mirror(Some(page.clone())));
         true
     }
 }

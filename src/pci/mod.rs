@@ -26,6 +26,7 @@ pub mod host_bridge;
 pub mod intx;
 mod msi;
 mod msix;
+pub mod pages;
 pub mod regs;
 mod root;
 pub mod root_port;
@@ -38,6 +39,7 @@ use std::sync::Arc;
 use bitflags::bitflags;
 
 use crate::device::Device;
+use crate::memory::HostSlice;
 
 pub use address::Devfn;
 pub use bar::{BarContent, BarKind, BarSpec};
@@ -112,8 +114,20 @@ pub trait PciFunction: Device {
         None
     }
 
-    /// Whether `config_read` is exactly the core's, so that reads may be served from a page that mirrors it.
-    fn reads_are_emulated(&self) -> bool {
+    /// Keeps `page` (4096 bytes) equal to what `config_read` gives, from before this returns until
+    /// [`PciFunction::hide_page`]. `false`: it cannot, and every access must trap. No vCPU runs.
+    fn show_page(&self, _page: &HostSlice) -> bool {
         false
+    }
+
+    /// Whether the page still is what `config_read` gives. Asked after each write to the function; once it is not, the
+    /// page is taken away from the guest.
+    fn page_is_current(&self) -> bool {
+        true
+    }
+
+    /// The page is not needed any more.
+    fn hide_page(&self) {
+        self.core().with(|config| config.mirror(None));
     }
 }

@@ -6,18 +6,20 @@ use std::sync::Arc;
 use super::assign::Node;
 use super::bus::{self, Attached};
 use super::decode::Decode;
+use super::pages::Shown;
 use super::{Devfn, PciBus};
 
 /// The root bus, which is bus 0, and all that is behind its bridges.
 pub struct PciRoot {
     bus: Arc<PciBus>,
     decode: Arc<Decode>,
+    shown: Shown,
 }
 
 impl PciRoot {
     /// The root with an empty bus of this name ("pcie.0").
     pub fn new(name: &str, decode: &Arc<Decode>) -> Arc<PciRoot> {
-        Arc::new(PciRoot { bus: PciBus::root(name, decode), decode: decode.clone() })
+        Arc::new(PciRoot { bus: PciBus::root(name, decode), decode: decode.clone(), shown: Shown::default() })
     }
 
     /// The root bus.
@@ -46,6 +48,12 @@ impl PciRoot {
                 target.write(at, data);
             }
         }
+        self.shown.after_write(number, devfn, usize::from(off), data.len());
+    }
+
+    /// The functions whose registers the guest reads from memory.
+    pub(super) fn shown(&self) -> &Shown {
+        &self.shown
     }
 
     /// Follows the bridges' bus numbers. Each step goes down one level of the tree, so it ends.

@@ -17,6 +17,7 @@ use super::{ConfigSpace, Msi, MsiSpec, PciBus, PciCore, PciFunction};
 use crate::device::{Cx, Device, Plug};
 use crate::error::Result;
 use crate::irq::Router;
+use crate::memory::HostSlice;
 use crate::object::{Create, TypeInfo, props};
 
 /// Red Hat's PCIe root port, which guests know.
@@ -195,7 +196,8 @@ impl PciFunction for RootPort {
         Some(&self.bus)
     }
 
-    fn reads_are_emulated(&self) -> bool {
+    fn show_page(&self, page: &HostSlice) -> bool {
+        self.core().with(|config| config.mirror(Some(page.clone())));
         true
     }
 }

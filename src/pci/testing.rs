@@ -1,6 +1,7 @@
 //! A machine without processors: a root, its memory map, and functions that remember what they are told.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -9,7 +10,7 @@ use super::regs::{BAR0, COMMAND, INTERRUPT_PIN};
 use super::{BarContent, BarKind, BarSpec, Changes, ConfigSpace, Decode, Devfn, PciCore, PciFunction, PciRoot, Slot};
 use crate::device::Device;
 use crate::irq::Router;
-use crate::memory::{Backing, FlatView, IoHandler, Memory, Piece, Space};
+use crate::memory::{Backing, FlatView, HostSlice, IoHandler, Memory, Piece, Space};
 
 /// Reads as one byte everywhere.
 pub struct Filled(pub u8);
@@ -29,6 +30,8 @@ pub struct Fake {
     io: Arc<dyn IoHandler>,
     /// What it was told, with the names of what was mapped then.
     pub told: Mutex<Vec<(Changes, Vec<String>)>>,
+    /// Whether its registers may be read from a page.
+    pub quiet: AtomicBool,
     memory: Arc<Memory>,
 }
 
@@ -36,7 +39,15 @@ impl Fake {
     pub fn with_config(id: &str, bars: BarSpecs, memory: &Arc<Memory>, config: ConfigSpace) -> Arc<Fake> {
         let core = PciCore::new(id, config, None, None);
         let io = Arc::new(Filled(0x5a));
-        Arc::new(Fake { id: id.into(), core, bars, io, told: Mutex::default(), memory: memory.clone() })
+        Arc::new(Fake {
+            id: id.into(),
+            core,
+            bars,
+            io,
+            told: Mutex::default(),
+            quiet: AtomicBool::default(),
+            memory: memory.clone(),
+        })
     }
 
     pub fn new(id: &str, bars: BarSpecs, memory: &Arc<Memory>) -> Arc<Fake> {
@@ -70,6 +81,14 @@ impl PciFunction for Fake {
             prefetchable: spec.prefetchable,
             pieces: vec![Piece { range: 0..spec.size, backing: Backing::io(self.io.clone()) }],
         })
+    }
+    fn show_page(&self, page: &HostSlice) -> bool {
+        let quiet = self.page_is_current();
+        self.core.with(|config| config.mirror(quiet.then(|| page.clone())));
+        quiet
+    }
+    fn page_is_current(&self) -> bool {
+        self.quiet.load(Ordering::Relaxed)
     }
     fn changed(&self, what: Changes) {
         self.told.lock().push((what, names(&self.memory.view(Space::Mmio))));
@@ -108,6 +127,14 @@ impl Bench {
     pub fn plug(&self, function: Arc<dyn PciFunction>, addr: &str) {
         let slot = self.root.bus().attach(function, Some(addr)).unwrap();
         self.slots.lock().push(slot);
+    }
+
+    /// Attaches behind a port of the root bus and keeps it there.
+    pub fn plug_behind(&self, port: &str, function: Arc<dyn PciFunction>, addr: &str) {
+        let port = Devfn::parse(port).unwrap();
+        let functions = self.root.bus().functions();
+        let (_, port) = functions.iter().find(|(devfn, _)| *devfn == port).unwrap();
+        self.slots.lock().push(port.secondary().unwrap().attach(function, Some(addr)).unwrap());
     }
 
     pub fn read32(&self, bus: u8, addr: &str, off: u16) -> u32 {

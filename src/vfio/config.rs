@@ -54,6 +54,13 @@ const HIDDEN_EXTENDED: [(u16, u16); 9] = [
     (0x0024, 0x34), // Resizable BARs of virtual functions
 ];
 
+/// Capabilities whose registers act on nothing but themselves while the function is idle: power management, MSI, subsystem
+/// ids, PCI Express, MSI-X, advanced features. Not vital product data and what vendors define.
+const STEADY: [u8; 6] = [regs::CAP_POWER, regs::CAP_MSI, 0x0d, regs::CAP_EXPRESS, regs::CAP_MSIX, regs::CAP_ADVANCED];
+/// The extended ones: error reporting, virtual channels, serial number, ACS, TPH requester, LTR, secondary PCI Express,
+/// L1 substates, precision time measurement.
+const STEADY_EXTENDED: [u16; 9] = [0x0001, 0x0002, 0x0003, 0x000d, 0x0017, 0x0018, 0x0019, 0x001e, 0x001f];
+
 /// Extended capabilities that describe the link, which an endpoint on the root bus has not (PCIe 7.7.3 to 7.7.8).
 const LINK_EXTENDED: [(u16, u16); 5] = [(0x0019, 0x2c), (0x001e, 0x14), (0x0025, 0xc), (0x0026, 0x40), (0x0027, 0x84)];
 
@@ -109,6 +116,8 @@ pub struct Division {
     pub msix: Option<u16>,
     /// Offset of the power management capability.
     pub power: Option<u16>,
+    /// The structures in which a write has no effect outside of the structure, as long as nothing uses the function.
+    steady: Vec<Range<u16>>,
 }
 
 /// The hardware's space as it shows it: the bytes, without any mask. What the image lacks reads as zero.
@@ -130,6 +139,7 @@ pub fn plan(bytes: &[u8], abilities: Abilities) -> (ConfigSpace, Division) {
             msi: None,
             msix: None,
             power: None,
+            steady: vec![0..regs::CAPABILITIES_START],
         },
     };
     plan.header(&source, abilities);
@@ -166,6 +176,11 @@ impl Division {
             }
         }
         parts
+    }
+
+    /// The structure around a register, if a write to it has no effect elsewhere while nothing uses the function.
+    pub fn steady(&self, off: u16) -> Option<Range<u16>> {
+        self.steady.iter().find(|range| range.contains(&off)).cloned()
     }
 
     fn bits(&self, off: u16, len: usize) -> &[u8] {
@@ -257,6 +272,9 @@ impl Planner {
                 regs::CAP_EXPRESS => self.express(source, at, abilities.attachment),
                 _ => {}
             }
+            if STEADY.contains(&id) {
+                self.division.steady.push(at..end);
+            }
             shown.push(at);
         }
         self.config.set_u8(regs::CAPABILITIES, 0);
@@ -317,7 +335,13 @@ impl Planner {
             let link = LINK_EXTENDED.iter().filter(|_| attachment == Attachment::RootBus);
             match HIDDEN_EXTENDED.iter().chain(link).find(|(hidden, _)| *hidden == id) {
                 Some((_, len)) => self.hide(at, *len, END),
-                None => shown.push(at),
+                None => {
+                    if STEADY_EXTENDED.contains(&id) {
+                        let end = found.iter().map(|(_, other)| *other).filter(|other| *other > at).min();
+                        self.division.steady.push(at..end.unwrap_or(END));
+                    }
+                    shown.push(at);
+                }
             }
         }
         // The list begins at 100h whatever is there: where nothing may be shown, a null capability (PCIe 7.9.29) links on.

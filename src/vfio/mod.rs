@@ -7,7 +7,7 @@
 //! | [`container`], [`device`], `uapi` | the descriptors and their requests; the only `unsafe` here | VFIO_GROUP_*, VFIO_DEVICE_*, VFIO_IOMMU_* |
 //! | [`dma`] | the IOMMU's mappings, a listener of the memory layout | VFIO_IOMMU_MAP_DMA |
 //! | [`front_end`], [`pci`] | the type `vfio-pci`, and the function on a bus of the guest | |
-//! | [`config`] | which configuration bits are whose (pure) | VFIO_PCI_CONFIG_REGION_INDEX |
+//! | [`config`], `page` | which configuration bits are whose (pure); registers that are read without an exit | VFIO_PCI_CONFIG_REGION_INDEX |
 //! | [`bars`], [`trap`], [`rom`] | what is mapped and what traps (pure), and the trapped rest | VFIO_DEVICE_GET_REGION_INFO |
 //! | [`irq`] | which interrupts VFIO delivers | VFIO_DEVICE_SET_IRQS |
 //! | [`reset`] | resets and whether they worked | VFIO_DEVICE_RESET |
@@ -22,6 +22,7 @@ pub mod device;
 pub mod dma;
 pub mod front_end;
 pub mod irq;
+mod page;
 pub mod pci;
 pub mod reset;
 pub mod rom;

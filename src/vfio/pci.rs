@@ -15,6 +15,7 @@ use super::bars::{self, Part};
 use super::config::{self, Abilities, Attachment, Division};
 use super::dma::PeerToPeer;
 use super::irq::Interrupts;
+use super::page::QuietPage;
 use super::reset;
 use super::rom::Rom;
 use super::seams::{BARS, HostPci, IrqKind, RegionIndex, RegionInfo};
@@ -25,7 +26,7 @@ use crate::device::Device;
 use crate::error::{Code, Error, Result, explain_io};
 use crate::guest_error;
 use crate::irq::Router;
-use crate::memory::{Backing, Piece};
+use crate::memory::{Backing, HostSlice, Piece};
 use crate::pci::bar::ROM_INDEX;
 use crate::pci::{
     BarContent, BarKind, BarSpec, Changes, ConfigSpace, Msi, MsiSpec, Msix, MsixSpec, PciCore, PciFunction, regs,
@@ -62,6 +63,8 @@ pub struct VfioPci {
     bars: [Option<BarContent>; 7],
     /// What the hardware was last told. Held during the write, so that two vCPUs' writes reach it in this order.
     hardware: Mutex<Hardware>,
+    /// Registers that the guest reads without an exit.
+    page: QuietPage,
     /// Nothing has used the device since the kernel reset it when it was opened.
     fresh: AtomicBool,
     /// It was unplugged: the guest finds nothing any more.
@@ -129,6 +132,7 @@ impl VfioPci {
             interrupts: Interrupts::new(host.clone(), router.clone()),
             bars: Default::default(),
             hardware: Mutex::new(Hardware { command: source.u16(regs::COMMAND), power: 0 }),
+            page: QuietPage::default(),
             fresh: AtomicBool::new(true),
             gone: AtomicBool::new(false),
             host,
@@ -190,6 +194,29 @@ impl VfioPci {
     /// The host's address.
     pub fn host_name(&self) -> &str {
         self.host.name()
+    }
+
+    /// A guest's write to the emulated registers and, as far as it is theirs, to the hardware's.
+    fn write_registers(&self, off: u16, data: &[u8]) -> Changes {
+        self.fresh.store(false, Ordering::Relaxed);
+        let what = self.core.write(off, data);
+        if what.contains(Changes::RESET) {
+            // `changed` resets the hardware, when nothing is mapped any more.
+            self.page.end();
+            return what;
+        }
+        for part in self.division.forwarded(off, data.len()) {
+            let at = off.saturating_add(part.start as u16);
+            self.write_hardware(at, data.get(part).unwrap_or_default());
+        }
+        let touches = |register: u16| off < register + 2 && usize::from(register) < usize::from(off) + data.len();
+        if touches(regs::COMMAND) {
+            self.sync_command(false);
+        }
+        if let Some(control) = self.division.power.map(|at| at + regs::POWER_CONTROL).filter(|at| touches(*at)) {
+            self.write_power(control, off, data);
+        }
+        what
     }
 
     fn write_hardware(&self, off: u16, data: &[u8]) {
@@ -306,11 +333,12 @@ impl PciFunction for VfioPci {
         }
         self.core.read(off, data);
         if self.division.reads_hardware(off, data.len()) {
-            let mut hardware = vec![0xff; data.len()];
-            if self.host.read(RegionIndex::Config, u64::from(off), &mut hardware).is_err() {
+            let mut hardware = [0xff; 4];
+            let hardware = &mut hardware[..data.len().min(4)];
+            if self.host.read(RegionIndex::Config, u64::from(off), hardware).is_err() {
                 hardware.fill(0xff);
             }
-            self.division.merge(off, &hardware, data);
+            self.division.merge(off, hardware, data);
         }
     }
 
@@ -318,24 +346,21 @@ impl PciFunction for VfioPci {
         if self.gone.load(Ordering::Acquire) {
             return Changes::empty();
         }
-        self.fresh.store(false, Ordering::Relaxed);
-        let what = self.core.write(off, data);
-        if what.contains(Changes::RESET) {
-            // `changed` resets the hardware, when nothing is mapped any more.
-            return what;
-        }
-        for part in self.division.forwarded(off, data.len()) {
-            let at = off.saturating_add(part.start as u16);
-            self.write_hardware(at, data.get(part).unwrap_or_default());
-        }
-        let touches = |register: u16| off < register + 2 && usize::from(register) < usize::from(off) + data.len();
-        if touches(regs::COMMAND) {
-            self.sync_command(false);
-        }
-        if let Some(control) = self.division.power.map(|at| at + regs::POWER_CONTROL).filter(|at| touches(*at)) {
-            self.write_power(control, off, data);
-        }
+        let what = self.write_registers(off, data);
+        self.page.after_write(off, data.len(), &*self.host, &self.core, &self.division);
         what
+    }
+
+    fn show_page(&self, page: &HostSlice) -> bool {
+        !self.gone.load(Ordering::Acquire) && self.page.show(page, &*self.host, &self.core, &self.division)
+    }
+
+    fn page_is_current(&self) -> bool {
+        self.page.is_current()
+    }
+
+    fn hide_page(&self) {
+        self.page.end();
     }
 
     fn changed(&self, what: Changes) {
@@ -372,6 +397,7 @@ impl Device for VfioPci {
 
     fn unplug(&self) {
         if !self.gone.swap(true, Ordering::AcqRel) {
+            self.page.end();
             self.reset_hardware();
         }
     }
