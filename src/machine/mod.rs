@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`options`] | what the user asked for |
 //! | [`preflight`] | what can be found out before anything is allocated |
+//! | [`places`] | which id, bus and address each device gets |
 //! | [`plug`] | the one path by which every device comes into the machine; [`types`] are the tables of types |
 //! | [`board`] | the devices that sit in no slot |
 //! | [`running`] | a VM descriptor with its vCPUs: one for each start of the guest |
@@ -18,6 +19,7 @@
 
 mod board;
 pub mod options;
+mod places;
 mod plug;
 mod preflight;
 mod running;
@@ -77,7 +79,7 @@ pub struct Machine {
 impl Machine {
     /// Builds the machine and all of its devices. Nothing runs yet.
     pub fn new(options: RunOptions, host: &Host) -> Result<Machine> {
-        let Plan { machine, image, kvm, cpus, phys_bits, mut devices } = preflight::plan(&options, host)?;
+        let Plan { machine, image, kvm, cpus, phys_bits, mut places } = preflight::plan(&options, host)?;
         let events = VmEvents::new()?;
         // Before any thread is started: threads inherit which signals are blocked.
         let job_control = JobControl::default();
@@ -85,10 +87,10 @@ impl Machine {
         let memory = Memory::new();
         let router = Router::new();
         let decode = Decode::new(memory.clone());
-        let root = PciRoot::new("pcie.0", &decode);
+        let root = PciRoot::new(places::ROOT_BUS, &decode);
         let vfio = Vfio::new(host.clone(), memory.clone());
         let board = Board::new(&memory, &router, &mut event_loop, &events, &job_control, &options.serial)?;
-        let plugged = Plugged::new(&root, &memory, &router, &decode, &vfio, &mut devices)?;
+        let plugged = Plugged::new(&root, &memory, &router, &decode, &vfio, &mut places)?;
 
         let layout = Layout::new(options.memory.size.0, phys_bits, plugged.last_bus())?;
         preflight::check_reserved(&layout, &vfio)?;

@@ -2,7 +2,8 @@
 //! host, show.
 
 use super::options::{HugePages, RunOptions};
-use super::types::{DEVICES, MACHINES, Q35};
+use super::places::{self, Place};
+use super::types::{MACHINES, Q35};
 use crate::boot::layout::Layout;
 use crate::boot::linux::LinuxImage;
 use crate::cpu::CpuPlan;
@@ -11,7 +12,6 @@ use crate::host::Host;
 use crate::host::limits::memlock::{self, memlock_needed, plan_memlock};
 use crate::host::limits::memory::{PageKind, check_memory};
 use crate::kvm::Kvm;
-use crate::object::Args;
 use crate::vfio::dma::first_reserved;
 use crate::vfio::space::Vfio;
 
@@ -27,20 +27,17 @@ pub struct Plan {
     pub cpus: CpuPlan,
     /// Physical address bits of the guest.
     pub phys_bits: u8,
-    /// The devices to plug.
-    pub devices: Vec<Args>,
+    /// The devices to plug, and where.
+    pub places: Vec<Place>,
 }
 
-/// Checks the options against each other and against the host.
+/// Checks the options against each other, then against the host: what is wrong with the command line is said even where
+/// no guest could run.
 pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
     let mut machine = options.machine.clone();
     let of_type = MACHINES.take_type(&mut machine)?;
     let machine = of_type.create(&mut machine, &())?;
-    let mut passed_through = 0;
-    for device in &options.devices {
-        let of_type = DEVICES.take_type(&mut device.clone())?;
-        passed_through += u64::from(of_type.name() == crate::vfio::front_end::NAME);
-    }
+    let places = places::plan(&options.devices)?;
     let image = LinuxImage::open(&options.kernel, options.initrd.as_deref(), &options.append)?;
     let ram = options.memory.size.0;
     let pages = match options.memory.hugepages {
@@ -48,7 +45,7 @@ pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
         HugePages::Transparent | HugePages::Off => PageKind::Normal,
     };
     check_memory(ram, pages, &host.free_memory())?;
-    if passed_through > 0 {
+    if places.iter().any(|place| place.of_type.name() == crate::vfio::front_end::NAME) {
         memlock::apply(plan_memlock(memlock_needed(ram, 1, 0), &host.lock_rights())?)?;
     }
     let kvm = Kvm::open(host)?;
@@ -57,7 +54,7 @@ pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
     let cpus = CpuPlan::new(&host_cpu, &options.cpu, options.smp)?;
     // The layout of the smallest machine: whether the memory fits below the highest address.
     Layout::new(ram, phys_bits, 0)?;
-    Ok(Plan { machine, image, kvm, cpus, phys_bits, devices: options.devices.clone() })
+    Ok(Plan { machine, image, kvm, cpus, phys_bits, places })
 }
 
 /// Whether the guest's memory lies where the IOMMUs can map it.

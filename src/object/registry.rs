@@ -12,8 +12,15 @@ pub trait Create<O, C> {
     const GROUP: &'static str;
     /// The kind of bus that it is put on, such as `PCI`.
     const BUS: Option<&'static str> = None;
+    /// Whether it adds a bus that is named by its id.
+    const ADDS_BUS: bool = false;
     /// The properties; their doc comment is the type's line in help.
     type Props: Props;
+
+    /// Whether the properties fit together. Needs nothing of the host: it is asked before any device is made.
+    fn check(_props: &Self::Props) -> Result<()> {
+        Ok(())
+    }
 
     /// Makes one.
     fn create(props: Self::Props, cx: &C) -> Result<O>;
@@ -25,8 +32,10 @@ pub struct TypeInfo<O, C> {
     name: &'static str,
     group: &'static str,
     bus: Option<&'static str>,
+    adds_bus: bool,
     doc: &'static str,
     props: &'static [Prop],
+    check: fn(&Args) -> Result<()>,
     create: fn(&mut Args, &C) -> Result<O>,
 }
 
@@ -37,8 +46,10 @@ impl<O, C> TypeInfo<O, C> {
             name: K::NAME,
             group: K::GROUP,
             bus: K::BUS,
+            adds_bus: K::ADDS_BUS,
             doc: K::Props::DOC,
             props: K::Props::TABLE,
+            check: |args| parse::<K, O, C>(&mut args.clone()).map(drop),
             create: erased::<K, O, C>,
         }
     }
@@ -53,6 +64,16 @@ impl<O, C> TypeInfo<O, C> {
         self.bus
     }
 
+    /// Whether it adds a bus that is named by its id.
+    pub fn adds_bus(&self) -> bool {
+        self.adds_bus
+    }
+
+    /// The heading under which help lists it.
+    pub fn group(&self) -> &'static str {
+        self.group
+    }
+
     /// One line about the type.
     pub fn doc(&self) -> &'static str {
         self.doc
@@ -63,6 +84,12 @@ impl<O, C> TypeInfo<O, C> {
         self.props
     }
 
+    /// Whether one can be made of `args` as far as they alone can say: what [`TypeInfo::create`] will refuse of them is
+    /// refused here, before anything is made.
+    pub fn check(&self, args: &Args) -> Result<()> {
+        (self.check)(args)
+    }
+
     /// Makes one. [`Registry::take_type`] has taken the type's name from `args`, the caller the common properties; all
     /// that is left must be the type's own.
     pub fn create(&self, args: &mut Args, cx: &C) -> Result<O> {
@@ -70,10 +97,17 @@ impl<O, C> TypeInfo<O, C> {
     }
 }
 
-/// Parses all properties before anything is made of them; a failure names the option that it belongs to.
-fn erased<K: Create<O, C>, O, C>(args: &mut Args, cx: &C) -> Result<O> {
+/// The properties, if they are all known and fit together.
+fn parse<K: Create<O, C>, O, C>(args: &mut Args) -> Result<K::Props> {
     let props = K::Props::parse(args)?;
     args.finish()?;
+    K::check(&props).map_err(|error| error.evidence(args.written()))?;
+    Ok(props)
+}
+
+/// Parses all properties before anything is made of them; a failure names the option that it belongs to.
+fn erased<K: Create<O, C>, O, C>(args: &mut Args, cx: &C) -> Result<O> {
+    let props = parse::<K, O, C>(args)?;
     K::create(props, cx).map_err(|error| error.evidence(args.written()))
 }
 

@@ -112,7 +112,7 @@ impl PciBus {
             let key = self.decode.lock().register(contents);
             let mut functions = self.functions.write();
             let taken = functions.iter().map(|(devfn, other)| (*devfn, other.function.id())).collect();
-            let devfn = match choose(&self.name, self.is_root(), &taken, wanted) {
+            let devfn = match choose_address(&self.name, self.is_root(), &taken, wanted) {
                 Ok(devfn) => devfn,
                 Err(error) => {
                     drop(functions);
@@ -255,7 +255,10 @@ pub(super) fn settle(decode: &Decode, mapped: &mut Mapped, functions: &[Arc<Atta
 }
 
 /// The address for a function: the wanted one if it is free, else function 0 of the first slot that nobody uses.
-fn choose(bus: &str, is_root: bool, taken: &BTreeMap<Devfn, &str>, wanted: Option<Devfn>) -> Result<Devfn> {
+///
+/// # Errors
+/// [`Code::BadBus`] if it is taken, or if the bus has no such slot or no free one; the evidence says who is where.
+pub fn choose_address(bus: &str, is_root: bool, taken: &BTreeMap<Devfn, &str>, wanted: Option<Devfn>) -> Result<Devfn> {
     let holder = |devfn: Devfn| taken.get(&devfn);
     let refuse = |cause: String| {
         let list = taken.iter().map(|(devfn, id)| format!("{devfn} is {id}"));

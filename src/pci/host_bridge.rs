@@ -14,6 +14,8 @@ const SUBSYSTEM_IDS: (u16, u16) = (0x1af4, 0x1100);
 /// Host bridge, class 06 subclass 00 (PCI appendix D).
 const CLASS_HOST_BRIDGE: [u8; 3] = [0, 0, 6];
 
+/// The name of the host bridge, where errors list what is on a bus.
+pub const ID: &str = "host-bridge";
 /// The address of the host bridge, as `addr=` takes it.
 pub const ADDRESS: &str = "00.0";
 
@@ -31,7 +33,7 @@ impl HostBridge {
         config.set(CLASS, &CLASS_HOST_BRIDGE);
         config.set_u16(SUBSYSTEM_VENDOR, SUBSYSTEM_IDS.0);
         config.set_u16(SUBSYSTEM, SUBSYSTEM_IDS.1);
-        Arc::new(HostBridge { core: PciCore::new("host-bridge", config, None, None) })
+        Arc::new(HostBridge { core: PciCore::new(ID, config, None, None) })
     }
 }
 

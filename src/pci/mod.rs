@@ -43,7 +43,7 @@ use crate::memory::HostSlice;
 
 pub use address::Devfn;
 pub use bar::{BarContent, BarKind, BarSpec};
-pub use bus::{PciBus, Slot};
+pub use bus::{PciBus, Slot, choose_address};
 pub use config::ConfigSpace;
 pub use decode::Decode;
 pub use function::PciCore;

@@ -78,6 +78,7 @@ impl Create<Plug, Cx> for RootPortType {
     const NAME: &'static str = "pcie-root-port";
     const GROUP: &'static str = "Bridges";
     const BUS: Option<&'static str> = Some("PCI");
+    const ADDS_BUS: bool = true;
     type Props = RootPortProps;
 
     fn create(props: RootPortProps, cx: &Cx) -> Result<Plug> {

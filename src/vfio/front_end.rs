@@ -1,6 +1,6 @@
 //! The device type `vfio-pci`: its properties, and how one is made of them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Attachment, PeerToPeer, VfioPci, VfioPciOptions};
 use crate::bdf::Bdf;
@@ -39,8 +39,12 @@ impl Create<Plug, Cx> for VfioPciType {
     const BUS: Option<&'static str> = Some("PCI");
     type Props = VfioPciProps;
 
+    fn check(props: &VfioPciProps) -> Result<()> {
+        address(props.host, props.sysfsdev.as_deref()).map(drop)
+    }
+
     fn create(props: VfioPciProps, cx: &Cx) -> Result<Plug> {
-        let bdf = address(props.host, props.sysfsdev)?;
+        let bdf = address(props.host, props.sysfsdev.as_deref())?;
         let options = VfioPciOptions {
             id: cx.id.to_string(),
             p2p: match props.p2p {
@@ -57,7 +61,7 @@ impl Create<Plug, Cx> for VfioPciType {
 }
 
 /// The device that either property names.
-fn address(host: Option<Bdf>, sysfsdev: Option<PathBuf>) -> Result<Bdf> {
+fn address(host: Option<Bdf>, sysfsdev: Option<&Path>) -> Result<Bdf> {
     match (host, sysfsdev) {
         (Some(bdf), None) => Ok(bdf),
         (None, Some(path)) => {
@@ -83,7 +87,7 @@ mod tests {
     #[test]
     fn either_property_names_the_device_and_never_both() {
         let bdf: Bdf = "0000:01:00.0".parse().unwrap();
-        let folder = |path: &str| Some(PathBuf::from(path));
+        let folder = |path: &'static str| Some(Path::new(path));
         assert_eq!(address(Some(bdf), None).unwrap(), bdf);
         assert_eq!(address(None, folder("/sys/bus/pci/devices/0000:01:00.0/")).unwrap(), bdf);
         for (host, path) in

@@ -1,0 +1,184 @@
+//! Where every device goes: ids, buses and addresses, found out from the options alone. What is wrong with them is
+//! known before anything of the host is touched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::types::DEVICES;
+use crate::device::{Cx, Plug};
+use crate::error::{Code, Error, Result};
+use crate::object::{Args, Common, PciAddr, Props, TypeInfo, did_you_mean};
+use crate::pci::{Devfn, choose_address, host_bridge};
+
+/// The bus of the board.
+pub const ROOT_BUS: &str = "pcie.0";
+/// The board's own bus: it has a name, so that a device that is put there is told why that cannot be.
+const ISA_BUS: &str = "isa.0";
+/// Bus numbers are bytes.
+const MAX_BUSES: usize = 256;
+
+/// A device that is to be plugged, with everything about it checked that needs no device.
+pub struct Place {
+    /// Its type.
+    pub of_type: &'static TypeInfo<Plug, Cx>,
+    /// Its properties; the type's name and the common ones are taken.
+    pub args: Args,
+    /// Its id: the user's, or one that was made.
+    pub id: Arc<str>,
+    /// Name of the bus that it goes to.
+    pub bus: Arc<str>,
+    /// Its address there.
+    pub addr: Devfn,
+}
+
+/// The buses of a machine, with the id of what is at each address.
+struct Places {
+    /// In the order in which they come to be; the root bus is the first.
+    buses: Vec<(Arc<str>, BTreeMap<Devfn, Arc<str>>)>,
+    ids: BTreeSet<Arc<str>>,
+}
+
+/// Places `devices` one after the other, as the user wrote them.
+///
+/// # Errors
+/// [`Code::UnknownType`], [`Code::BadProperty`], [`Code::DuplicateId`], or [`Code::BadBus`] for a bus that does not exist
+/// or is of another kind, and for an address that is taken or that the bus does not have.
+pub fn plan(devices: &[Args]) -> Result<Vec<Place>> {
+    let bridge = (Devfn::parse(host_bridge::ADDRESS)?, host_bridge::ID.into());
+    let mut places =
+        Places { buses: vec![(ROOT_BUS.into(), BTreeMap::from([bridge]))], ids: BTreeSet::from([ROOT_BUS.into()]) };
+    devices.iter().enumerate().map(|(index, args)| places.place(index, args.clone())).collect()
+}
+
+impl Places {
+    fn place(&mut self, index: usize, mut args: Args) -> Result<Place> {
+        let of_type = DEVICES.take_type(&mut args)?;
+        let common = Common::parse(&mut args)?;
+        of_type.check(&args)?;
+        let written = |error: Error| error.evidence(args.written());
+        let id: Arc<str> = match &common.id {
+            Some(id) => id.as_str().into(),
+            // The character that no id of the user's can have keeps the two apart.
+            None => format!("{}#{}", of_type.name(), index + 1).into(),
+        };
+        if !self.ids.insert(id.clone()) {
+            return Err(written(Error::new(Code::DuplicateId, format!("the id `{id}` is used twice"))));
+        }
+        let at = self.find(common.bus.as_deref(), of_type.name()).map_err(written)?;
+        let addr = self.occupy(at, common.addr, &id).map_err(|error| written(error.evidence(self.list())))?;
+        let bus = self.buses.get(at).map(|(name, _)| name.clone()).unwrap_or_default();
+        if of_type.adds_bus() {
+            if self.buses.len() >= MAX_BUSES {
+                return Err(written(Error::new(Code::BadBus, format!("there cannot be more than {MAX_BUSES} buses"))));
+            }
+            self.buses.push((id.clone(), BTreeMap::new()));
+        }
+        Ok(Place { of_type, args, id, bus, addr })
+    }
+
+    /// The index of the bus that `bus=` names, or of the first one.
+    fn find(&self, name: Option<&str>, of_type: &str) -> Result<usize> {
+        let Some(name) = name else { return Ok(0) };
+        if name == ISA_BUS {
+            return Err(Error::new(Code::BadBus, format!("{of_type} needs a PCI bus, and {ISA_BUS} is an ISA bus"))
+                .evidence(self.list()));
+        }
+        self.buses.iter().position(|(bus, _)| &**bus == name).ok_or_else(|| {
+            let hint = did_you_mean(name, self.buses.iter().map(|(bus, _)| &**bus));
+            Error::new(Code::BadBus, format!("there is no bus `{name}`{hint}"))
+                .evidence(self.list())
+                .fix("a device that adds a bus, such as `pcie-root-port,id=NAME`, comes before the devices on it")
+        })
+    }
+
+    /// Gives `id` an address of the bus with this index.
+    fn occupy(&mut self, at: usize, wanted: Option<PciAddr>, id: &Arc<str>) -> Result<Devfn> {
+        let none = || Error::new(Code::BadBus, "the address is on no bus");
+        let (bus, functions) = self.buses.get_mut(at).ok_or_else(none)?;
+        let wanted = wanted.map(|addr| Devfn::new(addr.device, addr.function).ok_or_else(none)).transpose()?;
+        let taken = functions.iter().map(|(devfn, id)| (*devfn, &**id)).collect();
+        let devfn = choose_address(bus, at == 0, &taken, wanted)?;
+        functions.insert(devfn, id.clone());
+        Ok(devfn)
+    }
+
+    fn list(&self) -> String {
+        let names: Vec<&str> = self.buses.iter().map(|(bus, _)| &**bus).collect();
+        format!("the buses are {} (PCI) and {ISA_BUS} (ISA)", names.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `id bus addr` of each device, or the first mistake.
+    fn placed(devices: &[&str]) -> Result<Vec<String>> {
+        let parse = |text: &&str| Args::parse("--device", Some("driver"), text);
+        let devices: Vec<Args> = devices.iter().map(parse).collect::<Result<_>>()?;
+        Ok(plan(&devices)?.iter().map(|place| format!("{} {} {}", place.id, place.bus, place.addr)).collect())
+    }
+
+    #[test]
+    fn devices_go_to_the_first_free_slot_or_where_they_are_told() {
+        let seen = placed(&[
+            "pcie-root-port,id=rp1",
+            "vfio-pci,host=01:00.0,bus=rp1",
+            "pcie-root-port,addr=3,slot=7",
+            "vfio-pci,host=02:00.0,id=nic0",
+            "vfio-pci,host=02:00.1,addr=2.1",
+            "pcie-root-port,id=rp2,bus=pcie.0",
+            "pcie-root-port,id=rp3,bus=rp2",
+        ]);
+        let expected = [
+            "rp1 pcie.0 01.0",
+            "vfio-pci#2 rp1 00.0",
+            "pcie-root-port#3 pcie.0 03.0",
+            "nic0 pcie.0 02.0",
+            "vfio-pci#5 pcie.0 02.1",
+            "rp2 pcie.0 04.0",
+            "rp3 rp2 00.0",
+        ];
+        assert_eq!(seen.unwrap(), expected);
+    }
+
+    #[test]
+    fn mistakes_are_found_without_a_host() {
+        for (devices, code, cause) in [
+            (&["vfoi-pci"][..], Code::UnknownType, "there is no device type `vfoi-pci`"),
+            (&["vfio-pci,hots=01:00.0"], Code::BadProperty, "no property `hots`, did you mean `host`?"),
+            (&["vfio-pci"], Code::BadProperty, "needs a device of the host"),
+            (&["pcie-root-port,addr=20"], Code::BadProperty, "cannot have addr=`20`"),
+            (&["pcie-root-port,id=a", "pcie-root-port,id=a"], Code::DuplicateId, "`a` is used twice"),
+            (&["pcie-root-port,id=pcie.0"], Code::DuplicateId, "`pcie.0` is used twice"),
+            (&["pcie-root-port,bus=rp1"], Code::BadBus, "there is no bus `rp1`"),
+            (&["pcie-root-port,bus=isa.0"], Code::BadBus, "isa.0 is an ISA bus"),
+            (&["pcie-root-port,addr=0"], Code::BadBus, "taken by host-bridge"),
+            (&["pcie-root-port,id=a", "pcie-root-port,bus=a,addr=1"], Code::BadBus, "slot 0 only"),
+            (&["vfio-pci,host=01:00.0,bus=rp1", "pcie-root-port,id=rp1"], Code::BadBus, "there is no bus `rp1`"),
+        ] {
+            let error = placed(devices).unwrap_err();
+            assert_eq!(error.code(), code, "{devices:?}: {error}");
+            assert!(error.cause().contains(cause), "{devices:?}: {error}");
+            assert!(error.evidence_lines().iter().any(|line| line.starts_with("--device ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_full_bus_is_an_error() {
+        let error = placed(&["pcie-root-port"; 31]).unwrap_err();
+        assert_eq!((error.code(), error.cause()), (Code::BadBus, "no slot of bus pcie.0 is free"));
+    }
+
+    #[test]
+    fn there_are_as_many_buses_as_numbers() {
+        let chain = |ports: usize| -> Vec<String> {
+            let port = |n: usize| format!("pcie-root-port,id=p{n},bus=p{}", n - 1);
+            std::iter::once("pcie-root-port,id=p0".to_owned()).chain((1..ports).map(port)).collect()
+        };
+        let words = chain(256);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        assert_eq!(placed(&words[..255]).unwrap().len(), 255);
+        assert_eq!(placed(&words).unwrap_err().cause(), "there cannot be more than 256 buses");
+    }
+}
