@@ -53,7 +53,7 @@ fn list() -> String {
 fn page(code: Code) -> String {
     let entry = code.entry();
     let text = output::wrap(entry.text, WIDTH);
-    let (_, who) = class(entry.class);
+    let (_, who) = meaning(entry.class);
     format!("{code}: {}\n\n{text}\n\nExit code {}: {who}.\n", entry.title, entry.class.exit_code())
 }
 
@@ -61,7 +61,7 @@ fn row(code: Code) -> Row {
     let entry = code.entry();
     Row {
         code: code.to_string(),
-        class: class(entry.class).0,
+        class: meaning(entry.class).0,
         exit_code: entry.class.exit_code(),
         title: entry.title,
         text: entry.text,
@@ -69,7 +69,7 @@ fn row(code: Code) -> Row {
 }
 
 /// A class's word in JSON, and what it means.
-fn class(class: Class) -> (&'static str, &'static str) {
+pub(super) fn meaning(class: Class) -> (&'static str, &'static str) {
     match class {
         Class::Usage => ("usage", "the command line is wrong"),
         Class::Host => ("host", "the host is not ready"),

@@ -7,6 +7,7 @@ mod explain;
 mod output;
 mod platform;
 mod recover;
+pub mod reference;
 mod release;
 pub mod run;
 

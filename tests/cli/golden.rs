@@ -16,28 +16,47 @@ pub fn passthru() -> Command {
 /// and a file that belongs to no case is one.
 pub fn check(cases: &[(&str, &[&str])]) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/golden");
-    let update = std::env::var_os("UPDATE_GOLDEN").is_some();
     let mut failures = String::new();
     let mut expected_files = BTreeSet::new();
     for (name, words) in cases {
         let file = folder.join(format!("{name}.txt"));
         assert!(expected_files.insert(file.clone()), "two cases are called {name}");
-        let seen = transcript(words);
-        let golden = fs::read_to_string(&file).unwrap_or_default();
-        if update && seen != golden {
-            fs::write(&file, &seen).expect("the golden file is written");
-        } else if seen != golden {
-            failures += &format!("{name}:\n{}\n", difference(&golden, &seen));
-        }
+        failures += &compare(&file, &transcript(words));
     }
     for file in files(&folder).difference(&expected_files) {
-        if update {
+        if updating() {
             fs::remove_file(file).expect("the golden file is removed");
         } else {
             failures += &format!("{}: no case has this golden file\n", file.display());
         }
     }
+    report(&failures);
+}
+
+/// Compares a file of the repository with the text that it should have, or writes it if UPDATE_GOLDEN is set.
+pub fn check_file(path: &str, text: &str) {
+    report(&compare(&Path::new(env!("CARGO_MANIFEST_DIR")).join(path), text));
+}
+
+fn report(failures: &str) {
     assert!(failures.is_empty(), "\n{failures}UPDATE_GOLDEN=1 cargo test --test cli accepts what is new\n");
+}
+
+fn updating() -> bool {
+    std::env::var_os("UPDATE_GOLDEN").is_some()
+}
+
+/// How `seen` differs from the file, if it does and the file is not to be rewritten.
+fn compare(file: &Path, seen: &str) -> String {
+    let golden = fs::read_to_string(file).unwrap_or_default();
+    if seen == golden {
+        return String::new();
+    }
+    if updating() {
+        fs::write(file, seen).expect("the golden file is written");
+        return String::new();
+    }
+    format!("{}:\n{}\n", file.display(), difference(&golden, seen))
 }
 
 /// What a person would see: the command, what it prints, and its exit code if it is not 0.

@@ -1,7 +1,9 @@
-//! Golden tests of the command line: what the real binary prints, and its exit code, compared with golden/NAME.txt.
+//! Golden tests of the command line: what the real binary prints, and its exit code, compared with golden/NAME.txt; and
+//! of the pages of docs/ that are made from the code.
 //!
 //! A new test is a row of [`CASES`]; `UPDATE_GOLDEN=1 cargo test --test cli` writes the files.
 
+mod docs;
 mod golden;
 
 /// Name of the golden file, and the words after `passthru`.
@@ -21,6 +23,13 @@ const CASES: &[(&str, &[&str])] = &[
     ("run-smp-help", &["run", "-smp", "?"]),
     ("run-cpu-help", &["run", "--cpu", "help"]),
     ("run-name-help", &["run", "-name", "help"]),
+    ("device-help", &["run", "--device", "help"]),
+    ("device-help-single-dash", &["run", "-device", "help"]),
+    ("device-help-vfio-pci", &["run", "--device", "vfio-pci,help"]),
+    ("device-help-pcie-root-port", &["run", "--device", "pcie-root-port,help"]),
+    ("machine-help", &["run", "-M", "help"]),
+    ("machine-help-q35", &["run", "-M", "q35,help"]),
+    ("machine-help-single-dash", &["run", "-machine", "?"]),
     // The codes.
     ("explain", &["explain"]),
     ("explain-json", &["explain", "--json"]),
@@ -64,6 +73,57 @@ const CASES: &[(&str, &[&str])] = &[
     ("device-bad-json", &["run", "--kernel", "x", "--device", "{\"driver\":"]),
     ("device-help-unknown", &["run", "--device", "vfoi-pci,help"]),
     ("machine-help-unknown", &["run", "-M", "pc,help"]),
+    ("machine-unknown", &["run", "--kernel", "x", "-M", "q53"]),
+    ("machine-unknown-property", &["run", "--kernel", "x", "-M", "q35,cf9=on"]),
+    ("machine-bad-property", &["run", "--kernel", "x", "-M", "q35,cf8=maybe"]),
+    // Devices: mistakes that are found without the host.
+    ("device-unknown", &["run", "--kernel", "x", "--device", "vfoi-pci,host=01:00.0"]),
+    ("device-no-type", &["run", "--kernel", "x", "--device", "id=a"]),
+    ("device-unknown-property", &["run", "--kernel", "x", "--device", "vfio-pci,hots=01:00.0"]),
+    (
+        "device-unknown-property-json",
+        &["run", "--kernel", "x", "--device", r#"{"driver":"vfio-pci","hots":"01:00.0"}"#],
+    ),
+    ("device-bad-host", &["run", "--kernel", "x", "--device", "vfio-pci,host=01:00"]),
+    ("device-no-host", &["run", "--kernel", "x", "--device", "vfio-pci"]),
+    ("device-two-hosts", &["run", "--kernel", "x", "--device", "vfio-pci,host=01:00.0,sysfsdev=/a/0000:01:00.0"]),
+    ("device-bad-sysfsdev", &["run", "--kernel", "x", "--device", "vfio-pci,sysfsdev=/sys/class/net/eth0"]),
+    ("device-bad-choice", &["run", "--kernel", "x", "--device", "vfio-pci,host=01:00.0,p2p=maybe"]),
+    ("device-bad-id", &["run", "--kernel", "x", "--device", "pcie-root-port,id=1"]),
+    (
+        "device-duplicate-id",
+        &["run", "--kernel", "x", "--device", "pcie-root-port,id=a", "--device", "pcie-root-port,id=a"],
+    ),
+    ("device-id-of-a-bus", &["run", "--kernel", "x", "--device", "pcie-root-port,id=pcie.0"]),
+    (
+        "bus-unknown",
+        &["run", "--kernel", "x", "--device", "pcie-root-port,id=rp1", "--device", "vfio-pci,host=01:00.0,bus=rp2"],
+    ),
+    (
+        "bus-too-late",
+        &["run", "--kernel", "x", "--device", "vfio-pci,host=01:00.0,bus=rp1", "--device", "pcie-root-port,id=rp1"],
+    ),
+    ("bus-of-another-kind", &["run", "--kernel", "x", "--device", "vfio-pci,host=01:00.0,bus=isa.0"]),
+    ("addr-bad", &["run", "--kernel", "x", "--device", "pcie-root-port,addr=20"]),
+    (
+        "addr-taken",
+        &["run", "--kernel", "x", "--device", "pcie-root-port,id=rp1,addr=2", "--device", "pcie-root-port,addr=02.0"],
+    ),
+    ("addr-of-the-host-bridge", &["run", "--kernel", "x", "--device", "pcie-root-port,addr=0"]),
+    (
+        "addr-behind-a-port",
+        &[
+            "run",
+            "--kernel",
+            "x",
+            "--device",
+            "pcie-root-port,id=rp1",
+            "--device",
+            "vfio-pci,host=01:00.0,bus=rp1,addr=1",
+        ],
+    ),
+    // The first thing of the host that is looked at.
+    ("kernel-absent", &["run", "--kernel", "/nonexistent/vmlinuz", "--device", "vfio-pci,host=01:00.0"]),
 ];
 
 #[test]

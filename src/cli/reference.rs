@@ -1,0 +1,132 @@
+//! The pages of docs/ that are made from the code: docs/devices.md from the tables of types, docs/troubleshooting.md from
+//! the table of error codes. tests/cli compares the files with these texts.
+
+use super::explain::meaning;
+use crate::error::{Class, Code};
+use crate::object::{Preset, Prop, Registry, TypeInfo};
+
+/// Columns of a page's running text.
+const WIDTH: usize = 120;
+/// Said at the top of a page, for who wants to edit it.
+const MADE: &str = "<!-- Made from the code: UPDATE_GOLDEN=1 cargo test --test cli -->\n";
+
+/// docs/devices.md: every machine type and device type with its properties.
+pub fn devices<M, X, D, Y>(machines: &Registry<M, X>, devices: &Registry<D, Y>) -> String {
+    let mut out = format!("# Machines and devices\n\n{MADE}");
+    out += "\nEvery table of this page is also printed by `passthru run`, with `help` in the place of a type (`-M help`,\n\
+        `--device help`) or after it (`-M q35,help`, `--device vfio-pci,help`). A type and its properties are written\n\
+        `TYPE,KEY=VALUE,...`, a comma in a value twice; or as JSON, `{\"driver\":\"vfio-pci\",\"host\":\"01:00.0\"}`.\n";
+    page(&mut out, "Machine types", machines);
+    page(&mut out, "Device types", devices);
+    out
+}
+
+fn page<O, C>(out: &mut String, heading: &str, registry: &Registry<O, C>) {
+    *out += &format!("\n## {heading}: `{} TYPE`\n", registry.option);
+    if !registry.common.is_empty() {
+        *out += &format!("\nProperties of every {}:\n\n", registry.what);
+        table(out, registry.common);
+    }
+    for of_type in registry.types {
+        entry(out, of_type);
+    }
+}
+
+fn entry<O, C>(out: &mut String, of_type: &TypeInfo<O, C>) {
+    *out += &format!("\n### {}\n\n{}.", of_type.name(), of_type.doc().trim_end_matches('.'));
+    if let Some(bus) = of_type.bus() {
+        *out += &format!(" Goes on a {bus} bus.");
+    }
+    if of_type.adds_bus() {
+        *out += " Adds a bus that is called as its `id` says.";
+    }
+    *out += "\n\n";
+    if of_type.props().is_empty() {
+        *out += "It has no properties of its own.\n";
+    } else {
+        table(out, of_type.props());
+    }
+}
+
+fn table(out: &mut String, props: &[Prop]) {
+    *out += "| property | kind | default | what it does |\n|---|---|---|---|\n";
+    for prop in props {
+        let preset = match prop.preset {
+            Preset::Required => "must be given".to_owned(),
+            Preset::Absent => String::new(),
+            Preset::Text(text) => format!("`{text}`"),
+        };
+        let doc = prop.doc.trim_end_matches('.');
+        *out += &format!("| `{}` | {} | {preset} | {} |\n", prop.name, cell(prop.kind), cell(doc));
+    }
+}
+
+/// `text` in a cell of a table, where a bar would end the cell.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|")
+}
+
+/// docs/troubleshooting.md: every error code.
+pub fn errors() -> String {
+    let mut out = format!("# Troubleshooting: every error code\n\n{MADE}");
+    out += "\nAn error of passthru is a cause, what was seen (`seen:`), what mends it (`mend:`) and a code whose meaning never\n\
+        changes. `passthru explain PT006` prints what is below. The exit code of the process follows from the code's class:\n";
+    out += "\n| exit code | class | meaning |\n|---|---|---|\n| 0 | | all went well |\n";
+    for class in [Class::Usage, Class::Host, Class::Device, Class::Guest] {
+        let (name, meaning) = meaning(class);
+        out += &format!("| {} | {name} | {meaning} |\n", class.exit_code());
+    }
+    out += "\n| code | class | what is wrong |\n|---|---|---|\n";
+    for code in Code::ALL {
+        let entry = code.entry();
+        let anchor = code.to_string().to_lowercase();
+        out += &format!("| [{code}](#{anchor}) | {} | {} |\n", meaning(entry.class).0, cell(entry.title));
+    }
+    for code in Code::ALL {
+        let entry = code.entry();
+        let (class, _) = meaning(entry.class);
+        out += &format!(
+            "\n## {code}\n\n**{}** (class {class}, exit code {})\n\n",
+            sentence(entry.title),
+            entry.class.exit_code()
+        );
+        out += &format!("{}\n", super::output::wrap(entry.text, WIDTH));
+    }
+    out
+}
+
+/// `title` with a capital letter.
+fn sentence(title: &str) -> String {
+    let mut letters = title.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::testing;
+
+    #[test]
+    fn every_property_has_a_row() {
+        let page = devices(&testing::MACHINES, &testing::DEVICES);
+        for row in [
+            "## Device types: `--device TYPE`",
+            "| `id` | id |  | Unique name of the device, and of the bus that it adds |",
+            "### number\n\nA device that is only a number. Goes on a PCI bus.\n",
+            "| `value` | uint32 | must be given | The number |",
+            "| `room` | size | `4K` | A size |",
+            "### nothing\n\nA device without properties.\n\nIt has no properties of its own.\n",
+        ] {
+            assert!(page.contains(row), "{row}\n{page}");
+        }
+    }
+
+    #[test]
+    fn every_code_has_a_section() {
+        let page = errors();
+        for code in Code::ALL {
+            assert!(page.contains(&format!("\n## {code}\n")), "{code}");
+        }
+        assert_eq!(cell("on|off"), "on\\|off");
+    }
+}

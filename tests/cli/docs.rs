@@ -1,0 +1,69 @@
+//! The pages of docs/: those that are made from the code are what the code makes, and no link leads nowhere.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use passthru::cli::reference;
+use passthru::machine::types;
+
+use crate::golden;
+
+#[test]
+fn the_page_of_devices_is_what_the_code_says() {
+    golden::check_file("docs/devices.md", &reference::devices(&types::MACHINES, &types::DEVICES));
+}
+
+#[test]
+fn the_page_of_errors_is_what_the_code_says() {
+    golden::check_file("docs/troubleshooting.md", &reference::errors());
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let pages = fs::read_dir(root.join("docs")).expect("docs/").map(|entry| entry.expect("a page").path());
+    let pages: Vec<PathBuf> =
+        pages.chain([root.join("README.md")]).filter(|path| path.extension() == Some("md".as_ref())).collect();
+    assert!(pages.len() > 2, "{pages:?}");
+    let mut dead = Vec::new();
+    for page in &pages {
+        let text = fs::read_to_string(page).expect("a page");
+        for target in links(&text) {
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let path = if file.is_empty() { page.clone() } else { page.with_file_name(file) };
+            let found = match fs::read_to_string(&path) {
+                Ok(text) => anchor.is_empty() || anchors(&text).any(|known| known == anchor),
+                Err(_) => path.is_dir() && anchor.is_empty(),
+            };
+            if !found {
+                dead.push(format!("{}: {target}", page.display()));
+            }
+        }
+    }
+    assert!(dead.is_empty(), "links that lead nowhere: {dead:#?}");
+}
+
+/// The targets of a page's links that stay in the repository.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    targets.filter(|target| !target.contains("://"))
+}
+
+/// The names by which links reach a page's headings: lower case, hyphens for spaces, other marks left out.
+fn anchors(text: &str) -> impl Iterator<Item = String> {
+    text.lines().filter(|line| line.starts_with('#')).map(|line| {
+        let title = line.trim_start_matches('#').trim().to_lowercase();
+        title
+            .chars()
+            .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+            .map(|c| if c == ' ' { '-' } else { c })
+            .collect()
+    })
+}
+
+#[test]
+fn links_and_headings_are_read_as_they_are_shown() {
+    let text = "# A page: the `first`\n[a](b.md#c) and [d](https://e.example/f)[g](h/)\n";
+    assert_eq!(links(text).collect::<Vec<_>>(), ["b.md#c", "h/"]);
+    assert_eq!(anchors(text).collect::<Vec<_>>(), ["a-page-the-first"]);
+}
