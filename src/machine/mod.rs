@@ -9,9 +9,10 @@
 //! | [`board`] | the devices that sit in no slot |
 //! | [`running`] | a VM descriptor with its vCPUs: one for each start of the guest |
 //!
-//! **Lock order**, outermost first: objects (a device's own lock that may plug or open) -> bus -> device -> `decode` (one
-//! for the machine, [`crate::pci::decode`]) -> the layout lock of [`crate::memory::Memory`] -> a listener's own lock ->
-//! the kernel. A dispatch takes no lock but the device's. Listeners never call devices.
+//! **Lock order**, outermost first: the VFIO context ([`crate::vfio::space`], opening and closing) -> `decode` (one for the
+//! machine, [`crate::pci::decode`]) -> the layout lock of [`crate::memory::Memory`] -> a listener's own lock -> the kernel.
+//! Inside `decode` and never around the layout lock: a bus's table, a function's own locks, its core's registers, its MSI
+//! or MSI-X table, [`crate::irq::Router`]. A dispatch takes no lock but the device's. Listeners never call devices.
 //!
 //! **A restart of the guest** (reset, triple fault) stops all vCPUs, resets every device (bus mastering off before memory
 //! is used anew), drops the VM descriptor, and starts a fresh one on the kept memory, the kept VFIO containers and their
