@@ -91,7 +91,7 @@ codes! {
          or move the card to a slot with a group of its own.";
     NotPermitted = 7, Host, "a device node may not be opened",
         "The user who runs passthru needs read and write access to /dev/kvm, /dev/vfio/vfio and the node of each \
-         IOMMU group. passthru's udev rules give it to the group `passthru`.";
+         IOMMU group. `chgrp` and `chmod`, or a udev rule, give them to a group that the user is in.";
     Busy = 8, Device, "the device is already in use",
         "Another process holds the IOMMU group: usually another virtual machine. An IOMMU group has one owner at a time.";
     Memlock = 9, Host, "the limit of locked memory is too low",

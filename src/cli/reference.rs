@@ -111,7 +111,7 @@ mod tests {
         let page = devices(&testing::MACHINES, &testing::DEVICES);
         for row in [
             "## Device types: `--device TYPE`",
-            "| `id` | id |  | Unique name of the device, and of the bus that it adds |",
+            "| `id` | str |  | Unique name of the device, and of the bus that it adds |",
             "### number\n\nA device that is only a number. Goes on a PCI bus.\n",
             "| `value` | uint32 | must be given | The number |",
             "| `room` | size | `4K` | A size |",

@@ -69,11 +69,6 @@ impl<O, C> TypeInfo<O, C> {
         self.adds_bus
     }
 
-    /// The heading under which help lists it.
-    pub fn group(&self) -> &'static str {
-        self.group
-    }
-
     /// One line about the type.
     pub fn doc(&self) -> &'static str {
         self.doc
