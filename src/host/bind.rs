@@ -262,6 +262,15 @@ mod tests {
     }
 
     #[test]
+    fn an_override_that_could_not_be_given_back_is_left_alone() {
+        let tree = tree();
+        tree.attribute(NIC, "driver_override", "../x\n");
+        let error = refusal(&tree, false);
+        assert_eq!(error.code(), Code::JournalUnusable);
+        assert!(error.to_string().contains("cannot be a driver's name"), "{error}");
+    }
+
+    #[test]
     fn an_entry_of_another_card_at_the_address_is_replaced() {
         let tree = tree();
         bind(&tree.host(), bdf(NIC), false).unwrap();

@@ -10,7 +10,8 @@
 //! | [`usage`] | what the host uses a function for: mounts, swap, holders, routes |
 //! | [`busy`], [`viable`] | who holds a group; what keeps a group from being handed out |
 //! | [`check`] | which error a failed open or VFIO request really is |
-//! | [`bind`], [`release`] | driver changes: `bind`, and `release` and `recover` that undo it |
+//! | [`limits`] | memory, locked memory and address bits, planned before anything is allocated |
+//! | [`mod@bind`], [`mod@release`] | driver changes: `bind`, and `release` and `recover` that undo it |
 //! | [`journal`], [`effects`] | what was there before a change, kept across a crash; the one place that writes to sysfs |
 
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ pub mod check;
 pub mod effects;
 pub mod group;
 pub mod journal;
+pub mod limits;
 pub mod pci;
 mod read;
 pub mod release;

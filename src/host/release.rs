@@ -265,6 +265,18 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_someone_moved_on_stays_there() {
+        let tree = tree(Some("e1000e"), "(null)");
+        bind_nic(&tree.host());
+        std::fs::remove_file(tree.pci_path(NIC).join("driver")).unwrap();
+        tree.add_driver("igb");
+        tree.kernel().attach(NIC, "igb");
+        assert_eq!(release(&tree.host(), bdf(NIC)).unwrap().driver.as_deref(), Some("igb"));
+        assert_eq!(tree.host().driver_override(bdf(NIC)), None);
+        assert!(tree.host().journal_is_empty());
+    }
+
+    #[test]
     fn a_device_in_use_is_left_alone_until_its_owner_ends() {
         let tree = tree(Some("e1000e"), "(null)");
         let before = tree.snapshot();

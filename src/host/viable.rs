@@ -4,6 +4,8 @@
 //! drivers/iommu/iommu.c, `iommu_device_use_default_domain`, and `driver_managed_dma` in the drivers that are
 //! excepted; before Linux 5.19 drivers/vfio/vfio.c, `vfio_dev_viable`, with the same outcome).
 
+use std::fmt;
+
 use serde::Serialize;
 
 use super::pci::is_vfio_driver;
@@ -24,16 +26,17 @@ pub struct Verdict {
     pub uses: Vec<Use>,
 }
 
-impl Verdict {
-    fn line(&self) -> String {
-        let driver = self.member.driver.as_deref().map_or("no driver".to_owned(), |driver| format!("driver {driver}"));
-        let name = self.member.pci.as_ref().map(PciDevice::name).unwrap_or_else(|| "not a PCI device".to_owned());
-        let mut line =
-            format!("{} {name}: {driver}, {}", self.member.name, if self.blocks { "blocks" } else { "fine" });
-        for used in &self.uses {
-            line.push_str(&format!("; {used}"));
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Member { name, pci, driver } = &self.member;
+        let what = pci.as_ref().map_or("not a PCI device".to_owned(), PciDevice::name);
+        write!(f, "{name} {what}: ")?;
+        match driver {
+            Some(driver) => write!(f, "driver {driver}")?,
+            None => write!(f, "no driver")?,
         }
-        line
+        write!(f, ", {}", if self.blocks { "blocks" } else { "fine" })?;
+        self.uses.iter().try_for_each(|used| write!(f, "; {used}"))
     }
 }
 
@@ -63,15 +66,10 @@ pub fn not_viable_error(id: u32, verdicts: &[Verdict]) -> Option<Error> {
     if blocking.is_empty() {
         return None;
     }
-    let error = Error::new(
-        Code::GroupNotViable,
-        format!(
-            "IOMMU group {id} cannot be given to a guest: {} of its {} members still have host drivers",
-            blocking.len(),
-            verdicts.len()
-        ),
-    );
-    let error = verdicts.iter().fold(error, |error, verdict| error.evidence(verdict.line()));
+    let have = if blocking.len() == 1 { "has a host driver" } else { "have host drivers" };
+    let count = format!("{} of its {} members {have}", blocking.len(), verdicts.len());
+    let error = Error::new(Code::GroupNotViable, format!("IOMMU group {id} cannot be given to a guest: {count}"));
+    let error = verdicts.iter().fold(error, |error, verdict| error.evidence(verdict.to_string()));
     let used = blocking.iter().any(|verdict| verdict.uses.iter().any(Use::is_vital));
     let commands: Vec<String> = blocking
         .iter()

@@ -238,6 +238,8 @@ mod tests {
 
     const NIC: &str = "0000:01:00.0";
 
+    type Make = fn() -> TestTree;
+
     fn errno(number: i32) -> io::Error {
         io::Error::from_raw_os_error(number)
     }
@@ -275,7 +277,7 @@ mod tests {
     #[test]
     fn each_answer_at_each_step() {
         use VfioStep::*;
-        type Row = (fn() -> TestTree, VfioStep, i32, Code, &'static str);
+        type Row = (Make, VfioStep, i32, Code, &'static str);
         let table: &[Row] = &[
             (bound, OpenContainer, libc::ENOENT, Code::NoVfio, "modprobe vfio-pci"),
             (bound, OpenContainer, libc::ENODEV, Code::NoVfio, "(ENODEV)"),
@@ -304,7 +306,27 @@ mod tests {
             assert_eq!(error.code(), *code, "{step:?} {number}: {error}");
             assert!(error.to_string().contains(words), "{step:?} {number}: {words:?} is not in {error}");
             assert!(error.fix_text().is_some(), "{error}");
+            for dump in ["Error(", "Some(", "None", "Os {"] {
+                assert!(!error.to_string().contains(dump), "{error}");
+            }
         }
+    }
+
+    #[test]
+    fn a_whole_error_reads_well() {
+        let tree = TestTree::new();
+        tree.pci("0000:01:00.0").ids(0x10de, 0x2206).class(0x030000).driver("vfio-pci").group(1).add();
+        tree.pci("0000:01:00.1").ids(0x10de, 0x1aef).class(0x040300).driver("snd_hda_intel").group(1).add();
+        let error = tree.host().ready(bdf("01:00.0")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "PT006: IOMMU group 1 cannot be given to a guest: 1 of its 2 members has a host driver\n  \
+             seen: 0000:01:00.0 NVIDIA Corporation GA102 [GeForce RTX 3080] [10de:2206]: driver vfio-pci, fine\n  \
+             seen: 0000:01:00.1 NVIDIA Corporation GA102 High Definition Audio Controller [10de:1aef]: \
+             driver snd_hda_intel, blocks\n  \
+             mend: `passthru bind 0000:01:00.1`\n  \
+             more: passthru explain PT006"
+        );
     }
 
     #[test]
@@ -331,7 +353,7 @@ mod tests {
 
     #[test]
     fn ready_finds_out_before_anything_is_opened() {
-        let table: [(fn() -> TestTree, Option<Code>); 5] = [
+        let table: [(Make, Option<Code>); 5] = [
             (bound, None),
             (not_bound, Some(Code::DeviceNotBound)),
             (no_group, Some(Code::NoIommu)),

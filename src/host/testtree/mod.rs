@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,7 +31,8 @@ pub(crate) struct TestTree {
 impl TestTree {
     /// A host without devices, on which the vfio-pci driver is loaded.
     pub(crate) fn new() -> TestTree {
-        let dir = tempfile::tempdir().unwrap();
+        // In memory, if possible: the journal calls fsync for every step, and the tests take thousands of steps.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let root = dir.path().canonicalize().unwrap();
         let tree = TestTree { dir, kernel: Arc::new(FakeKernel::new(root)) };
         for folder in ["bus/pci/devices", "bus/pci/drivers", "class/block", "class/net", "kernel/iommu_groups"] {
@@ -68,7 +69,12 @@ impl TestTree {
     pub(crate) fn file(&self, path: impl AsRef<Path>, text: &str) {
         let path = self.kernel.root().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
+        fs::write(&path, text).unwrap();
+        // The journal does not believe what others can write, whatever the umask of the tests is.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        for folder in path.ancestors().skip(1).take_while(|folder| folder.starts_with(self.kernel.root())) {
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+        }
     }
 
     /// Appends to a file.

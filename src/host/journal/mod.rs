@@ -2,13 +2,12 @@
 //!
 //! One JSON file for each device, replaced as a whole (temporary file, fsync, rename, fsync of the folder) before the
 //! first change and before every later step. /run is empty after a reboot, and so are the kernel's driver overrides:
-//! the two never disagree. One lock (flock) is held for as long as a [`Journal`] lives, hence two passthru processes
+//! the two never disagree. One lock (flock) is held for as long as a `Journal` lives, hence two passthru processes
 //! never change drivers at the same time; a process that dies lets go of it.
 //!
 //! An entry decides what root writes to sysfs. It is therefore believed only if root (or the user who runs passthru)
 //! owns it, nobody else can write it, and every name in it is one that a driver can have.
 
-use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -17,131 +16,21 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use serde::{Deserialize, Serialize};
 
-use super::pci::is_vfio_driver;
-use super::{Host, PciDevice, read};
+use super::{Host, read};
 use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result, explain_io};
 
-/// The version of the file's form.
-const VERSION: u32 = 1;
+mod entry;
+
+pub use entry::{Entry, Step};
+
 /// An entry is a few hundred bytes; a larger file is none.
 const MAX_ENTRY: u64 = 16 << 10;
-/// Longer names of drivers do not exist (a kernel module's name has 55 characters at most).
-const MAX_DRIVER_NAME: usize = 64;
 /// How long another passthru process may hold the lock before it is reported.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// How often the lock is tried.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
-
-/// What is about to be done, or has been reached, when an entry is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Step {
-    /// Reserve the device for vfio-pci.
-    SetOverride,
-    /// Unbind the former driver.
-    Unbind,
-    /// Let vfio-pci bind.
-    Probe,
-    /// The device is on vfio-pci.
-    Bound,
-    /// Unbind vfio-pci.
-    LetGo,
-    /// Reserve the device for its former driver.
-    SetFormer,
-    /// Let the former driver bind.
-    ProbeFormer,
-    /// Put the former override back.
-    RestoreOverride,
-}
-
-impl Step {
-    /// Whether the step undoes: then the entry on disk already says all that is needed.
-    pub(super) fn undoes(self) -> bool {
-        matches!(self, Step::LetGo | Step::SetFormer | Step::ProbeFormer | Step::RestoreOverride)
-    }
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Step::SetOverride => "reserve the device for vfio-pci",
-            Step::Unbind => "unbind its host driver",
-            Step::Probe => "bind it to vfio-pci",
-            Step::Bound => "note that it is on vfio-pci",
-            Step::LetGo => "unbind it from vfio-pci",
-            Step::SetFormer => "reserve the device for its former driver",
-            Step::ProbeFormer => "bind it to its former driver",
-            Step::RestoreOverride => "put the former driver override back",
-        })
-    }
-}
-
-/// What is remembered of one device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    version: u32,
-    /// The device.
-    pub device: Bdf,
-    /// Vendor and device ID: another card at the same address is another device.
-    pub ids: (u16, u16),
-    /// Whether passthru bound it. A device that was on vfio-pci before is left there.
-    pub ours: bool,
-    /// The driver that it had.
-    pub former_driver: Option<String>,
-    /// The override that it had.
-    pub former_override: Option<String>,
-    /// How far the change has come.
-    pub step: Step,
-}
-
-impl Entry {
-    /// The entry for a device as it is now.
-    pub(super) fn new(device: &PciDevice) -> Entry {
-        Entry {
-            version: VERSION,
-            device: device.bdf,
-            ids: (device.vendor, device.device),
-            ours: !device.on_vfio(),
-            former_driver: device.driver.clone(),
-            former_override: device.driver_override.clone(),
-            step: Step::SetOverride,
-        }
-    }
-
-    /// Whether it is about this device and not about another card at its address.
-    pub(super) fn is_for(&self, device: &PciDevice) -> bool {
-        self.device == device.bdf && self.ids == (device.vendor, device.device)
-    }
-
-    /// Reads an entry, believing nothing.
-    fn parse(text: &str, bdf: Bdf) -> Result<Entry, String> {
-        let entry: Entry = serde_json::from_str(text).map_err(|error| format!("it is damaged: {error}"))?;
-        if entry.version != VERSION {
-            return Err(format!("it has version {}, this passthru writes version {VERSION}", entry.version));
-        }
-        if entry.device != bdf {
-            return Err(format!("it is about {} and not about {bdf}", entry.device));
-        }
-        for name in entry.former_driver.iter().chain(&entry.former_override) {
-            if !is_driver_name(name) {
-                return Err(format!("{name:?} cannot be a driver's name"));
-            }
-        }
-        match &entry.former_driver {
-            Some(name) if entry.ours && is_vfio_driver(name) => Err(format!("it takes {name} for a host driver")),
-            _ => Ok(entry),
-        }
-    }
-}
-
-/// Whether a text can be a driver's name: part of a path in sysfs, and one line.
-fn is_driver_name(name: &str) -> bool {
-    let plain = name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
-    plain && (1..=MAX_DRIVER_NAME).contains(&name.len()) && !matches!(name, "." | ".." | "(null)")
-}
 
 /// The journal, locked for this process.
 #[derive(Debug)]
@@ -179,7 +68,7 @@ impl Journal {
             .mode(0o755)
             .create(&folder)
             .map_err(|error| unusable(&folder, &error).fix("run it as root"))?;
-        for each in [host.run(""), folder.clone()] {
+        for each in [host.run.clone(), folder.clone()] {
             let meta = fs::symlink_metadata(&each).map_err(|error| unusable(&each, &error))?;
             if !meta.is_dir() || !is_trusted(&meta) {
                 return Err(distrusted(&each, "it is not a folder of root that nobody else can write"));
@@ -220,6 +109,12 @@ impl Journal {
     /// Writes an entry; on return it is on disk, whole.
     pub(super) fn write(&self, entry: &Entry) -> Result<()> {
         let path = self.folder.join(file_name(entry.device));
+        // What would not be believed when it is read back is refused now, before anything has changed.
+        entry.check().map_err(|why| {
+            Error::new(Code::JournalUnusable, format!("what {} has now cannot be noted", entry.device))
+                .evidence(why)
+                .fix("look at its driver and driver_override (`lspci -nnk`, /sys/bus/pci/devices)")
+        })?;
         self.replace(&path, &self.temporary(entry.device), entry).map_err(|error| unusable(&path, &error))
     }
 
@@ -317,7 +212,6 @@ fn distrusted(path: &Path, why: &str) -> Error {
 mod tests {
     use super::*;
     use crate::host::testtree::{TestTree, bdf};
-    use proptest::prelude::*;
     use std::os::unix::fs::PermissionsExt;
 
     const FILE: &str = "run/passthru/devices/0000:01:00.0.json";
@@ -402,21 +296,5 @@ mod tests {
         assert!(error.to_string().contains("process 77 (passthru)"), "{error}");
         drop(first);
         Journal::open_within(&host, Duration::ZERO).unwrap();
-    }
-
-    proptest! {
-        #[test]
-        fn names_that_pass_are_one_part_of_a_path(name in "\\PC{0,70}") {
-            if is_driver_name(&name) {
-                let path = Path::new("/a").join(&name);
-                prop_assert_eq!(path.parent(), Some(Path::new("/a")));
-                prop_assert!(!name.contains('\n'));
-            }
-        }
-
-        #[test]
-        fn no_text_panics(text in "\\PC{0,200}") {
-            let _ = Entry::parse(&text, bdf("01:00.0"));
-        }
     }
 }

@@ -1,0 +1,194 @@
+//! Locked memory: what the guest's pinned pages need, and what RLIMIT_MEMLOCK allows.
+//!
+//! VFIO's type 1 driver counts every page of RAM once for each container that maps it, adds what the process has
+//! locked already (VmLck), and refuses with ENOMEM above the soft limit. BARs are not counted. CAP_IPC_LOCK in the
+//! first user namespace lifts the limit (kernel: drivers/vfio/vfio_iommu_type1.c, `vfio_lock_acct`). iommufd counts
+//! likewise (drivers/iommu/iommufd/pages.c), and BARs as well.
+
+use std::io;
+
+use nix::sys::resource::{Resource, setrlimit};
+use serde::Serialize;
+
+use super::size_text;
+use crate::error::{Code, Error, Result};
+use crate::host::{Host, read};
+
+/// Number of the capability (kernel: include/uapi/linux/capability.h).
+const CAP_IPC_LOCK: u32 = 14;
+/// No limit (RLIM_INFINITY).
+pub const UNLIMITED: u64 = u64::MAX;
+
+/// What this process may lock. Bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LockRights {
+    /// The limit that is enforced.
+    pub soft: u64,
+    /// What the process may raise the soft limit to by itself.
+    pub hard: u64,
+    /// What is locked already.
+    pub locked: u64,
+    /// The limit does not apply: CAP_IPC_LOCK.
+    pub exempt: bool,
+}
+
+/// What to do about the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemlockPlan {
+    /// Nothing: it suffices or does not apply.
+    Enough,
+    /// Raise the soft limit to the hard one, which is this many bytes.
+    Raise(u64),
+}
+
+/// Bytes that are locked for a guest: its RAM once for each IOMMU address space (`spaces`) that maps all of it, and
+/// the `bars` that iommufd counts (0 with a container).
+pub fn memlock_needed(guest_ram: u64, spaces: u64, bars: u64) -> u64 {
+    guest_ram.saturating_mul(spaces).saturating_add(bars)
+}
+
+/// Whether `needed` bytes more can be locked; `Code::Memlock` names needed and actual.
+pub fn plan_memlock(needed: u64, rights: &LockRights) -> Result<MemlockPlan> {
+    let total = needed.saturating_add(rights.locked);
+    if needed == 0 || rights.exempt || total <= rights.soft {
+        return Ok(MemlockPlan::Enough);
+    }
+    if total <= rights.hard {
+        return Ok(MemlockPlan::Raise(rights.hard));
+    }
+    let error = Error::new(
+        Code::Memlock,
+        format!("{} of locked memory are needed, and the limit is {}", size_text(total), size_text(rights.hard)),
+    );
+    let error = match rights.locked {
+        0 => error,
+        locked => error.evidence(format!("{} of it are locked already", size_text(locked))),
+    };
+    let limit = format!("RLIMIT_MEMLOCK of this process: soft {} bytes, hard {} bytes", rights.soft, rights.hard);
+    let kib = total.div_ceil(1 << 10);
+    Err(error.evidence(limit).evidence("the process does not have CAP_IPC_LOCK").fix(format!(
+        "`LimitMEMLOCK={total}` in the systemd unit; `prlimit --memlock={total}` or `ulimit -l {kib}` as root before it"
+    )))
+}
+
+impl Host {
+    /// What this process may lock.
+    pub fn lock_rights(&self) -> LockRights {
+        let status = read::lines(self.proc("self/status"));
+        let field = |name: &str| status.iter().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let capable = field("CapEff:")
+            .and_then(|mask| u64::from_str_radix(mask, 16).ok())
+            .is_some_and(|mask| mask >> CAP_IPC_LOCK & 1 == 1);
+        let locked = field("VmLck:").and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0);
+        let limits = read::lines(self.proc("self/limits"));
+        let limits = limits.iter().find_map(|line| line.strip_prefix("Max locked memory"));
+        let mut limits = limits.unwrap_or_default().split_whitespace().map(|word| word.parse().unwrap_or(UNLIMITED));
+        LockRights {
+            soft: limits.next().unwrap_or(UNLIMITED),
+            hard: limits.next().unwrap_or(UNLIMITED),
+            locked: locked.saturating_mul(1 << 10),
+            exempt: capable && self.in_first_user_namespace(),
+        }
+    }
+
+    /// A capability of another user namespace does not count for locked memory. Only the first maps every id to itself.
+    fn in_first_user_namespace(&self) -> bool {
+        let map = read::text(self.proc("self/uid_map")).unwrap_or_default();
+        map.split_whitespace().eq(["0", "0", "4294967295"])
+    }
+}
+
+/// Does what the plan says to this process.
+pub fn apply(plan: MemlockPlan) -> Result<()> {
+    match plan {
+        MemlockPlan::Enough => Ok(()),
+        MemlockPlan::Raise(hard) => setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard)
+            .map_err(|errno| Error::system("raise the soft limit of locked memory", &io::Error::from(errno))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::testtree::TestTree;
+    use proptest::prelude::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn rights(soft: u64, hard: u64) -> LockRights {
+        LockRights { soft, hard, locked: 0, exempt: false }
+    }
+
+    fn tree(limits: &str, capabilities: &str, uid_map: &str) -> TestTree {
+        let tree = TestTree::new();
+        tree.file(
+            "proc/self/limits",
+            &format!("Limit   Soft Limit  Hard Limit  Units\nMax locked memory   {limits} bytes\n"),
+        );
+        tree.file("proc/self/status", &format!("Name:\tpassthru\nVmLck:\t    2048 kB\nCapEff:\t{capabilities}\n"));
+        tree.file("proc/self/uid_map", uid_map);
+        tree
+    }
+
+    #[test]
+    fn rights_are_read() {
+        let first = "         0          0 4294967295\n";
+        let none = "0000000000000000";
+        let all = "000001ffffffffff";
+        let read = |limits, capabilities, map| tree(limits, capabilities, map).host().lock_rights();
+        let wanted = LockRights { soft: 8 * MIB, hard: UNLIMITED, locked: 2 * MIB, exempt: false };
+        assert_eq!(read("8388608   unlimited", none, first), wanted);
+        assert!(read("8388608   8388608", all, first).exempt);
+        assert!(read("8388608   8388608", "0000000000004000", first).exempt);
+        assert!(!read("8388608   8388608", all, "0 1000 1\n").exempt);
+    }
+
+    #[test]
+    fn the_kernels_own_files_are_read() {
+        let rights = Host::real().lock_rights();
+        let (soft, hard) = nix::sys::resource::getrlimit(Resource::RLIMIT_MEMLOCK).unwrap();
+        assert_eq!((rights.soft, rights.hard), (soft, hard));
+    }
+
+    #[test]
+    fn needed_counts_each_space() {
+        assert_eq!(memlock_needed(256 * MIB, 1, 0), 256 * MIB);
+        assert_eq!(memlock_needed(256 * MIB, 3, MIB), 769 * MIB);
+        assert_eq!(memlock_needed(u64::MAX, 2, 1), u64::MAX);
+    }
+
+    #[test]
+    fn verdicts() {
+        let plan = |needed, rights: LockRights| plan_memlock(needed, &rights).map_err(|error| error.code());
+        assert_eq!(plan(8 * MIB, rights(8 * MIB, 8 * MIB)), Ok(MemlockPlan::Enough));
+        assert_eq!(plan(9 * MIB, rights(8 * MIB, 16 * MIB)), Ok(MemlockPlan::Raise(16 * MIB)));
+        assert_eq!(plan(17 * MIB, rights(8 * MIB, 16 * MIB)), Err(Code::Memlock));
+        assert_eq!(plan(0, rights(0, 0)), Ok(MemlockPlan::Enough));
+        assert_eq!(plan(8 * MIB, LockRights { locked: 1, ..rights(8 * MIB, 8 * MIB) }), Err(Code::Memlock));
+        assert_eq!(plan(1 << 40, LockRights { exempt: true, ..rights(0, 0) }), Ok(MemlockPlan::Enough));
+    }
+
+    #[test]
+    fn the_error_names_needed_and_actual() {
+        let error = plan_memlock(256 * MIB, &rights(8 * MIB, 8 * MIB)).unwrap_err();
+        assert_eq!(error.cause(), "256 MiB of locked memory are needed, and the limit is 8 MiB");
+        assert!(error.to_string().contains("LimitMEMLOCK=268435456"), "{error}");
+        assert!(error.to_string().contains("ulimit -l 262144"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn what_fits_is_what_the_kernel_takes(needed: u64, soft: u64, hard: u64, locked: u64) {
+            let rights = LockRights { soft: soft.min(hard), hard, locked, exempt: false };
+            let fits = |limit: u64| needed == 0 || needed.checked_add(locked).is_some_and(|total| total <= limit);
+            let wanted = match (fits(rights.soft), fits(hard)) {
+                (true, _) => Ok(MemlockPlan::Enough),
+                (_, true) => Ok(MemlockPlan::Raise(hard)),
+                _ => Err(Code::Memlock),
+            };
+            // A sum that saturates equals an unlimited limit, and nothing else.
+            prop_assume!(hard != UNLIMITED);
+            prop_assert_eq!(plan_memlock(needed, &rights).map_err(|error| error.code()), wanted);
+        }
+    }
+}
