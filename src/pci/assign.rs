@@ -357,3 +357,6 @@ impl Plan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

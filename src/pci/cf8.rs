@@ -85,3 +85,65 @@ impl IoHandler for Cf8 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::host_bridge::{self, HostBridge};
+    use super::super::testing::{Bench, Filled};
+    use super::*;
+    use crate::memory::Space;
+
+    fn setup(hidden: bool) -> Bench {
+        let bench = Bench::new();
+        bench.plug(HostBridge::new(), host_bridge::ADDRESS);
+        let cf8 = Cf8::new(bench.root.clone(), Arc::new(Filled(0x06)), hidden);
+        bench.memory.update(|layout| layout.add(Space::Pio, u64::from(BASE), cf8.region())).unwrap();
+        bench
+    }
+
+    fn read(bench: &Bench, port: u64, len: usize) -> u32 {
+        let mut data = [0; 4];
+        bench.memory.read(Space::Pio, port, &mut data[..len]);
+        u32::from_le_bytes(data)
+    }
+
+    fn address(bench: &Bench, value: u32) {
+        bench.memory.write(Space::Pio, 0xcf8, &value.to_le_bytes());
+    }
+
+    #[test]
+    fn data_is_the_register_that_the_address_names() {
+        let bench = setup(false);
+        address(&bench, 0x8000_0003);
+        assert_eq!(read(&bench, 0xcf8, 4), 0x8000_0000);
+        assert_eq!(read(&bench, 0xcfc, 4), 0x29c0_8086);
+        assert_eq!(read(&bench, 0xcfe, 2), 0x29c0);
+        assert_eq!(read(&bench, 0xcff, 1), 0x29);
+        assert_eq!(read(&bench, 0xcfe, 4), 0xffff_29c0, "the ports end");
+        address(&bench, 0x8000_003c);
+        bench.memory.write(Space::Pio, 0xcfc, &[0x0b]);
+        assert_eq!(bench.read32(0, "0", 0x3c), 0x0b);
+        address(&bench, 0x8000_0800);
+        assert_eq!(read(&bench, 0xcfc, 4), u32::MAX);
+        address(&bench, 0x0000_0000);
+        assert_eq!(read(&bench, 0xcfc, 4), u32::MAX, "not enabled");
+    }
+
+    #[test]
+    fn the_byte_in_the_middle_is_reset_control() {
+        for hidden in [false, true] {
+            let bench = setup(hidden);
+            assert_eq!(read(&bench, 0xcf9, 1), 0x06);
+            assert_eq!(read(&bench, 0xcf8, 1), 0xff);
+            assert_eq!(read(&bench, 0xcfa, 2), 0xffff);
+        }
+    }
+
+    #[test]
+    fn hidden_there_is_nothing() {
+        let bench = setup(true);
+        address(&bench, 0x8000_0000);
+        assert_eq!((read(&bench, 0xcf8, 4), read(&bench, 0xcfc, 4)), (u32::MAX, u32::MAX));
+        bench.memory.write(Space::Pio, 0xcfc, &[0; 4]);
+    }
+}

@@ -146,3 +146,64 @@ impl Decode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::bar::BarSpecs;
+    use super::super::regs::{BRIDGE_CONTROL, COMMAND, IO_BASE, MEMORY_BASE, PREFETCH_BASE};
+    use super::super::root_port::RootPort;
+    use super::super::testing::{Bench, Fake};
+    use super::super::{BarKind, BarSpec, Devfn, PciFunction};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn specs() -> BarSpecs {
+        let bar = |kind, size| Some(BarSpec { size, kind, prefetchable: false });
+        let (mem32, mem64) = (bar(BarKind::Mem32, 0x1000), bar(BarKind::Mem64, 1 << 30));
+        [mem32, bar(BarKind::Io, 0x100), mem64, None, None, None, bar(BarKind::Mem32, 0x800)]
+    }
+
+    /// Dwords that hit enable bits, windows and BARs more often than any number would.
+    fn value() -> impl Strategy<Value = u32> {
+        prop_oneof![
+            any::<u32>(),
+            Just(0),
+            Just(u32::MAX),
+            Just(0xc000_c000),
+            Just(0xfff0_0000),
+            Just(0x40),
+            Just(7),
+            Just(0xc000_0001)
+        ]
+    }
+
+    proptest! {
+        /// A guest writes what it likes to a bridge and to functions beside and behind it: what is mapped is always
+        /// exactly what all their registers together say.
+        #[test]
+        fn the_map_never_contradicts_the_registers(writes in prop::collection::vec((0usize..3, 0usize..10, value()), 1..60)) {
+            let bench = Bench::new();
+            let port = RootPort::new("rp1", 1, &bench.decode, &bench.router).unwrap();
+            bench.plug(port.clone(), "1");
+            let beside = Fake::new("beside", specs(), &bench.memory);
+            bench.plug(beside.clone(), "2");
+            let behind = Fake::new("behind", specs(), &bench.memory);
+            let _slot = port.bus().attach(behind.clone(), None).unwrap();
+            for (target, register, value) in writes {
+                let places = [0x10, 0x14, 0x18, 0x1c, 0x30, COMMAND, COMMAND, MEMORY_BASE, PREFETCH_BASE, BRIDGE_CONTROL & !3];
+                let off = if target == 0 && places[register] == 0x1c { IO_BASE } else { places[register] };
+                // Behind the port the bus's number does not matter here.
+                let bus = if target == 2 { port.bus() } else { bench.root.bus() };
+                let devfn = Devfn::new([1, 2, 0][target], 0).unwrap();
+                bus.find(devfn).unwrap().write(off, &value.to_le_bytes());
+
+                let bridge = port.core().bridge().unwrap();
+                let seen = behind.core().placements().map(|bar| bar.filter(|bar| bridge.forwards(bar)));
+                let mapped = bench.decode.lock();
+                let placed: Vec<Placements> =
+                    mapped.functions.values().map(|function| function.placed.map(|place| place.map(|(place, _)| place))).collect();
+                prop_assert_eq!(placed, vec![[None; BARS], beside.core().placements(), seen]);
+            }
+        }
+    }
+}

@@ -108,3 +108,66 @@ impl Drop for Overlay {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::host_bridge::{self, HostBridge};
+    use super::super::root_port::RootPort;
+    use super::super::testing::{Bench, Fake, one_bar};
+    use super::*;
+
+    const BASE: u64 = 0xe000_0000;
+
+    fn setup() -> (Bench, Arc<Ecam>) {
+        let bench = Bench::new();
+        bench.plug(HostBridge::new(), host_bridge::ADDRESS);
+        bench.plug(RootPort::new("rp1", 1, &bench.decode, &bench.router).unwrap(), "1");
+        bench.plug(Fake::new("nic0", one_bar(0, 0x1000), &bench.memory), "2");
+        let ecam = Ecam::new(bench.root.clone());
+        bench.memory.update(|layout| layout.add(Space::Mmio, BASE, ecam.region(1))).unwrap();
+        (bench, ecam)
+    }
+
+    fn read(bench: &Bench, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        bench.memory.read(Space::Mmio, BASE + offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    #[test]
+    fn offsets_are_bus_devfn_and_register() {
+        assert_eq!(target(0x12_3456), Some((1, Devfn::from_byte(0x23), 0x456)));
+        assert_eq!(target(0x1000_0000), None);
+        let (bench, _) = setup();
+        assert_eq!(read(&bench, 0), 0x29c0_8086);
+        assert_eq!(read(&bench, 8), 0x0600_0000);
+        assert_eq!(read(&bench, 0x2c), 0x1100_1af4);
+        assert_eq!(read(&bench, 1 << 15), 0x000c_1b36);
+        assert_eq!(read(&bench, 3 << 15), u32::MAX);
+        assert_eq!(read(&bench, 1 << 20), u32::MAX);
+        let mut data = [0; 8];
+        bench.memory.read(Space::Mmio, BASE + 0xffe, &mut data);
+        assert_eq!(data, [0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], "on to an absent function");
+    }
+
+    #[test]
+    fn pages_of_emulated_functions_read_alike_and_follow_writes() {
+        let (bench, ecam) = setup();
+        let traps = |bench: &Bench| {
+            let view = bench.memory.view(Space::Mmio);
+            view.ranges().iter().filter(|range| matches!(range.backing, Backing::RomDevice { .. })).count()
+        };
+        bench.memory.write(Space::Mmio, BASE + 0x8018, &[0, 1, 1, 0]);
+        let before: Vec<u32> = (0..0x3000).map(|n| read(&bench, n * 4 + 0x7000)).collect();
+        let overlay = ecam.overlay(&bench.memory, BASE).unwrap();
+        assert_eq!(traps(&bench), 2, "the passed-through function stays trapped");
+        assert_eq!((0..0x3000).map(|n| read(&bench, n * 4 + 0x7000)).collect::<Vec<_>>(), before);
+        bench.memory.write(Space::Mmio, BASE + 0x8018, &[0, 7, 9, 0]);
+        assert_eq!((read(&bench, 0x8018), bench.read32(0, "1", 0x18)), (0x0009_0700, 0x0009_0700));
+        bench.memory.write(Space::Mmio, BASE + 0x8000, &[0; 4]);
+        assert_eq!(read(&bench, 0x8000), 0x000c_1b36, "read-only");
+        drop(overlay);
+        assert_eq!(traps(&bench), 0);
+        assert_eq!(read(&bench, 0x8018), 0x0009_0700);
+    }
+}

@@ -280,3 +280,6 @@ impl PciCore {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,8 @@ mod msix;
 pub mod regs;
 mod root;
 pub mod root_port;
+#[cfg(test)]
+mod testing;
 mod vectors;
 
 use std::sync::Arc;
@@ -94,8 +96,8 @@ pub trait PciFunction: Device {
     /// Writes 1, 2 or 4 bytes inside a dword and says what changed.
     ///
     /// A function with hardware behind it that is switched on here (decoding, power) tells the hardware before it
-    /// returns, because the BARs are mapped next; what is switched off it tells the hardware in `changed`, when the
-    /// guest cannot reach the BARs any more.
+    /// returns, because the BARs are mapped next; what is switched off, and a reset, it tells the hardware in `changed`,
+    /// when the guest cannot reach the BARs any more.
     fn config_write(&self, off: u16, data: &[u8]) -> Changes {
         self.core().write(off, data)
     }

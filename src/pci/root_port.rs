@@ -171,3 +171,6 @@ impl PciFunction for RootPort {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;
