@@ -20,6 +20,8 @@ use parking_lot::Mutex;
 use super::seams::{DmaLimits, DmaMapper};
 use crate::error::{Code, Error, Result, explain_io};
 use crate::guest_error;
+use crate::host::Host;
+use crate::host::limits::memlock::{LockRights, MemlockPlan, plan_memlock};
 use crate::memory::{Backing, FlatRange, HostMem, HostSlice, MemoryListener};
 
 /// Whether other devices may reach a device's BARs by DMA (property `p2p=`).
@@ -208,7 +210,7 @@ impl Refusal {
                     .fix("raise the limit: `echo 1048576 > /sys/module/vfio_iommu_type1/parameters/dma_entry_limit`")
             }
             Refusal::Kernel(error) => match error.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::ENOMEM) => memlock(&what, at.end - at.start, &error),
+                Some(Errno::ENOMEM) => no_memory(&what, at.end - at.start, &error, &Host::real().lock_rights()),
                 Some(Errno::ENOSPC) => Refusal::Limit.for_ram(at, usable, mapped),
                 _ => Error::new(Code::DmaFailed, format!("{what} could not be mapped for DMA"))
                     .evidence(format!("VFIO_IOMMU_MAP_DMA: {}", explain_io(&error))),
@@ -218,19 +220,20 @@ impl Refusal {
     }
 }
 
-/// ENOMEM of a mapping is the limit of locked memory nearly always: the kernel pins page by page and never swaps.
-fn memlock(what: &str, needed: u64, error: &io::Error) -> Error {
-    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_MEMLOCK);
-    let error = Error::new(Code::Memlock, format!("{what} could not be pinned"))
-        .evidence(format!("VFIO_IOMMU_MAP_DMA: {}", explain_io(error)))
-        .evidence(format!("needed: {} KiB and what was pinned before", needed / 1024));
-    match limit {
-        Ok((soft, _)) if soft != libc::RLIM_INFINITY => {
-            error.evidence(format!("RLIMIT_MEMLOCK of this process: {} KiB", soft / 1024))
-        }
-        _ => error,
+/// ENOMEM: the limit of locked memory, if it does not suffice, else the host has no page left to pin.
+fn no_memory(what: &str, needed: u64, answer: &io::Error, rights: &LockRights) -> Error {
+    let asked = format!("VFIO_IOMMU_MAP_DMA of {what}: {}", explain_io(answer));
+    match plan_memlock(needed, rights) {
+        Err(error) => error.evidence(asked),
+        Ok(MemlockPlan::Raise(hard)) => Error::new(Code::Memlock, format!("{what} could not be pinned"))
+            .evidence(asked)
+            .evidence(format!("RLIMIT_MEMLOCK of this process: soft {} bytes, hard {hard} bytes", rights.soft))
+            .fix("`ulimit -S -l hard` before it"),
+        Ok(MemlockPlan::Enough) => Error::new(Code::DmaFailed, format!("{what} could not be pinned"))
+            .evidence(asked)
+            .evidence("the limit of locked memory suffices: the host has no memory left for it")
+            .fix("give the guest less memory with -m, or free memory"),
     }
-    .fix("`ulimit -l unlimited`, or LimitMEMLOCK=infinity in the unit")
 }
 
 fn text(range: &Range<u64>) -> String {
@@ -435,12 +438,27 @@ mod tests {
 
     #[test]
     fn the_kernels_answers_have_codes() {
-        for (errno, code) in
-            [(libc::ENOMEM, Code::Memlock), (libc::ENOSPC, Code::DmaLimit), (libc::EFAULT, Code::DmaFailed)]
-        {
+        for (errno, code) in [(libc::ENOSPC, Code::DmaLimit), (libc::EFAULT, Code::DmaFailed)] {
             let s = setup(MapRecorder { refuse: Some(errno), ..MapRecorder::default() });
             let error = s.memory.update(|layout| layout.add(Space::Mmio, 0, ram(4096))).unwrap_err();
             assert_eq!(error.code(), code, "{error}");
+        }
+    }
+
+    #[test]
+    fn no_memory_is_the_limit_only_if_that_is_too_low() {
+        let rights = |soft, hard, exempt| LockRights { soft, hard, locked: 0, exempt };
+        let answer = io::Error::from_raw_os_error(libc::ENOMEM);
+        for (rights, code) in [
+            (rights(4096, 4096, false), Code::Memlock),
+            (rights(4096, 1 << 30, false), Code::Memlock),
+            (rights(1 << 30, 1 << 30, false), Code::DmaFailed),
+            (rights(4096, 4096, true), Code::DmaFailed),
+        ] {
+            let error = no_memory("guest memory", 1 << 20, &answer, &rights);
+            assert_eq!(error.code(), code, "{error}");
+            assert!(error.to_string().contains("(ENOMEM)"), "{error}");
+            assert!(error.fix_text().is_some());
         }
     }
 
