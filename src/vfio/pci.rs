@@ -382,3 +382,6 @@ impl Drop for VfioPci {
         self.unplug();
     }
 }
+
+#[cfg(test)]
+mod tests;
