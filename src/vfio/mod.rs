@@ -32,8 +32,6 @@ pub mod trap;
 mod uapi;
 
 #[cfg(test)]
-mod pci_tests;
-#[cfg(test)]
 pub(crate) mod testing;
 
 pub use config::Attachment;

@@ -408,3 +408,6 @@ impl Drop for VfioPci {
         self.unplug();
     }
 }
+
+#[cfg(test)]
+mod tests;

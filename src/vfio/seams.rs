@@ -5,6 +5,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use vfio_bindings::bindings::vfio as uapi;
@@ -144,11 +145,11 @@ pub trait DmaMapper: Send + Sync {
     fn limits(&self) -> Result<DmaLimits>;
 }
 
-/// KVM's list of the IOMMU groups of a virtual machine (the KVM-VFIO pseudo device), which decides about cache coherence
-/// and, for some devices, about who may use the group.
+/// KVM's list of the IOMMU groups of a guest (the KVM-VFIO pseudo device), which decides about cache coherence and, for
+/// some devices, about who may use the group. It outlives a virtual machine's descriptor and tells each new one.
 pub trait GroupSink: Send + Sync {
-    /// KVM_DEV_VFIO_FILE_ADD of a group's descriptor.
-    fn add_group(&self, fd: std::os::fd::BorrowedFd<'_>) -> io::Result<()>;
-    /// KVM_DEV_VFIO_FILE_DEL of the same.
-    fn del_group(&self, fd: std::os::fd::BorrowedFd<'_>) -> io::Result<()>;
+    /// KVM_DEV_VFIO_FILE_ADD of a group's descriptor, which stays open until [`GroupSink::del_group`].
+    fn add_group(&self, fd: BorrowedFd<'_>) -> Result<()>;
+    /// KVM_DEV_VFIO_FILE_DEL of the same. If KVM refuses, that is logged.
+    fn del_group(&self, fd: BorrowedFd<'_>);
 }

@@ -18,7 +18,7 @@ use super::dma::{DmaSpace, PeerToPeer};
 use super::seams::GroupSink;
 use super::uapi::group_descriptor;
 use crate::bdf::Bdf;
-use crate::error::{Code, Error, Result, explain_io};
+use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::check::VfioStep;
 use crate::memory::{HostMem, Listening, Memory, Stage};
@@ -37,7 +37,7 @@ struct State {
     domains: Vec<Domain>,
     /// Exceptions for BARs, for the DMA spaces that are still to come.
     policies: Vec<(Weak<HostMem>, PeerToPeer)>,
-    /// KVM's list of groups, of the present virtual machine.
+    /// KVM's list of groups.
     kvm: Option<Arc<dyn GroupSink>>,
 }
 
@@ -139,7 +139,9 @@ impl Vfio {
                 let node = self.host.group_node(group);
                 let fd = group_descriptor(&node)
                     .map_err(|error| Error::system(format!("find the descriptor of {}", node.display()), &error))?;
-                tell_kvm(kvm.as_deref(), group, &fd)?;
+                if let Some(kvm) = kvm {
+                    kvm.add_group(fd.as_fd())?;
+                }
                 domain.groups.insert(group, Group { fd, devices: BTreeSet::from([handle.bdf()]) });
                 domain.dma.group_joined();
             }
@@ -161,10 +163,8 @@ impl Vfio {
         if !group.devices.is_empty() {
             handle.close();
         } else {
-            if let Some(kvm) = kvm
-                && let Err(error) = kvm.del_group(group.fd.as_fd())
-            {
-                crate::log::warn(format_args!("KVM kept IOMMU group {number}: {error}"));
+            if let Some(kvm) = kvm {
+                kvm.del_group(group.fd.as_fd());
             }
             if let Some(domain) = state.domains.get_mut(at) {
                 domain.groups.remove(&number);
@@ -179,14 +179,16 @@ impl Vfio {
         self.leave(&mut self.state.lock(), handle);
     }
 
-    /// Connects every group to a new virtual machine's list, now and in future; `None` when the machine is taken down.
-    /// The list of the former one vanishes with it.
-    pub fn set_kvm(&self, kvm: Option<Arc<dyn GroupSink>>) -> Result<()> {
+    /// Gives KVM's list every group that is open, and every one that will be.
+    ///
+    /// # Errors
+    /// KVM's refusal of a group; the list then has those before it.
+    pub fn set_kvm(&self, kvm: Arc<dyn GroupSink>) -> Result<()> {
         let mut state = self.state.lock();
-        for (number, group) in state.domains.iter().flat_map(|domain| &domain.groups) {
-            tell_kvm(kvm.as_deref(), *number, &group.fd)?;
+        for group in state.domains.iter().flat_map(|domain| domain.groups.values()) {
+            kvm.add_group(group.fd.as_fd())?;
         }
-        state.kvm = kvm;
+        state.kvm = Some(kvm);
         Ok(())
     }
 
@@ -257,14 +259,6 @@ impl State {
             domain.dma.set_devices(devices);
         }
     }
-}
-
-fn tell_kvm(kvm: Option<&dyn GroupSink>, group: u32, fd: &OwnedFd) -> Result<()> {
-    let Some(kvm) = kvm else { return Ok(()) };
-    kvm.add_group(fd.as_fd()).map_err(|error| {
-        Error::new(Code::KvmFailed, format!("KVM refused IOMMU group {group}"))
-            .evidence(format!("KVM_DEV_VFIO_FILE_ADD: {}", explain_io(&error)))
-    })
 }
 
 /// The step that failed and the kernel's answer, out of an error of the crate; `None`: it is no vfio-pci device.

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::irq::Mode;
-use super::pci::{VfioPci, VfioPciOptions, function_at};
-use super::seams::{IrqKind, RegionIndex, RegionInfo};
-use super::testing::{Failure, FakePci, sample};
+use super::super::irq::{self, Mode};
+use super::super::seams::{IrqKind, RegionIndex, RegionInfo};
+use super::super::testing::{Failure, FakePci, sample};
+use super::{VfioPci, VfioPciOptions, function_at};
 use crate::device::Device;
 use crate::error::{Code, Result};
 use crate::irq::Router;
@@ -413,7 +413,7 @@ proptest! {
         s.start();
         for step in steps {
             exercise(&s, &[(0, step.1, step.2)]);
-            let wanted = super::irq::wanted(s.device.core());
+            let wanted = irq::wanted(s.device.core());
             let armed = s.host.armed.lock().keys().copied().collect::<Vec<_>>();
             let expected = match wanted {
                 Mode::Off => vec![],

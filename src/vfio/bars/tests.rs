@@ -1,0 +1,166 @@
+//! Tables of BARs, and properties of every split.
+
+use super::Part::{Mapped, Trapped};
+use super::*;
+use proptest::prelude::*;
+
+fn region(size: u64, mappable: &[Range<u64>]) -> RegionInfo {
+    RegionInfo { size, readable: true, writable: true, mappable: mappable.to_vec() }
+}
+
+fn msix(vectors: u16, table: (u8, u32), pending: (u8, u32)) -> MsixSpec {
+    MsixSpec { vectors, table_bar: table.0, table_offset: table.1, pending_bar: pending.0, pending_offset: pending.1 }
+}
+
+#[test]
+fn parts_around_table_and_pending_bits() {
+    let whole = |size: u64| region(size, &[0..size]);
+    let cases: Vec<(&str, RegionInfo, Option<MsixSpec>, Vec<(Range<u64>, Part)>)> = vec![
+        ("no MSI-X", whole(0x4000), None, vec![(0..0x4000, Mapped)]),
+        ("in another BAR", whole(0x4000), Some(msix(5, (3, 0), (3, 0x1000))), vec![(0..0x4000, Mapped)]),
+        (
+            "QEMU's nvme: both in the middle of the registers' BAR",
+            whole(0x4000),
+            Some(msix(65, (0, 0x2000), (0, 0x3000))),
+            vec![(0..0x2000, Mapped), (0x2000..0x4000, Trapped)],
+        ),
+        (
+            "table and pending bits share a page",
+            whole(0x4000),
+            Some(msix(5, (0, 0x1000), (0, 0x1800))),
+            vec![(0..0x1000, Mapped), (0x1000..0x2000, Trapped), (0x2000..0x4000, Mapped)],
+        ),
+        (
+            "table crosses a page",
+            whole(0x8000),
+            Some(msix(300, (0, 0x1ff8), (0, 0x6000))),
+            vec![
+                (0..0x1000, Mapped),
+                (0x1000..0x4000, Trapped),
+                (0x4000..0x6000, Mapped),
+                (0x6000..0x7000, Trapped),
+                (0x7000..0x8000, Mapped),
+            ],
+        ),
+        ("table fills the BAR", whole(0x8000), Some(msix(2048, (0, 0), (1, 0))), vec![(0..0x8000, Trapped)]),
+        (
+            "table reaches beyond the BAR",
+            whole(0x1000),
+            Some(msix(2048, (0, 0x800), (0, 0xfff8))),
+            vec![(0..0x1000, Trapped)],
+        ),
+        ("smaller than a page", region(0x100, &[0..0x100]), None, vec![(0..0x100, Trapped)]),
+        ("not mappable", region(0x4000, &[]), None, vec![(0..0x4000, Trapped)]),
+        (
+            "sparse areas of an old kernel",
+            region(0x4000, &[0x3000..0x4000, 0..0x2000]),
+            Some(msix(65, (0, 0x2000), (0, 0x2800))),
+            vec![(0..0x2000, Mapped), (0x2000..0x3000, Trapped), (0x3000..0x4000, Mapped)],
+        ),
+        (
+            "areas that are no pages",
+            region(0x4000, &[0x10..0x1800, 0x1800..0x3010]),
+            None,
+            vec![(0..0x2000, Trapped), (0x2000..0x3000, Mapped), (0x3000..0x4000, Trapped)],
+        ),
+        ("empty", region(0, &[]), None, vec![]),
+    ];
+    for (name, region, msix, expected) in cases {
+        assert_eq!(parts(0, &region, msix.as_ref()), expected, "{name}");
+    }
+}
+
+#[test]
+fn bytes_of_a_trapped_page_find_their_target() {
+    let spec = msix(2, (0, 0x1000), (0, 0x1040));
+    let cases = [
+        (0x0, (Target::Device, 0x1000)),
+        (0x1000, (Target::Table(0), 0x1020)),
+        (0x101f, (Target::Table(0x1f), 0x1020)),
+        (0x1020, (Target::Device, 0x1040)),
+        (0x1044, (Target::Pending(4), 0x1048)),
+        (0x1048, (Target::Device, u64::MAX)),
+    ];
+    for (offset, expected) in cases {
+        assert_eq!(target(0, Some(&spec), offset), expected, "at {offset:#x}");
+    }
+    assert_eq!(target(1, Some(&spec), 0x1000), (Target::Device, u64::MAX));
+}
+
+#[test]
+fn sizes_come_from_the_regions_and_kinds_from_the_registers() {
+    let mut config = ConfigSpace::new();
+    for (index, flags) in [0x4u32, 0, 0x1, 0x8, 0xc, 0].into_iter().enumerate() {
+        config.set_u32(0x10 + 4 * index as u16, flags);
+    }
+    let none = RegionInfo::default;
+    let regions =
+        [region(0x4000, &[]), region(0x99, &[]), region(0x20, &[]), region(0x3000, &[]), region(1 << 36, &[]), none()];
+    let specs = specs(&config, &regions, Some(&region(0x400, &[])));
+    let row = |size, kind, prefetchable| Some(BarSpec { size, kind, prefetchable });
+    assert_eq!(
+        specs,
+        [
+            row(0x4000, BarKind::Mem64, false),
+            None,
+            row(0x20, BarKind::Io, false),
+            row(0x4000, BarKind::Mem32, true),
+            row(1 << 36, BarKind::Mem64, true),
+            None,
+            row(0x800, BarKind::Mem32, false),
+        ]
+    );
+}
+
+#[test]
+fn a_table_that_no_guest_could_reach_does_not_fit() {
+    let spec = |size, kind| Some(BarSpec { size, kind, prefetchable: false });
+    let specs =
+        [spec(0x1000, BarKind::Mem32), spec(0x1000, BarKind::Io), None, None, None, None, spec(0x1000, BarKind::Mem32)];
+    assert!(msix_fits(&msix(5, (0, 0), (0, 0x800)), &specs));
+    assert!(!msix_fits(&msix(5, (0, 0xff8), (0, 0x800)), &specs));
+    assert!(!msix_fits(&msix(5, (0, 0), (2, 0)), &specs));
+    assert!(!msix_fits(&msix(5, (1, 0), (0, 0)), &specs));
+    assert!(!msix_fits(&msix(5, (6, 0), (7, 0)), &specs));
+}
+
+proptest! {
+    /// The parts cover the BAR exactly; nothing emulated and nothing unmappable is ever mapped.
+    #[test]
+    fn parts_are_exact(
+        size in 0u64..0x20000,
+        areas in prop::collection::vec((0u64..0x24000, 0u64..0x8000), 0..5),
+        vectors in 1u16..=2048, table in 0u32..0x20000, pending in 0u32..0x20000,
+    ) {
+        let mappable: Vec<_> = areas.iter().map(|(start, len)| *start..start + len).collect();
+        let spec = msix(vectors, (0, table & !7), (0, pending & !7));
+        let region = region(size, &mappable);
+        let mut at = 0;
+        for (range, part) in parts(0, &region, Some(&spec)) {
+            prop_assert_eq!(range.start, at);
+            prop_assert!(range.end > range.start);
+            at = range.end;
+            if part == Mapped {
+                prop_assert!(range.start % PAGE == 0 && range.end % PAGE == 0);
+                for page in (range.start..range.end).step_by(PAGE as usize) {
+                    let (target, until) = target(0, Some(&spec), page);
+                    prop_assert!(target == Target::Device && until >= page + PAGE);
+                    let inside = |byte: u64| mappable.iter().any(|area| area.contains(&byte));
+                    prop_assert!(inside(page) && inside(page + PAGE - 1));
+                }
+            }
+        }
+        prop_assert_eq!(at, size);
+    }
+
+    #[test]
+    fn no_register_or_size_panics(flags in prop::array::uniform6(any::<u32>()), sizes in prop::array::uniform6(any::<u64>()), rom: u64) {
+        let mut config = ConfigSpace::new();
+        for (index, flags) in flags.into_iter().enumerate() {
+            config.set_u32(0x10 + 4 * index as u16, flags);
+        }
+        let regions = sizes.map(|size| region(size, std::slice::from_ref(&(0..size))));
+        let specs = specs(&config, &regions, Some(&region(rom, &[])));
+        prop_assert!(specs.iter().flatten().all(|spec| spec.size.is_power_of_two()));
+    }
+}
