@@ -258,7 +258,7 @@ impl L1 {
 }
 
 fn shell(text: &str) -> Command {
-    Command { argv: vec!["sh".into(), "-c".into(), text.into()], stdin: None }
+    Command { argv: vec!["bash".into(), "-c".into(), text.into()], stdin: None }
 }
 
 /// "ended with 3:" and what the command wrote, for an error message.
