@@ -136,7 +136,8 @@ fn a_command_line_of_qemu_is_understood() {
     assert_eq!(options.append, "-x console=ttyS0");
     assert_eq!((options.memory.size, options.memory.hugepages), (MemSize(2 << 30), HugePages::TwoMiB));
     assert_eq!((options.smp.cpus(), options.smp.cores(), options.smp.threads()), (4, 2, 2));
-    assert_eq!(options.cpu.features, [(false, "avx512f".to_owned()), (true, "x2apic".to_owned())]);
+    let switches: Vec<_> = options.cpu.switches.iter().map(|switch| (switch.on, &*switch.name)).collect();
+    assert_eq!(switches, [(false, "avx512f"), (true, "x2apic")]);
     assert_eq!(options.machine.peek("x"), Some("1"));
     assert_eq!(options.machine.peek("type"), Some("q35"));
     let drivers: Vec<_> = options.devices.iter().map(|device| device.peek("driver")).collect();

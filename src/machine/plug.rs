@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::types::DEVICES;
+use crate::device::{Cx, Plug};
 use crate::error::{Code, Error, Result};
 use crate::irq::Router;
 use crate::memory::Memory;
@@ -15,32 +16,6 @@ use crate::vfio::space::Vfio;
 
 /// The board's own bus: it has a name, so that a device that is put there is told why that cannot be.
 const ISA_BUS: &str = "isa.0";
-
-/// What making a device needs.
-pub struct Cx {
-    /// The id that the user gave, or one that was made.
-    pub id: Arc<str>,
-    /// Whether it goes to the root bus, where an endpoint is integrated into the root complex.
-    pub on_root_bus: bool,
-    /// A slot number that no root port has yet.
-    pub next_slot: u16,
-    /// The guest's memory.
-    pub memory: Arc<Memory>,
-    /// The guest's interrupts.
-    pub router: Arc<Router>,
-    /// The machine's decode lock.
-    pub decode: Arc<Decode>,
-    /// The machine's VFIO context.
-    pub vfio: Arc<Vfio>,
-}
-
-/// A device that was made and is not on a bus yet.
-pub struct Plug {
-    /// What goes to the bus.
-    pub function: Arc<dyn PciFunction>,
-    /// A bus that comes with it, named by its id.
-    pub adds: Option<Arc<PciBus>>,
-}
 
 /// Every device of the command line, in its place.
 pub struct Plugged {

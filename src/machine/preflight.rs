@@ -39,7 +39,7 @@ pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
     let mut passed_through = 0;
     for device in &options.devices {
         let of_type = DEVICES.take_type(&mut device.clone())?;
-        passed_through += u64::from(of_type.name() == "vfio-pci");
+        passed_through += u64::from(of_type.name() == crate::vfio::front_end::NAME);
     }
     let image = LinuxImage::open(&options.kernel, options.initrd.as_deref(), &options.append)?;
     let ram = options.memory.size.0;

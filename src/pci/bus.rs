@@ -136,6 +136,9 @@ impl PciBus {
 
     fn detach(&self, attached: &Arc<Attached>) {
         self.functions.write().remove(&attached.devfn);
+        // What is behind a bridge that is gone cannot be reached any more, even if it is detached later.
+        let behind = attached.function.secondary().map(|bus| bus.all()).unwrap_or_default();
+        behind.iter().for_each(|attached| self.decode.forget(attached.key));
         self.decode.forget(attached.key);
         self.occupancy_changed(attached.devfn.slot());
     }

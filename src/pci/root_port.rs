@@ -14,9 +14,10 @@ use super::regs::{
     PRIMARY_BUS, SECONDARY_STATUS, STATUS, STATUS_ERRORS, VENDOR,
 };
 use super::{ConfigSpace, Msi, MsiSpec, PciBus, PciCore, PciFunction};
-use crate::device::Device;
+use crate::device::{Cx, Device, Plug};
 use crate::error::Result;
 use crate::irq::Router;
+use crate::object::{Create, TypeInfo, props};
 
 /// Red Hat's PCIe root port, which guests know.
 const IDS: (u16, u16) = (0x1b36, 0x000c);
@@ -57,6 +58,33 @@ mod express {
     pub const LINK_CONTROL2: (usize, u16) = (0x30, 4);
     /// Length of the capability.
     pub const LEN: usize = 0x3c;
+}
+
+/// The row of the table of device types.
+pub static TYPE: TypeInfo<Plug, Cx> = TypeInfo::of::<RootPortType>();
+
+props! {
+    /// PCI Express root port: a slot of its own for one device.
+    struct RootPortProps {
+        /// Number of the slot that the guest shows to people; 0: the next one that is free
+        slot: u16 = "0",
+    }
+}
+
+struct RootPortType;
+
+impl Create<Plug, Cx> for RootPortType {
+    const NAME: &'static str = "pcie-root-port";
+    const GROUP: &'static str = "Bridges";
+    const BUS: Option<&'static str> = Some("PCI");
+    type Props = RootPortProps;
+
+    fn create(props: RootPortProps, cx: &Cx) -> Result<Plug> {
+        let slot = if props.slot == 0 { cx.next_slot } else { props.slot };
+        let port = RootPort::new(&cx.id, slot, &cx.decode, &cx.router)?;
+        let bus = port.bus().clone();
+        Ok(Plug { function: port, adds: Some(bus) })
+    }
 }
 
 /// A root port and the bus behind it.

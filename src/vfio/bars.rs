@@ -167,6 +167,7 @@ fn subtract(area: Range<u64>, holes: &[Range<u64>]) -> Vec<Range<u64>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, clippy::type_complexity, reason = "tables of ranges")]
 mod tests {
     use super::Part::{Mapped, Trapped};
     use super::*;

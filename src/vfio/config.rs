@@ -335,32 +335,13 @@ impl Planner {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, clippy::type_complexity, reason = "tables of ranges")]
 mod tests {
+    use super::super::testing::sample;
     use super::*;
     use proptest::prelude::*;
 
     const ALL: Abilities = Abilities { msi: true, msix: true, intx: true, attachment: Attachment::RootBus };
-
-    /// A function with the bytes that matter here.
-    pub(in crate::vfio) fn sample() -> Vec<u8> {
-        let mut bytes = vec![0u8; SIZE];
-        let mut put = |at: usize, data: &[u8]| bytes[at..at + data.len()].copy_from_slice(data);
-        put(0, &[0x86, 0x80, 0xd3, 0x10, 0x07, 0x05, 0x10, 0x00, 0x01, 0, 0, 2, 0x10, 0x40, 0x80, 0x8f]);
-        put(0x10, &[0x00, 0x00, 0x10, 0xfe]);
-        put(0x34, &[0x40]);
-        put(0x3c, &[0x0b, 0x01]);
-        put(0x40, &[0x01, 0x50, 0x23, 0xc8, 0x03, 0x21, 0, 0]); // power management, in D3hot
-        put(0x50, &[0x05, 0x70, 0x80, 0]); // MSI, 64-bit
-        put(0x70, &[0x10, 0xb0, 0x02, 0, 0xc0, 0x8c, 0, 0x10]); // express, endpoint, version 2
-        put(0x7c, &[0x11, 0x1c, 0x07, 0, 0x40, 0, 0x11, 0x10]);
-        put(0x9c, &[0x0e, 0, 0, 0]);
-        put(0xb0, &[0x11, 0x00, 4, 0, 3, 0, 0, 0, 3, 0x20, 0, 0]); // MSI-X
-        put(0x100, &[0x01, 0x00, 0x02, 0x14]); // AER
-        put(0x140, &[0x10, 0x00, 0x01, 0x18]); // SR-IOV
-        put(0x148, &[0xff; 16]);
-        put(0x180, &[0x03, 0x00, 0x01, 0x00]); // serial number
-        bytes
-    }
 
     fn ids(config: &ConfigSpace) -> (Vec<u8>, Vec<u16>) {
         let ids = config.capabilities().into_iter().map(|(id, _)| id).collect();

@@ -61,15 +61,15 @@ impl Handle {
         drop(unsafe { OwnedFd::from_raw_fd(fd) });
     }
 
-    /// Closes the device and takes its group out of the container: it is the last device of the group.
+    /// Closes the device and takes its group out of a container that goes on: it is the last device of the group.
     pub(super) fn close_with_group(self) {
-        // The crate reads the group's number from sysfs again and unwraps it. After a surprise removal the link is gone;
-        // the group then leaves with the container, which the kernel does by itself.
+        // The crate reads the group's number from sysfs again and unwraps it. If the device has been removed the link is
+        // gone; the group then leaves with the container, which the kernel does by itself.
         if group_of(&self.sysfs) != Some(self.group) {
             return self.close();
         }
         let Handle { raw, sysfs, .. } = self;
-        // The device can still vanish between the look above and the crate's own.
+        // A removal that waits for the close goes on in the moment before the crate looks.
         if catch_unwind(AssertUnwindSafe(|| drop(raw))).is_err() {
             guest_error!(sysfs.display(), "the device vanished while it was closed");
         }
@@ -120,7 +120,10 @@ impl VfioDevice {
     }
 
     fn set_irqs(&self, kind: IrqKind, start: u32, action: IrqAction<'_>) -> io::Result<()> {
-        uapi::set_irqs(&self.handle.raw, kind.number(), start, action)
+        match uapi::set_irqs(&self.handle.raw, kind.number(), start, action)? {
+            None => Ok(()),
+            Some(_) => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+        }
     }
 }
 
@@ -194,7 +197,14 @@ impl HostPci for VfioDevice {
             return Ok(());
         }
         let fds: Vec<RawFd> = fds.iter().map(|fd| fd.map_or(-1, AsRawFd::as_raw_fd)).collect();
-        self.set_irqs(kind, first, IrqAction::Trigger(&fds))
+        match uapi::set_irqs(&self.handle.raw, kind.number(), first, IrqAction::Trigger(&fds))? {
+            None => Ok(()),
+            Some(fewer) => {
+                guest_error!(self.name, "the host has {fewer} interrupt vectors left for its {}", fds.len());
+                let fds = fds.get(..fewer).unwrap_or(&fds);
+                self.set_irqs(kind, first, IrqAction::Trigger(fds))
+            }
+        }
     }
 
     fn disarm(&self, kind: IrqKind) -> io::Result<()> {
@@ -223,6 +233,7 @@ impl Drop for VfioDevice {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, clippy::type_complexity, reason = "tables of ranges")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

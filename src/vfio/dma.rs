@@ -288,6 +288,7 @@ impl MemoryListener for DmaSpace {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, clippy::type_complexity, reason = "tables of ranges")]
 mod tests {
     use super::super::testing::MapRecorder;
     use super::*;

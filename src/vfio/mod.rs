@@ -1,14 +1,43 @@
 //! Passthrough of host PCI functions by VFIO (kernel: include/uapi/linux/vfio.h, Documentation/driver-api/vfio.rst).
+//!
+//! | file | what | kernel's word |
+//! |---|---|---|
+//! | [`seams`] | what the rest needs of a device, of an IOMMU, of KVM; fakes of them in tests | |
+//! | [`space`] | every descriptor of a machine: who shares a container, who closes what when | container, group |
+//! | [`container`], [`device`], `uapi` | the descriptors and their requests; the only `unsafe` here | VFIO_GROUP_*, VFIO_DEVICE_*, VFIO_IOMMU_* |
+//! | [`dma`] | the IOMMU's mappings, a listener of the memory layout | VFIO_IOMMU_MAP_DMA |
+//! | [`front_end`], [`pci`] | the type `vfio-pci`, and the function on a bus of the guest | |
+//! | [`config`] | which configuration bits are whose (pure) | VFIO_PCI_CONFIG_REGION_INDEX |
+//! | [`bars`], [`trap`], [`rom`] | what is mapped and what traps (pure), and the trapped rest | VFIO_DEVICE_GET_REGION_INFO |
+//! | [`irq`] | which interrupts VFIO delivers | VFIO_DEVICE_SET_IRQS |
+//! | [`reset`] | resets and whether they worked | VFIO_DEVICE_RESET |
+//!
+//! Locks: the context's ([`space::Vfio`]) before the layout lock before a DMA space's; a function's own are taken with
+//! at most the machine's decode mutex held, and call nothing but the kernel and the interrupt router.
+
 pub mod bars;
 pub mod config;
 pub mod container;
 pub mod device;
 pub mod dma;
+pub mod front_end;
 pub mod irq;
+pub mod pci;
 pub mod reset;
 pub mod rom;
 pub mod seams;
 pub mod space;
+pub mod trap;
+mod uapi;
+
+#[cfg(test)]
+mod pci_tests;
 #[cfg(test)]
 pub(crate) mod testing;
-mod uapi;
+
+pub use config::Attachment;
+pub use device::VfioDevice;
+pub use dma::{DmaSpace, PeerToPeer};
+pub use pci::{VfioPci, VfioPciOptions};
+pub use seams::{DmaMapper, GroupSink, HostPci};
+pub use space::Vfio;

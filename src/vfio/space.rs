@@ -82,7 +82,10 @@ impl Vfio {
         }
         let (handle, at) = self.open_in_some_container(&mut state, &sysfs, group, bdf)?;
         if let Err(error) = self.join(&mut state, at, &handle) {
-            self.leave(&mut state, handle);
+            match state.domain_of(group) {
+                Some(_) => self.leave(&mut state, handle),
+                None => state.close_last_of_group(at, handle),
+            }
             return Err(error);
         }
         state.tell_devices();
@@ -151,35 +154,22 @@ impl Vfio {
     /// a container, everything is unmapped first and the container closed.
     fn leave(&self, state: &mut State, handle: Handle) {
         let number = handle.group();
-        let Some(at) = state.domains.iter().position(|domain| domain.groups.contains_key(&number)) else {
-            // It never got as far as being counted in.
-            handle.close_with_group();
-            state.domains.retain(|domain| !domain.groups.is_empty());
-            return;
-        };
         let kvm = state.kvm.clone();
-        let Some(domain) = state.domains.get_mut(at) else { return };
-        let siblings = domain.groups.get_mut(&number).map_or(0, |group| {
-            group.devices.remove(&handle.bdf());
-            group.devices.len()
-        });
-        if siblings > 0 {
+        let Some(at) = state.domain_of(number) else { return handle.close() };
+        let Some(group) = state.domains.get_mut(at).and_then(|domain| domain.groups.get_mut(&number)) else { return };
+        group.devices.remove(&handle.bdf());
+        if !group.devices.is_empty() {
             handle.close();
         } else {
-            let group = domain.groups.remove(&number);
-            if domain.groups.is_empty() {
-                domain.listening = None;
-            }
-            if let (Some(kvm), Some(group)) = (kvm, &group)
+            if let Some(kvm) = kvm
                 && let Err(error) = kvm.del_group(group.fd.as_fd())
             {
                 crate::log::warn(format_args!("KVM kept IOMMU group {number}: {error}"));
             }
-            drop(group);
-            handle.close_with_group();
-            if domain.groups.is_empty() {
-                state.domains.remove(at);
+            if let Some(domain) = state.domains.get_mut(at) {
+                domain.groups.remove(&number);
             }
+            state.close_last_of_group(at, handle);
         }
         state.tell_devices();
     }
@@ -240,6 +230,19 @@ impl State {
         self.domains.iter().position(|domain| domain.groups.contains_key(&group))
     }
 
+    /// Closes the only device of a group that is not counted any more, and its container if that has no other group.
+    fn close_last_of_group(&mut self, at: usize, handle: Handle) {
+        match self.domains.get_mut(at) {
+            Some(domain) if domain.groups.is_empty() => {
+                domain.listening = None;
+                handle.close();
+                // With the container the kernel takes the group out of it.
+                self.domains.remove(at);
+            }
+            _ => handle.close_with_group(),
+        }
+    }
+
     fn has(&self, bdf: Bdf) -> bool {
         self.domains.iter().flat_map(|domain| domain.groups.values()).any(|group| group.devices.contains(&bdf))
     }
@@ -289,6 +292,7 @@ fn intersect(a: &[Range<u64>], b: &[Range<u64>]) -> Vec<Range<u64>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "tables of ranges")]
 mod tests {
     use super::*;
 

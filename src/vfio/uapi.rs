@@ -159,11 +159,14 @@ pub fn irq_set(index: u32, start: u32, action: IrqAction<'_>) -> Vec<u32> {
     header.into_iter().chain(data.iter().map(|&fd| fd as u32)).collect()
 }
 
-/// VFIO_DEVICE_SET_IRQS.
-pub fn set_irqs(device: &impl AsRawFd, index: u32, start: u32, action: IrqAction<'_>) -> io::Result<()> {
+/// VFIO_DEVICE_SET_IRQS. `Some(count)`: nothing was done, because the host has no more than `count` interrupt vectors left
+/// for the device.
+pub fn set_irqs(device: &impl AsRawFd, index: u32, start: u32, action: IrqAction<'_>) -> io::Result<Option<usize>> {
     let words = irq_set(index, start, action);
     // SAFETY: the first word says how many bytes there are, and the buffer outlives the call.
-    result(unsafe { ioctl_with_ptr(device, VFIO_DEVICE_SET_IRQS(), words.as_ptr()) })
+    let returned = unsafe { ioctl_with_ptr(device, VFIO_DEVICE_SET_IRQS(), words.as_ptr()) };
+    result(returned)?;
+    Ok(usize::try_from(returned).ok().filter(|count| *count > 0))
 }
 
 /// A descriptor of the group that vfio-ioctls has opened and does not hand out, for KVM's pseudo device.
@@ -223,6 +226,7 @@ fn position(offset: u64, done: usize) -> io::Result<libc::off_t> {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "tables of ranges")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -9,7 +9,7 @@ use passthru::irq::{IrqChip, MsiMessage, Router};
 use passthru::kvm::{Kvm, KvmVfio, VmEvent};
 use passthru::memory::host::PageSize;
 use passthru::memory::{Backing, HostMem, IoHandler, PRIORITY_OVERLAY, PRIORITY_PLATFORM, Region, Space};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::guest::{DONE, Guest, Machine, ROM, protected_mode, real_mode, run};
 
@@ -217,6 +217,7 @@ fn application_processors_start_and_know_their_ids(kvm: &Kvm) -> Result<(), Stri
 fn interrupts_reach_the_guest_and_its_end_of_interrupt_comes_back(kvm: &Kvm) -> Result<(), String> {
     #[rustfmt::skip]
     let code = [
+        0x0f, 0x01, 0x1e, 0x00, 0x15, // lidt [0x1500]
         0xb0, 0x11, 0xe6, 0x20, // ICW1 of the master 8259
         0xb0, 0x20, 0xe6, 0x21, // ICW2: vectors from 0x20
         0xb0, 0x04, 0xe6, 0x21, // ICW3
@@ -235,6 +236,8 @@ fn interrupts_reach_the_guest_and_its_end_of_interrupt_comes_back(kvm: &Kvm) -> 
     ];
     let machine = Machine::new(&code);
     let ram = machine.ram.slice();
+    // Limit and base of the real mode's table.
+    ram.write(0x1500, &[0xff, 0x03, 0, 0, 0, 0]);
     for (vector, address, port) in [(0x23u64, 0x1300u16, 0x83), (0x24, 0x1400, 0x84)] {
         ram.write(vector * 4, &u32::from(address).to_le_bytes());
         ram.write(address.into(), &handler(port));
@@ -242,29 +245,31 @@ fn interrupts_reach_the_guest_and_its_end_of_interrupt_comes_back(kvm: &Kvm) -> 
     let router = Router::new();
     let line = router.line(3);
     let trigger = EventFd::new(0).unwrap();
-    let resample = EventFd::new(0).unwrap();
+    let resample = EventFd::new(EFD_NONBLOCK).unwrap();
     let mut guest = Guest::new(kvm, &machine, 1, real_mode()).unwrap();
     router.set_chip(guest.vm.clone()).unwrap();
     guest.vm.attach(4, &trigger, Some(&resample)).unwrap();
     guest.vcpus.start().unwrap();
-    let wait_for = |expected: &str| {
-        while machine.log.lock().last().is_none_or(|last| last != expected) {
+    let wait_until = |seen: &dyn Fn() -> bool| {
+        while !seen() {
             if let Some(event) = machine.events.take() {
                 panic!("{event:?}");
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+    };
+    let wait_for = |expected: &str| {
+        wait_until(&|| machine.log.lock().last().is_some_and(|last| last == expected));
         machine.log.lock().clear();
     };
     wait_for("port write 0x0 [e7]");
     for _ in 0..3 {
-        // Blocks until the guest's end of interrupt.
         trigger.write(1).unwrap();
-        assert_eq!(resample.read().unwrap(), 1);
         wait_for("port read 0x4 1");
-        line.raise();
+        wait_until(&|| resample.read().is_ok_and(|count| count == 1));
+        line.set(true);
         wait_for("port read 0x3 1");
-        line.lower();
+        line.set(false);
     }
     guest.vm.detach(4, &trigger).unwrap();
     router.clear_chip();
@@ -317,8 +322,8 @@ fn interrupts_are_attached_to_each_fresh_vm(kvm: &Kvm) -> Result<(), String> {
         // Attached: a second time is refused.
         assert!(guest.vm.attach(24, vector.eventfd(), None).is_err());
         // No vCPU runs: levels are kept by the chip.
-        line.raise();
-        line.lower();
+        line.set(true);
+        line.set(false);
         guest.vm.attach(17, &trigger, Some(&resample)).unwrap();
         guest.vm.detach(17, &trigger).unwrap();
         vector.fire();
@@ -350,6 +355,7 @@ fn a_hundred_vms_leave_nothing_behind(kvm: &Kvm) -> Result<(), String> {
 }
 
 fn the_vfio_device_refuses_what_is_not_vfio(kvm: &Kvm) -> Result<(), String> {
+    use passthru::vfio::seams::GroupSink;
     use std::os::fd::AsFd;
     let machine = Machine::new(&[0xf4]);
     let guest = Guest::new(kvm, &machine, 1, real_mode()).unwrap();

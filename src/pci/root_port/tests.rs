@@ -136,3 +136,13 @@ fn pins_behind_a_port_are_swizzled() {
     bench.plug(direct.clone(), "1f.2");
     assert_eq!(direct.core().gsi(), Some(16 + 7));
 }
+
+#[test]
+fn without_its_port_a_function_is_not_mapped() {
+    let (bench, _, _, slot) = setup();
+    assert_eq!(bench.mapped(Space::Mmio).len(), 1);
+    bench.slots.lock().clear();
+    assert!(bench.mapped(Space::Mmio).is_empty());
+    assert_eq!(bench.read32(1, "0", 0), u32::MAX);
+    drop(slot);
+}

@@ -1,0 +1,95 @@
+//! The device type `vfio-pci`: its properties, and how one is made of them.
+
+use std::path::PathBuf;
+
+use super::{Attachment, PeerToPeer, VfioPci, VfioPciOptions};
+use crate::bdf::Bdf;
+use crate::device::{Cx, Plug};
+use crate::error::{Code, Error, Result};
+use crate::object::{Create, Int, OnOffAuto, TypeInfo, props};
+
+/// The name of the type.
+pub const NAME: &str = "vfio-pci";
+
+/// The row of the table of device types.
+pub static TYPE: TypeInfo<Plug, Cx> = TypeInfo::of::<VfioPciType>();
+
+props! {
+    /// A PCI device of the host, owned by the guest.
+    struct VfioPciProps {
+        /// Address of the device on the host, as `lspci -D` prints it; the domain may be left out
+        host: Option<Bdf>,
+        /// Folder of the device in sysfs, instead of host
+        sysfsdev: Option<PathBuf>,
+        /// Whether other passed-through devices may reach its BARs by DMA; auto: if there are any
+        p2p: OnOffAuto = "auto",
+        /// Whether the guest sees the expansion ROM
+        rombar: Int<0, 1> = "1",
+        /// Trap every access to the BARs, to see what a driver does
+        #[name = "x-no-mmap"]
+        no_mmap: bool = "off",
+    }
+}
+
+struct VfioPciType;
+
+impl Create<Plug, Cx> for VfioPciType {
+    const NAME: &'static str = NAME;
+    const GROUP: &'static str = "Host devices";
+    const BUS: Option<&'static str> = Some("PCI");
+    type Props = VfioPciProps;
+
+    fn create(props: VfioPciProps, cx: &Cx) -> Result<Plug> {
+        let bdf = address(props.host, props.sysfsdev)?;
+        let options = VfioPciOptions {
+            id: cx.id.to_string(),
+            p2p: match props.p2p {
+                OnOffAuto::Auto => PeerToPeer::Auto,
+                OnOffAuto::On => PeerToPeer::On,
+                OnOffAuto::Off => PeerToPeer::Off,
+            },
+            no_rom: props.rombar.get() == 0,
+            no_mmap: props.no_mmap,
+            attachment: if cx.on_root_bus { Attachment::RootBus } else { Attachment::Port },
+        };
+        Ok(Plug { function: VfioPci::open(&cx.vfio, bdf, &cx.router, options)?, adds: None })
+    }
+}
+
+/// The device that either property names.
+fn address(host: Option<Bdf>, sysfsdev: Option<PathBuf>) -> Result<Bdf> {
+    match (host, sysfsdev) {
+        (Some(bdf), None) => Ok(bdf),
+        (None, Some(path)) => {
+            // The folder below /sys/devices has the address for its name, and so has the link to it.
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.and_then(|name| name.parse().ok()).ok_or_else(|| {
+                Error::new(Code::BadProperty, format!("`{}` is not the folder of a PCI device", path.display()))
+                    .fix("write sysfsdev=/sys/bus/pci/devices/0000:01:00.0 with the device's address")
+            })
+        }
+        (None, None) => Err(Error::new(Code::BadProperty, "vfio-pci needs a device of the host")
+            .fix("name it with host=01:00.0; `lspci -D` lists the addresses")),
+        (Some(_), Some(_)) => {
+            Err(Error::new(Code::BadProperty, "host= and sysfsdev= both name the device").fix("leave one of them out"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn either_property_names_the_device_and_never_both() {
+        let bdf: Bdf = "0000:01:00.0".parse().unwrap();
+        let folder = |path: &str| Some(PathBuf::from(path));
+        assert_eq!(address(Some(bdf), None).unwrap(), bdf);
+        assert_eq!(address(None, folder("/sys/bus/pci/devices/0000:01:00.0/")).unwrap(), bdf);
+        for (host, path) in
+            [(None, None), (Some(bdf), folder("/x/0000:01:00.0")), (None, folder("/sys/class/net/eth0"))]
+        {
+            assert_eq!(address(host, path).unwrap_err().code(), Code::BadProperty);
+        }
+    }
+}

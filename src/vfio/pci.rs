@@ -1,0 +1,384 @@
+//! vfio-pci: a host function on a bus of the guest. The registers that decide about addresses and interrupts are the
+//! emulated ones of [`PciCore`]; everything else is the hardware's, as [`super::config`] divides them.
+//!
+//! Order between the hardware and the memory map: what is switched on (decoding, power) is written to the hardware before
+//! the BARs are mapped, what is switched off after they are unmapped. VFIO revokes mappings of a device that does not
+//! decode, and a guest that touches a revoked mapping cannot go on.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use super::bars::{self, Part};
+use super::config::{self, Abilities, Attachment, Division};
+use super::dma::PeerToPeer;
+use super::irq::Interrupts;
+use super::reset;
+use super::rom::Rom;
+use super::seams::{BARS, HostPci, IrqKind, RegionIndex, RegionInfo};
+use super::space::Vfio;
+use super::trap::BarTrap;
+use crate::bdf::Bdf;
+use crate::device::Device;
+use crate::error::{Code, Error, Result, explain_io};
+use crate::guest_error;
+use crate::irq::Router;
+use crate::memory::{Backing, Piece};
+use crate::pci::bar::ROM_INDEX;
+use crate::pci::{
+    BarContent, BarKind, BarSpec, Changes, ConfigSpace, Msi, MsiSpec, Msix, MsixSpec, PciCore, PciFunction, regs,
+};
+
+/// The smallest configuration space (PCI 6.1).
+const MIN_CONFIG: u64 = 256;
+/// Bits of the command register that the hardware gets; VFIO itself sees to the pin's.
+const COMMAND_FORWARDED: u16 = COMMAND_DECODE | regs::COMMAND_BUS_MASTER | regs::COMMAND_PARITY | regs::COMMAND_SERR;
+/// Those whose order matters.
+const COMMAND_DECODE: u16 = regs::COMMAND_IO | regs::COMMAND_MEMORY;
+
+/// What the user can choose.
+#[derive(Debug, Clone, Default)]
+pub struct VfioPciOptions {
+    /// The device's id.
+    pub id: String,
+    /// Whether other devices may reach the BARs (`p2p=`).
+    pub p2p: PeerToPeer,
+    /// Whether the expansion ROM is hidden (`rombar=0`).
+    pub no_rom: bool,
+    /// Whether every access of the BARs traps (`x-no-mmap`), to see what a driver does.
+    pub no_mmap: bool,
+    /// Where in the guest's topology it goes.
+    pub attachment: Attachment,
+}
+
+/// A passed-through function. Fields drop in their order: interrupts, the BARs' mappings, then the device.
+pub struct VfioPci {
+    id: String,
+    core: PciCore,
+    division: Division,
+    interrupts: Interrupts,
+    bars: [Option<BarContent>; 7],
+    /// What the hardware was last told. Held during the write, so that two vCPUs' writes reach it in this order.
+    hardware: Mutex<Hardware>,
+    /// Nothing has used the device since the kernel reset it when it was opened.
+    fresh: AtomicBool,
+    /// It was unplugged: the guest finds nothing any more.
+    gone: AtomicBool,
+    host: Arc<dyn HostPci>,
+}
+
+/// Registers of the hardware that follow the emulated ones in an order.
+#[derive(Default)]
+struct Hardware {
+    command: u16,
+    power: u8,
+}
+
+impl VfioPci {
+    /// Opens a host function and describes it to the guest.
+    ///
+    /// # Errors
+    /// Those of [`Vfio::open`] and [`VfioPci::new`].
+    pub fn open(vfio: &Arc<Vfio>, bdf: Bdf, router: &Arc<Router>, options: VfioPciOptions) -> Result<Arc<VfioPci>> {
+        let p2p = options.p2p;
+        let device = VfioPci::new(vfio.open(bdf)?, router, options)?;
+        if p2p != PeerToPeer::Auto {
+            let pieces = device.bars.iter().flatten().flat_map(|bar| &bar.pieces);
+            for mem in pieces.filter_map(|piece| piece.backing.host()) {
+                vfio.set_peer_policy(mem.mem(), p2p);
+            }
+        }
+        Ok(device)
+    }
+
+    /// Describes an open function to the guest: its registers, and its BARs, mapped once and for all.
+    ///
+    /// # Errors
+    /// [`Code::DeviceFailed`] if it is a bridge or its configuration space cannot be read, [`Code::NoReset`] if it does
+    /// not answer.
+    pub fn new(host: Arc<dyn HostPci>, router: &Arc<Router>, options: VfioPciOptions) -> Result<Arc<VfioPci>> {
+        let VfioPciOptions { id, p2p: _, no_rom, no_mmap, attachment } = options;
+        let image = read_config(&*host)?;
+        let source = config::image(&image);
+        if source.layout() != regs::HEADER_ENDPOINT {
+            return Err(Error::new(Code::DeviceFailed, format!("{} is a bridge", host.name()))
+                .fix("pass the devices behind it through, not the bridge"));
+        }
+        reset::check(&*host)?;
+        let regions: [RegionInfo; BARS] = std::array::from_fn(|bar| host.region(RegionIndex::Bar(bar as u8)));
+        let rom = Some(host.region(RegionIndex::Rom)).filter(|rom| rom.size > 0 && !no_rom);
+        let specs = bars::specs(&source, &regions, rom.as_ref());
+        let msix = msix_spec(&source, &*host, &specs);
+        let abilities = Abilities {
+            msi: host.irq(IrqKind::Msi).count > 0,
+            msix: msix.is_some(),
+            intx: host.irq(IrqKind::Intx).count > 0,
+            attachment,
+        };
+        let (mut space, division) = config::plan(&image, abilities);
+        let msi = division.msi.map(|at| {
+            let spec = MsiSpec::from_control(source.u16(at + 2));
+            Msi::at(&mut space, at, spec, router, &id)
+        });
+        let msix = division.msix.zip(msix).map(|(at, spec)| Msix::at(&mut space, at, spec, router, &id));
+        let mut device = VfioPci {
+            core: PciCore::new(id.as_str(), space, msi, msix.clone()),
+            division,
+            interrupts: Interrupts::new(host.clone(), router.clone()),
+            bars: Default::default(),
+            hardware: Mutex::new(Hardware { command: source.u16(regs::COMMAND), power: 0 }),
+            fresh: AtomicBool::new(true),
+            gone: AtomicBool::new(false),
+            host,
+            id,
+        };
+        device.bars = std::array::from_fn(|index| {
+            let spec = specs[index]?;
+            let pieces = match (index, rom.as_ref(), regions.get(index)) {
+                (ROM_INDEX, Some(rom), _) => vec![device.rom_piece(rom)],
+                (_, _, Some(region)) => device.pieces(index as u8, spec.kind, region, msix.as_ref(), no_mmap),
+                _ => return None,
+            };
+            let name =
+                if index == ROM_INDEX { format!("{} ROM", device.id) } else { format!("{} BAR{index}", device.id) };
+            let BarSpec { size, kind, prefetchable } = spec;
+            Some(BarContent { name: name.into(), size, kind, prefetchable, pieces })
+        });
+        Ok(Arc::new(device))
+    }
+
+    /// The pieces of a BAR, with what can be mapped mapped.
+    fn pieces(
+        &self,
+        bar: u8,
+        kind: BarKind,
+        region: &RegionInfo,
+        msix: Option<&Arc<Msix>>,
+        no_mmap: bool,
+    ) -> Vec<Piece> {
+        let mut region = region.clone();
+        if kind == BarKind::Io || no_mmap {
+            region.mappable.clear();
+        }
+        let trap = Arc::new(BarTrap::new(bar, &self.host, msix.cloned()));
+        let spec = msix.map(|msix| msix.spec());
+        let parts = bars::parts(bar, &region, spec.as_ref()).into_iter();
+        let piece = |(range, part): (std::ops::Range<u64>, Part)| {
+            let mapped = match part {
+                Part::Trapped => None,
+                Part::Mapped => match self.host.map(RegionIndex::Bar(bar), range.clone()) {
+                    Ok(mem) => Some(Backing::Device(mem.slice())),
+                    Err(error) => {
+                        let name = self.host.name();
+                        guest_error!(name, "BAR {bar} cannot be mapped and is slow: {}", explain_io(&error));
+                        None
+                    }
+                },
+            };
+            let backing = mapped.unwrap_or_else(|| Backing::Io { io: trap.clone(), offset: range.start });
+            Piece { range, backing }
+        };
+        parts.map(piece).collect()
+    }
+
+    fn rom_piece(&self, rom: &RegionInfo) -> Piece {
+        Piece { range: 0..rom.size, backing: Backing::io(Arc::new(Rom::new(&self.host, rom.size))) }
+    }
+
+    /// The host's address.
+    pub fn host_name(&self) -> &str {
+        self.host.name()
+    }
+
+    fn write_hardware(&self, off: u16, data: &[u8]) {
+        if let Err(error) = self.host.write(RegionIndex::Config, u64::from(off), data) {
+            guest_error!(self.host.name(), "register {off:#x} cannot be written: {}", explain_io(&error));
+        }
+    }
+
+    /// Brings the hardware's command register to the emulated one. Before the memory map follows, decoding is only
+    /// switched on; after it, off as well.
+    fn sync_command(&self, mapped: bool) {
+        let mut hardware = self.hardware.lock();
+        let keep = if mapped { 0 } else { hardware.command & COMMAND_DECODE };
+        let command = self.core.command() & COMMAND_FORWARDED | keep;
+        if command != hardware.command {
+            self.write_hardware(regs::COMMAND, &command.to_le_bytes());
+            hardware.command = command;
+        }
+    }
+
+    /// The guest wrote to the power management's control register: all but a way out of D0 goes to the hardware now.
+    fn write_power(&self, control: u16, off: u16, data: &[u8]) {
+        let mut hardware = self.hardware.lock();
+        let wanted = self.core.power_state();
+        for (at, &byte) in (off..).zip(data).filter(|(at, _)| (control..control + 2).contains(at)) {
+            if at == control {
+                if wanted == 0 {
+                    hardware.power = 0;
+                }
+                self.write_hardware(at, &[byte & !(regs::POWER_STATE as u8) | hardware.power]);
+            } else {
+                self.write_hardware(at, &[byte]);
+            }
+        }
+    }
+
+    /// After the BARs were unmapped: the way out of D0.
+    fn sync_power(&self) {
+        let Some(at) = self.division.power else { return };
+        let mut hardware = self.hardware.lock();
+        let wanted = self.core.power_state();
+        if wanted == hardware.power {
+            return;
+        }
+        let control = at + regs::POWER_CONTROL;
+        let mut low = [0];
+        if self.host.read(RegionIndex::Config, u64::from(control), &mut low).is_ok() {
+            self.write_hardware(control, &[low[0] & !(regs::POWER_STATE as u8) | wanted]);
+            hardware.power = wanted;
+        }
+    }
+
+    /// Resets the hardware; its DMA and its interrupts end.
+    fn reset_hardware(&self) {
+        self.interrupts.off();
+        let mut hardware = self.hardware.lock();
+        match reset::reset(&*self.host) {
+            Ok(reset::Outcome::Reset) => {}
+            Ok(reset::Outcome::Unsupported) => {
+                guest_error!(self.host.name(), "the kernel cannot reset it: it keeps the state of its last use");
+            }
+            Err(error) => crate::log::warn(format_args!("{error}")),
+        }
+        *hardware = Hardware::default();
+    }
+}
+
+/// The function that a path such as /sys/bus/pci/devices/0000:01:00.0 leads to (`sysfsdev=`).
+///
+/// # Errors
+/// [`Code::DeviceAbsent`] if the path leads nowhere or to something that is no PCI function.
+pub fn function_at(path: &Path) -> Result<Bdf> {
+    let absent =
+        |why: String| Error::new(Code::DeviceAbsent, format!("{} is no PCI device", path.display())).evidence(why);
+    let real = path.canonicalize().map_err(|error| absent(explain_io(&error)))?;
+    let name = real.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.parse().map_err(|_| absent(format!("it leads to {}", real.display())))
+}
+
+fn read_config(host: &dyn HostPci) -> Result<Vec<u8>> {
+    let size = host.region(RegionIndex::Config).size.min(config::SIZE as u64);
+    let refuse = |why: String| {
+        Error::new(Code::DeviceFailed, format!("the configuration space of {} cannot be read", host.name()))
+            .evidence(why)
+    };
+    if size < MIN_CONFIG {
+        return Err(refuse(format!("VFIO says that it has {size} bytes")));
+    }
+    let mut image = vec![0; size as usize];
+    host.read(RegionIndex::Config, 0, &mut image).map_err(|error| refuse(explain_io(&error)))?;
+    Ok(image)
+}
+
+/// The device's MSI-X, if VFIO can deliver it and a guest can reach its table.
+fn msix_spec(source: &ConfigSpace, host: &dyn HostPci, specs: &[Option<BarSpec>; 7]) -> Option<MsixSpec> {
+    let mut spec = MsixSpec::parse(source, source.find(regs::CAP_MSIX)?);
+    let deliverable = host.irq(IrqKind::Msix).count;
+    spec.vectors = spec.vectors.min(u16::try_from(deliverable).unwrap_or(u16::MAX));
+    (spec.vectors > 0 && bars::msix_fits(&spec, specs)).then_some(spec)
+}
+
+impl PciFunction for VfioPci {
+    fn core(&self) -> &PciCore {
+        &self.core
+    }
+
+    fn bar(&self, index: usize) -> Option<BarContent> {
+        self.bars.get(index)?.clone()
+    }
+
+    fn config_read(&self, off: u16, data: &mut [u8]) {
+        if self.gone.load(Ordering::Acquire) {
+            return data.fill(0xff);
+        }
+        self.core.read(off, data);
+        if self.division.reads_hardware(off, data.len()) {
+            let mut hardware = vec![0xff; data.len()];
+            if self.host.read(RegionIndex::Config, u64::from(off), &mut hardware).is_err() {
+                hardware.fill(0xff);
+            }
+            self.division.merge(off, &hardware, data);
+        }
+    }
+
+    fn config_write(&self, off: u16, data: &[u8]) -> Changes {
+        if self.gone.load(Ordering::Acquire) {
+            return Changes::empty();
+        }
+        self.fresh.store(false, Ordering::Relaxed);
+        let what = self.core.write(off, data);
+        if what.contains(Changes::RESET) {
+            // `changed` resets the hardware, when nothing is mapped any more.
+            return what;
+        }
+        for part in self.division.forwarded(off, data.len()) {
+            let at = off.saturating_add(part.start as u16);
+            self.write_hardware(at, data.get(part).unwrap_or_default());
+        }
+        let touches = |register: u16| off < register + 2 && usize::from(register) < usize::from(off) + data.len();
+        if touches(regs::COMMAND) {
+            self.sync_command(false);
+        }
+        if let Some(control) = self.division.power.map(|at| at + regs::POWER_CONTROL).filter(|at| touches(*at)) {
+            self.write_power(control, off, data);
+        }
+        what
+    }
+
+    fn changed(&self, what: Changes) {
+        if self.gone.load(Ordering::Acquire) {
+            return;
+        }
+        if what.contains(Changes::RESET) {
+            return self.reset_hardware();
+        }
+        if what.intersects(Changes::DECODE | Changes::BUS_MASTER) {
+            self.sync_command(true);
+        }
+        if what.contains(Changes::POWER) {
+            self.sync_power();
+        }
+        self.interrupts.follow(&self.core);
+    }
+}
+
+impl Device for VfioPci {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn reset(&self) {
+        self.core.reset();
+        if self.fresh.swap(false, Ordering::Relaxed) {
+            // The kernel has reset it at the opening; only what it left switched on goes off.
+            self.sync_command(true);
+        } else {
+            self.reset_hardware();
+        }
+    }
+
+    fn unplug(&self) {
+        if !self.gone.swap(true, Ordering::AcqRel) {
+            self.reset_hardware();
+        }
+    }
+}
+
+impl Drop for VfioPci {
+    fn drop(&mut self) {
+        self.unplug();
+    }
+}

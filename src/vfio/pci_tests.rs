@@ -1,0 +1,431 @@
+//! A fake device on a real bus: what the guest's accesses make of the hardware, the memory map and the interrupts.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::irq::Mode;
+use super::pci::{VfioPci, VfioPciOptions, function_at};
+use super::seams::{IrqKind, RegionIndex, RegionInfo};
+use super::testing::{Failure, FakePci, sample};
+use crate::device::Device;
+use crate::error::{Code, Result};
+use crate::irq::Router;
+use crate::irq::testing::Recorder;
+use crate::memory::{FlatRange, Memory, MemoryListener, Space, Stage};
+use crate::pci::{Changes, Decode, Devfn, PciFunction, PciRoot, Slot};
+
+const BAR0: u64 = 0xe000_0000;
+const BAR3: u64 = 0xe001_0000;
+/// MSI-X control of the sample.
+const MSIX_CONTROL: u16 = 0xb2;
+const MSIX_ON: u16 = 0x8000;
+
+/// Writes the changes of the memory map between the requests to the device.
+struct Map(Arc<FakePci>);
+
+impl MemoryListener for Map {
+    fn remove(&self, range: &FlatRange) {
+        self.0.record(format!("- {}", range.name));
+    }
+    fn add(&self, range: &FlatRange) -> Result<()> {
+        self.0.record(format!("+ {} {:#x}", range.name, range.start));
+        Ok(())
+    }
+}
+
+struct Setup {
+    host: Arc<FakePci>,
+    device: Arc<VfioPci>,
+    memory: Arc<Memory>,
+    root: Arc<PciRoot>,
+    chip: Arc<Recorder>,
+    slot: Slot,
+    _map: crate::memory::Listening,
+}
+
+impl Setup {
+    fn of(host: FakePci) -> Setup {
+        let (host, chip) = (Arc::new(host), Arc::new(Recorder::default()));
+        let router = Router::new();
+        router.set_chip(chip.clone()).unwrap();
+        let memory = Memory::new();
+        let map = memory.listen(Stage::Guest, Arc::new(Map(host.clone()))).unwrap();
+        let root = PciRoot::new("pcie.0", &Decode::new(memory.clone()));
+        let options = VfioPciOptions { id: "nic".into(), ..VfioPciOptions::default() };
+        let device = VfioPci::new(host.clone(), &router, options).unwrap();
+        let slot = root.bus().attach(device.clone(), Some("3")).unwrap();
+        device.reset();
+        host.take();
+        chip.take();
+        Setup { host, device, memory, root, chip, slot, _map: map }
+    }
+
+    fn new() -> Setup {
+        Setup::of(FakePci::new(sample(), &[(0, 0x4000), (3, 0x4000)]))
+    }
+
+    fn write(&self, off: u16, value: u32, len: usize) {
+        self.root.write(0, self.devfn(), off, &value.to_le_bytes()[..len]);
+    }
+
+    fn read(&self, off: u16) -> u32 {
+        let mut data = [0; 4];
+        self.root.read(0, self.devfn(), off, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn devfn(&self) -> Devfn {
+        Devfn::new(3, 0).unwrap()
+    }
+
+    /// As a guest's firmware and driver do: addresses, then decoding and bus mastering.
+    fn start(&self) {
+        self.write(0x10, BAR0 as u32, 4);
+        self.write(0x1c, BAR3 as u32, 4);
+        self.write(0x04, 0x406, 2);
+        self.host.take();
+    }
+
+    fn table(&self, vector: u64, data: u32, masked: bool) {
+        let at = BAR3 + vector * 16;
+        self.memory.write(Space::Mmio, at, &0xfee0_0000u64.to_le_bytes());
+        self.memory.write(Space::Mmio, at + 8, &data.to_le_bytes());
+        self.memory.write(Space::Mmio, at + 12, &u32::from(masked).to_le_bytes());
+    }
+
+    fn pending(&self) -> u8 {
+        let mut data = [0];
+        self.memory.read(Space::Mmio, BAR3 + 0x2000, &mut data);
+        data[0]
+    }
+}
+
+#[test]
+fn all_eventfds_are_armed_once_when_the_guest_switches_msix_on() {
+    let s = Setup::new();
+    s.start();
+    s.write(MSIX_CONTROL, MSIX_ON.into(), 2);
+    assert_eq!(s.host.take(), ["arm Msix 0 5"]);
+    let fds = s.host.armed.lock()[&IrqKind::Msix].clone();
+    assert!(fds.iter().all(|fd| *fd >= 0), "{fds:?}");
+    for vector in 0..5 {
+        s.table(vector, 0x40 + vector as u32, false);
+    }
+    assert!(s.host.take().is_empty(), "unmasking is KVM's matter");
+    assert_eq!(s.chip.attached.lock().len(), 5);
+    s.write(MSIX_CONTROL, 0, 2);
+    assert_eq!(s.host.take(), ["disarm Msix"]);
+    assert!(s.chip.attached.lock().is_empty());
+}
+
+#[test]
+fn the_enable_bit_never_reaches_the_hardware() {
+    let s = Setup::new();
+    s.start();
+    let before = s.host.config.lock().clone();
+    s.write(MSIX_CONTROL, MSIX_ON.into(), 2);
+    s.write(MSIX_CONTROL, 0, 2);
+    s.write(0x52, 1, 2);
+    assert_eq!(s.host.take(), ["arm Msix 0 5", "disarm Msix", "arm Msi 0 1"]);
+    assert_eq!(*s.host.config.lock(), before);
+}
+
+#[test]
+fn a_masked_vector_is_pending_and_is_delivered_when_unmasked() {
+    let s = Setup::new();
+    s.start();
+    s.write(MSIX_CONTROL, MSIX_ON.into(), 2);
+    s.table(2, 0x42, true);
+    assert_eq!(s.pending(), 0);
+    s.device.core().msix().unwrap().eventfds()[2].write(1).unwrap();
+    assert_eq!(s.pending(), 1 << 2);
+    s.chip.take();
+    s.table(2, 0x42, false);
+    assert_eq!(s.chip.take(), ["routes 1", "attach 24 edge"], "the irqfd finds the eventfd readable");
+}
+
+#[test]
+fn decoding_goes_on_in_the_hardware_before_the_map_and_off_after_it() {
+    let s = Setup::new();
+    s.write(0x10, BAR0 as u32, 4);
+    assert!(s.host.take().is_empty(), "addresses are the guest's");
+    s.write(0x04, 0x402, 2);
+    assert_eq!(s.host.take(), ["write Config 0x4 [02, 00]", "+ nic BAR0 0xe0000000"]);
+    s.write(0x04, 0x406, 2);
+    assert_eq!(s.host.take(), ["write Config 0x4 [06, 00]"]);
+    s.write(0x04, 0x400, 2);
+    // Bus mastering ends at once, decoding when nothing is mapped.
+    assert_eq!(s.host.take(), ["write Config 0x4 [02, 00]", "- nic BAR0", "write Config 0x4 [00, 00]"]);
+}
+
+#[test]
+fn power_is_back_before_the_map_and_gone_after_it() {
+    let s = Setup::new();
+    s.write(0x10, BAR0 as u32, 4);
+    s.write(0x04, 0x402, 2);
+    s.host.take();
+    s.write(0x44, 0x0003, 2);
+    assert_eq!(
+        s.host.take(),
+        ["write Config 0x44 [00]", "write Config 0x45 [00]", "- nic BAR0", "write Config 0x44 [03]"]
+    );
+    s.write(0x44, 0x0100, 2);
+    assert_eq!(s.host.take(), ["write Config 0x44 [00]", "write Config 0x45 [01]", "+ nic BAR0 0xe0000000"]);
+    assert_eq!(s.read(0x44) & 3, 0);
+}
+
+#[test]
+fn bars_move_with_decoding_on() {
+    let s = Setup::new();
+    s.start();
+    s.write(0x10, 0xd000_0000, 4);
+    assert_eq!(s.host.take(), ["- nic BAR0", "+ nic BAR0 0xd0000000"]);
+    // Sizing with decoding on: it is elsewhere for a moment and comes back.
+    s.write(0x10, u32::MAX, 4);
+    assert_eq!(s.read(0x10), 0xffff_c000);
+    s.write(0x10, 0xd000_0000, 4);
+    let calls = s.host.take();
+    assert_eq!((calls.first(), calls.last()), (Some(&"- nic BAR0".into()), Some(&"+ nic BAR0 0xd0000000".into())));
+    assert!(calls.iter().all(|call| !call.starts_with("write")), "{calls:?}");
+    let view = s.memory.view(Space::Mmio);
+    assert_eq!(view.find(0xd000_0000).map(|range| &*range.name), Some("nic BAR0"));
+    assert_eq!(view.find(BAR3).map(|range| &*range.name), Some("nic BAR3"));
+}
+
+#[test]
+fn registers_beside_the_table_are_single_accesses_of_the_device() {
+    let mut config = sample();
+    config[0xb4..0xbc].copy_from_slice(&[0x00, 0x20, 0, 0, 0x80, 0x20, 0, 0]);
+    let s = Setup::of(FakePci::new(config, &[(0, 0x4000)]));
+    s.write(0x10, BAR0 as u32, 4);
+    s.write(0x04, 0x402, 2);
+    s.host.take();
+    for (len, expected) in [
+        (1, "write Bar(0) 0x2100 [01]"),
+        (2, "write Bar(0) 0x2100 [01, 02]"),
+        (4, "write Bar(0) 0x2100 [01, 02, 03, 04]"),
+        (8, "write Bar(0) 0x2100 [01, 02, 03, 04, 05, 06, 07, 08]"),
+    ] {
+        s.memory.write(Space::Mmio, BAR0 + 0x2100, &[1, 2, 3, 4, 5, 6, 7, 8][..len]);
+        assert_eq!(s.host.take(), [expected]);
+    }
+    let mut data = [0; 4];
+    s.memory.read(Space::Mmio, BAR0 + 0x2100, &mut data);
+    assert_eq!(data, [1, 2, 3, 4]);
+    // The table's last four bytes and four bytes of registers.
+    s.memory.write(Space::Mmio, BAR0 + 0x204c, &[0, 0, 0, 0, 5, 6, 7, 8]);
+    assert_eq!(s.host.take(), ["write Bar(0) 0x2050 [05, 06, 07, 08]"]);
+    s.memory.write(Space::Mmio, BAR0 + 0x2080, &[0xff; 8]);
+    assert!(s.host.take().is_empty(), "pending bits are read-only");
+}
+
+#[test]
+fn interrupts_change_their_kind_at_run_time() {
+    let s = Setup::new();
+    assert_eq!(s.device.core().gsi(), Some(s.slot.bus().gsi(s.devfn(), 0)));
+    s.write(0x04, 2, 2);
+    let calls = s.host.take();
+    assert_eq!(calls[calls.len() - 2..], ["arm Intx 0 1", "unmask by eventfd Intx"]);
+    let gsi = s.device.core().gsi().unwrap();
+    assert_eq!(s.chip.take(), [format!("attach {gsi} resample")]);
+    s.write(0x52, 1, 2);
+    assert_eq!(s.host.take(), ["disarm Intx", "arm Msi 0 1"]);
+    assert!(s.chip.take().contains(&format!("detach {gsi}")));
+    s.write(MSIX_CONTROL, MSIX_ON.into(), 2);
+    assert_eq!(s.host.take(), ["disarm Msi", "arm Msix 0 5"]);
+    s.write(MSIX_CONTROL, 0, 2);
+    s.write(0x52, 0, 2);
+    assert_eq!(s.host.take(), ["disarm Msix", "arm Msi 0 1", "disarm Msi", "arm Intx 0 1", "unmask by eventfd Intx"]);
+    s.write(0x04, 0x402, 2);
+    assert_eq!(s.host.take(), ["disarm Intx"]);
+}
+
+#[test]
+fn a_refused_interrupt_is_no_failure() {
+    let mut host = FakePci::new(sample(), &[(0, 0x4000), (3, 0x4000)]);
+    host.refuse_arm.extend([IrqKind::Msix, IrqKind::Intx]);
+    let s = Setup::of(host);
+    s.start();
+    s.write(MSIX_CONTROL, MSIX_ON.into(), 2);
+    assert_eq!(s.host.take(), ["arm Msix 0 5"]);
+    s.write(MSIX_CONTROL, 0, 2);
+    s.write(0x04, 0x002, 2);
+    assert!(s.chip.attached.lock().is_empty(), "a pin that VFIO does not deliver is not connected");
+}
+
+#[test]
+fn a_reset_by_the_guest_reaches_the_hardware_when_nothing_is_mapped() {
+    let s = Setup::new();
+    s.start();
+    s.write(MSIX_CONTROL, MSIX_ON.into(), 2);
+    s.host.take();
+    s.write(0x78, 0x8000, 2);
+    let calls = s.host.take();
+    assert!(calls[..2].iter().all(|call| call.starts_with("- nic BAR")), "{calls:?}");
+    let end = ["disarm Msix", "write Config 0x4 [00, 00]", "reset"];
+    assert_eq!(calls[calls.len() - 3..], end);
+    assert!(calls.iter().all(|call| !call.starts_with("write Config 0x78")), "{calls:?}");
+    assert_eq!(s.read(0x04) & 0xffff, 0);
+}
+
+#[test]
+fn a_reset_of_the_machine_resets_a_used_device_only() {
+    let s = Setup::new();
+    s.device.reset();
+    assert_eq!(s.host.take(), ["write Config 0x4 [00, 00]", "reset"], "the setup's reset was the fresh one");
+    let fresh = Arc::new(FakePci::new(sample(), &[]));
+    let device = VfioPci::new(fresh.clone(), &Router::new(), VfioPciOptions::default()).unwrap();
+    device.reset();
+    assert_eq!(fresh.take(), ["write Config 0x4 [00, 00]"], "the kernel reset it at the opening");
+}
+
+#[test]
+fn what_was_unplugged_reads_as_ones_and_was_silenced() {
+    let s = Setup::new();
+    s.start();
+    s.write(MSIX_CONTROL, MSIX_ON.into(), 2);
+    s.host.take();
+    s.device.unplug();
+    assert_eq!(s.host.take(), ["disarm Msix", "write Config 0x4 [00, 00]", "reset"]);
+    s.device.unplug();
+    s.write(0x04, 6, 2);
+    assert!(s.host.take().is_empty(), "once and for all");
+    assert_eq!(s.read(0), u32::MAX);
+    assert_eq!(s.device.config_write(4, &[6, 0]), Changes::empty());
+}
+
+#[test]
+fn dropping_the_device_silences_it() {
+    let s = Setup::new();
+    s.start();
+    let host = s.host.clone();
+    drop(s);
+    assert_eq!(host.take().last().map(String::as_str), Some("reset"));
+    assert!(host.armed.lock().is_empty());
+    assert_eq!(Arc::strong_count(&host), 1, "nothing keeps the descriptor");
+}
+
+#[test]
+fn the_rom_is_read_once_and_when_it_is_looked_at() {
+    let mut host = FakePci::new(sample(), &[(0, 0x4000)]);
+    let info = RegionInfo { size: 0x1000, readable: true, writable: false, mappable: vec![] };
+    host.regions.insert(RegionIndex::Rom, info);
+    host.memory.lock().extend([((RegionIndex::Rom, 0), 0x55), ((RegionIndex::Rom, 1), 0xaa)]);
+    let s = Setup::of(host);
+    s.write(0x30, 0xf000_0001, 4);
+    s.write(0x04, 0x402, 2);
+    let mut data = [0; 2];
+    s.memory.read(Space::Mmio, 0xf000_0000, &mut data);
+    assert_eq!(data, [0x55, 0xaa]);
+    *s.host.failure.lock() = Failure::Gone;
+    s.memory.read(Space::Mmio, 0xf000_0000, &mut data);
+    assert_eq!(data, [0x55, 0xaa], "from memory");
+    let options = VfioPciOptions { no_rom: true, ..VfioPciOptions::default() };
+    *s.host.failure.lock() = Failure::None;
+    assert!(VfioPci::new(s.host.clone(), &Router::new(), options).unwrap().bar(6).is_none());
+}
+
+#[test]
+fn what_cannot_be_passed_through_has_a_code() {
+    let open = |config: Vec<u8>, failure| {
+        let host = FakePci::new(config, &[]);
+        *host.failure.lock() = failure;
+        VfioPci::new(Arc::new(host), &Router::new(), VfioPciOptions::default()).map(|_| ()).unwrap_err().code()
+    };
+    let mut bridge = sample();
+    bridge[0x0e] = 1;
+    assert_eq!(open(bridge, Failure::None), Code::DeviceFailed);
+    assert_eq!(open(vec![0; 64], Failure::None), Code::DeviceFailed);
+    assert_eq!(open(sample(), Failure::Broken), Code::DeviceFailed);
+    let mut gone = sample();
+    gone[8..12].fill(0xff);
+    assert_eq!(open(gone, Failure::None), Code::NoReset);
+}
+
+#[test]
+fn a_table_that_no_guest_can_reach_hides_msix() {
+    let s = Setup::of(FakePci::new(sample(), &[(0, 0x4000)]));
+    assert!(s.device.core().msix().is_none());
+    s.write(MSIX_CONTROL, MSIX_ON.into(), 2);
+    assert_eq!(s.read(MSIX_CONTROL & !3) >> 16, 0);
+}
+
+#[test]
+fn paths_in_sysfs_name_functions() {
+    let dir = tempfile::tempdir().unwrap();
+    let real = dir.path().join("0000:01:00.0");
+    std::fs::create_dir(&real).unwrap();
+    std::os::unix::fs::symlink(&real, dir.path().join("nic")).unwrap();
+    assert_eq!(function_at(&dir.path().join("nic")).unwrap().to_string(), "0000:01:00.0");
+    assert_eq!(function_at(dir.path()).unwrap_err().code(), Code::DeviceAbsent);
+    assert_eq!(function_at(&dir.path().join("none")).unwrap_err().code(), Code::DeviceAbsent);
+}
+
+/// Every access that a guest can make, of any kind.
+fn exercise(s: &Setup, steps: &[(u8, u16, Vec<u8>)]) {
+    for (kind, off, data) in steps {
+        let mut buffer = data.clone();
+        match kind % 6 {
+            0 => s.root.write(0, s.devfn(), *off, data),
+            1 => s.root.read(0, s.devfn(), *off, &mut buffer),
+            2 => s.device.config_read(*off, &mut buffer),
+            3 => {
+                let what = s.device.config_write(*off, data);
+                s.device.changed(what);
+            }
+            4 => s.memory.write(Space::Mmio, BAR3 + u64::from(*off), data),
+            _ => s.memory.read(Space::Mmio, BAR3 + u64::from(*off), &mut buffer),
+        }
+    }
+}
+
+fn steps() -> impl Strategy<Value = Vec<(u8, u16, Vec<u8>)>> {
+    let off =
+        prop_oneof![0u16..0x110, any::<u16>(), Just(0x04), Just(0x44), Just(0x52), Just(0x78), Just(MSIX_CONTROL)];
+    prop::collection::vec((any::<u8>(), off, prop::collection::vec(any::<u8>(), 0..10)), 0..40)
+}
+
+proptest! {
+    /// No access panics, whatever the device answers; VFIO never has two kinds of interrupts armed (the fake asserts).
+    #[test]
+    fn nothing_panics(steps in steps(), failure in 0u8..3, when in 0usize..40, pokes in prop::collection::vec((0usize..256, any::<u8>()), 0..8)) {
+        let mut config = sample();
+        for (at, byte) in pokes {
+            if !(8..0x0f).contains(&at) {
+                config[at] = byte;
+            }
+        }
+        let s = Setup::of(FakePci::new(config, &[(0, 0x4000), (3, 0x4000)]));
+        s.start();
+        let (before, after) = steps.split_at(when.min(steps.len()));
+        exercise(&s, before);
+        *s.host.failure.lock() = [Failure::None, Failure::Gone, Failure::Broken][usize::from(failure)];
+        exercise(&s, after);
+        s.device.reset();
+        s.device.unplug();
+    }
+
+    /// After any writes: VFIO delivers what the registers ask for, and the hardware decodes whatever is mapped.
+    #[test]
+    fn hardware_and_registers_agree(steps in steps()) {
+        let s = Setup::new();
+        s.start();
+        for step in steps {
+            exercise(&s, &[(0, step.1, step.2)]);
+            let wanted = super::irq::wanted(s.device.core());
+            let armed = s.host.armed.lock().keys().copied().collect::<Vec<_>>();
+            let expected = match wanted {
+                Mode::Off => vec![],
+                Mode::Intx { .. } => vec![IrqKind::Intx],
+                Mode::Msi { .. } => vec![IrqKind::Msi],
+                Mode::Msix => vec![IrqKind::Msix],
+            };
+            prop_assert_eq!(armed, expected);
+            let command = u16::from(s.host.config.lock()[4]);
+            prop_assert_eq!(command & 7, s.device.core().command() & 7);
+            let mapped = !s.memory.view(Space::Mmio).ranges().is_empty();
+            prop_assert!(!mapped || command & 2 != 0);
+        }
+    }
+}
