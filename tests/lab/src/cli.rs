@@ -28,12 +28,21 @@ enum Command {
     /// Make the lab image in the user's cache folder (4 minutes at most, once)
     Setup,
     /// Open a prompt in L1, or run commands in it (ready in about 10 s)
+    ///
+    /// In L1, passthru is on the PATH; /images has the kernels and initramfs images for guests
+    /// (bzImage, vmlinux, initramfs, initramfs-fat), /share is a folder of this run on L0.
     Shell(ShellArgs),
     /// Show the main job step by step, in the lab or on this host
+    ///
+    /// In the lab nothing of this machine is touched. With --host, a device of this machine goes
+    /// to a guest and back: a group that holds a mounted file system, swap or the default route
+    /// is refused, drives are only read.
     Demo(DemoArgs),
     /// Run unit and integration tests, then every scenario
     Test(TestArgs),
     /// Compare passthru with QEMU: exits, ioctls, memory, time
+    ///
+    /// Counts are exact in the lab. Times are not: only their ratio means something.
     Bench(BenchArgs),
     /// L1's side of `bench`
     #[command(hide = true)]
@@ -43,8 +52,6 @@ enum Command {
     Agent,
 }
 
-/// In L1, passthru is on the PATH; /images has the kernels and initramfs images for guests
-/// (bzImage, vmlinux, initramfs, initramfs-fat), /share is a folder of this run on L0.
 #[derive(Args)]
 struct ShellArgs {
     /// The PC to boot; `help` lists them
@@ -64,9 +71,6 @@ struct ShellArgs {
     profile: String,
 }
 
-/// In the lab nothing of this machine is touched. With --host, a device of this machine goes
-/// to a guest and back: a group that holds a mounted file system, swap or the default route
-/// is refused, drives are only read.
 #[derive(Args)]
 struct DemoArgs {
     /// Use this PCI device of this host, which needs an IOMMU
@@ -101,7 +105,6 @@ struct TestArgs {
     passthru: Option<PathBuf>,
 }
 
-/// Counts are exact in the lab. Times are not: only their ratio means something.
 #[derive(Args)]
 struct BenchArgs {
     /// Rounds in which time is measured; at most 3 of as many more count everything
