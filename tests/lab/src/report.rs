@@ -59,7 +59,7 @@ pub fn consoles(folder: &Path, lines: usize) -> String {
     out
 }
 
-/// Makes the folder of this run below `target/lab/runs` and removes the oldest ones.
+/// Makes the folder of this run, `SECONDS-PID` below `target/lab/runs`, and removes the oldest ones.
 pub fn run_folder(target: &Path) -> Result<PathBuf> {
     let runs = target.join("lab/runs");
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
@@ -68,11 +68,17 @@ pub fn run_folder(target: &Path) -> Result<PathBuf> {
     let mut old: Vec<PathBuf> = fs::read_dir(&runs)?.flatten().map(|e| e.path()).collect();
     old.sort();
     let surplus = old.len().saturating_sub(KEPT_RUNS);
-    for path in &old[..surplus] {
+    for path in old[..surplus].iter().filter(|p| !is_running(p)) {
         // Another run may be removing the same one.
         let _ = fs::remove_dir_all(path);
     }
     Ok(folder)
+}
+
+/// Whether the process that a run's folder is named after still exists.
+fn is_running(folder: &Path) -> bool {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    name.rsplit_once('-').is_some_and(|(_, pid)| Path::new("/proc").join(pid).exists())
 }
 
 #[cfg(test)]
@@ -90,11 +96,14 @@ mod tests {
     fn old_runs_go_away() {
         let dir = tempfile::tempdir().unwrap();
         for i in 0..30 {
-            fs::create_dir_all(dir.path().join(format!("lab/runs/{i:03}"))).unwrap();
+            fs::create_dir_all(dir.path().join(format!("lab/runs/{i:03}-0"))).unwrap();
         }
+        let live = dir.path().join("lab/runs/000-1");
+        fs::create_dir(&live).unwrap();
         let mine = run_folder(dir.path()).unwrap();
         assert!(mine.is_dir());
         let left = fs::read_dir(dir.path().join("lab/runs")).unwrap().count();
-        assert_eq!(left, KEPT_RUNS);
+        assert_eq!(left, KEPT_RUNS + 1);
+        assert!(live.is_dir(), "a run that still goes on keeps its folder");
     }
 }
