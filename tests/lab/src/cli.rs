@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
@@ -163,11 +163,11 @@ fn run_shell(args: &ShellArgs) -> Result<ExitCode> {
     let image = setup::run()?;
     let programs = Programs { passthru: Some(build::passthru(args.passthru.as_deref(), &args.profile)?) };
     let folder = report::run_folder(&build::target())?.join("shell");
-    let mut l1 =
-        L1::boot(&image, machine, &programs, &folder).inspect_err(|_| eprint!("{}", report::consoles(&folder, 20)))?;
+    let mut l1 = L1::boot(&image, machine, &programs, &folder)
+        .inspect_err(|_| eprint!("{}", report::consoles(&folder, 20, UNIX_EPOCH)))?;
     let code = match &args.commands {
         Some(text) => shell::command(&mut l1, text, Duration::from_secs(args.timeout))
-            .inspect_err(|_| eprint!("{}", report::consoles(&folder, 20)))?,
+            .inspect_err(|_| eprint!("{}", report::consoles(&folder, 20, UNIX_EPOCH)))?,
         None => shell::interactive(&mut l1)?,
     };
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
@@ -189,7 +189,7 @@ fn run_demo(args: &DemoArgs) -> Result<ExitCode> {
             result => result?,
         },
         (_, passthru) => demo::lab::run(&image, &Programs { passthru }, &folder, args.vmm)
-            .inspect_err(|_| eprint!("{}", report::consoles(&folder.join("demo"), 20)))?,
+            .inspect_err(|_| eprint!("{}", report::consoles(&folder.join("demo"), 20, UNIX_EPOCH)))?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -37,21 +37,24 @@ fn plain(line: &str) -> String {
     out
 }
 
-/// The last lines of every console below `folder`, newest information of a failure.
-pub fn consoles(folder: &Path, lines: usize) -> String {
+/// The last lines of every console below `folder` that has changed since `since`.
+pub fn consoles(folder: &Path, lines: usize, since: SystemTime) -> String {
     let mut files = Vec::new();
     for dir in [folder.to_owned(), folder.join("share/jobs")] {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             let path = entry.path();
-            let wanted = path.extension().is_some_and(|e| e == "log" || e == "out");
-            if wanted {
-                files.push(path);
+            let console = path.extension().is_some_and(|e| e == "log" || e == "out");
+            if let Ok(changed) = entry.metadata().and_then(|m| m.modified())
+                && console
+                && changed >= since
+            {
+                files.push((changed, path));
             }
         }
     }
-    files.sort_by_key(|p| fs::metadata(p).and_then(|m| m.modified()).ok());
+    files.sort();
     let mut out = String::new();
-    for file in files {
+    for (_, file) in files {
         let bytes = fs::read(&file).unwrap_or_default();
         let text = tail(&String::from_utf8_lossy(&bytes), lines);
         out += &format!("--- {} ---\n{text}\n", file.display());
