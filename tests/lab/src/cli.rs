@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
@@ -28,12 +28,21 @@ enum Command {
     /// Make the lab image in the user's cache folder (4 minutes at most, once)
     Setup,
     /// Open a prompt in L1, or run commands in it (ready in about 10 s)
+    ///
+    /// In L1, passthru is on the PATH; /images has the kernels and initramfs images for guests
+    /// (bzImage, vmlinux, initramfs, initramfs-fat), /share is a folder of this run on L0.
     Shell(ShellArgs),
     /// Show the main job step by step, in the lab or on this host
+    ///
+    /// In the lab nothing of this machine is touched. With --host, a device of this machine goes
+    /// to a guest and back: a group that holds a mounted file system, swap or the default route
+    /// is refused, drives are only read.
     Demo(DemoArgs),
     /// Run unit and integration tests, then every scenario
     Test(TestArgs),
     /// Compare passthru with QEMU: exits, ioctls, memory, time
+    ///
+    /// Counts are exact in the lab. Times are not: only their ratio means something.
     Bench(BenchArgs),
     /// L1's side of `bench`
     #[command(hide = true)]
@@ -43,8 +52,6 @@ enum Command {
     Agent,
 }
 
-/// In L1, passthru is on the PATH; /images has the kernels and initramfs images for guests
-/// (bzImage, vmlinux, initramfs, initramfs-fat), /share is a folder of this run on L0.
 #[derive(Args)]
 struct ShellArgs {
     /// The PC to boot; `help` lists them
@@ -64,9 +71,6 @@ struct ShellArgs {
     profile: String,
 }
 
-/// In the lab nothing of this machine is touched. With --host, a device of this machine goes
-/// to a guest and back: a group that holds a mounted file system, swap or the default route
-/// is refused, drives are only read.
 #[derive(Args)]
 struct DemoArgs {
     /// Use this PCI device of this host, which needs an IOMMU
@@ -101,7 +105,6 @@ struct TestArgs {
     passthru: Option<PathBuf>,
 }
 
-/// Counts are exact in the lab. Times are not: only their ratio means something.
 #[derive(Args)]
 struct BenchArgs {
     /// Rounds in which time is measured; at most 3 of as many more count everything
@@ -160,11 +163,11 @@ fn run_shell(args: &ShellArgs) -> Result<ExitCode> {
     let image = setup::run()?;
     let programs = Programs { passthru: Some(build::passthru(args.passthru.as_deref(), &args.profile)?) };
     let folder = report::run_folder(&build::target())?.join("shell");
-    let mut l1 =
-        L1::boot(&image, machine, &programs, &folder).inspect_err(|_| eprint!("{}", report::consoles(&folder, 20)))?;
+    let mut l1 = L1::boot(&image, machine, &programs, &folder)
+        .inspect_err(|_| eprint!("{}", report::consoles(&folder, 20, UNIX_EPOCH)))?;
     let code = match &args.commands {
         Some(text) => shell::command(&mut l1, text, Duration::from_secs(args.timeout))
-            .inspect_err(|_| eprint!("{}", report::consoles(&folder, 20)))?,
+            .inspect_err(|_| eprint!("{}", report::consoles(&folder, 20, UNIX_EPOCH)))?,
         None => shell::interactive(&mut l1)?,
     };
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
@@ -186,7 +189,7 @@ fn run_demo(args: &DemoArgs) -> Result<ExitCode> {
             result => result?,
         },
         (_, passthru) => demo::lab::run(&image, &Programs { passthru }, &folder, args.vmm)
-            .inspect_err(|_| eprint!("{}", report::consoles(&folder.join("demo"), 20)))?,
+            .inspect_err(|_| eprint!("{}", report::consoles(&folder.join("demo"), 20, UNIX_EPOCH)))?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -37,21 +37,24 @@ fn plain(line: &str) -> String {
     out
 }
 
-/// The last lines of every console below `folder`, newest information of a failure.
-pub fn consoles(folder: &Path, lines: usize) -> String {
+/// The last lines of every console below `folder` that has changed since `since`.
+pub fn consoles(folder: &Path, lines: usize, since: SystemTime) -> String {
     let mut files = Vec::new();
     for dir in [folder.to_owned(), folder.join("share/jobs")] {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             let path = entry.path();
-            let wanted = path.extension().is_some_and(|e| e == "log" || e == "out");
-            if wanted {
-                files.push(path);
+            let console = path.extension().is_some_and(|e| e == "log" || e == "out");
+            if let Ok(changed) = entry.metadata().and_then(|m| m.modified())
+                && console
+                && changed >= since
+            {
+                files.push((changed, path));
             }
         }
     }
-    files.sort_by_key(|p| fs::metadata(p).and_then(|m| m.modified()).ok());
+    files.sort();
     let mut out = String::new();
-    for file in files {
+    for (_, file) in files {
         let bytes = fs::read(&file).unwrap_or_default();
         let text = tail(&String::from_utf8_lossy(&bytes), lines);
         out += &format!("--- {} ---\n{text}\n", file.display());
@@ -59,7 +62,7 @@ pub fn consoles(folder: &Path, lines: usize) -> String {
     out
 }
 
-/// Makes the folder of this run below `target/lab/runs` and removes the oldest ones.
+/// Makes the folder of this run, `SECONDS-PID` below `target/lab/runs`, and removes the oldest ones.
 pub fn run_folder(target: &Path) -> Result<PathBuf> {
     let runs = target.join("lab/runs");
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
@@ -68,11 +71,17 @@ pub fn run_folder(target: &Path) -> Result<PathBuf> {
     let mut old: Vec<PathBuf> = fs::read_dir(&runs)?.flatten().map(|e| e.path()).collect();
     old.sort();
     let surplus = old.len().saturating_sub(KEPT_RUNS);
-    for path in &old[..surplus] {
+    for path in old[..surplus].iter().filter(|p| !is_running(p)) {
         // Another run may be removing the same one.
         let _ = fs::remove_dir_all(path);
     }
     Ok(folder)
+}
+
+/// Whether the process that a run's folder is named after still exists.
+fn is_running(folder: &Path) -> bool {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    name.rsplit_once('-').is_some_and(|(_, pid)| Path::new("/proc").join(pid).exists())
 }
 
 #[cfg(test)]
@@ -90,11 +99,14 @@ mod tests {
     fn old_runs_go_away() {
         let dir = tempfile::tempdir().unwrap();
         for i in 0..30 {
-            fs::create_dir_all(dir.path().join(format!("lab/runs/{i:03}"))).unwrap();
+            fs::create_dir_all(dir.path().join(format!("lab/runs/{i:03}-0"))).unwrap();
         }
+        let live = dir.path().join("lab/runs/000-1");
+        fs::create_dir(&live).unwrap();
         let mine = run_folder(dir.path()).unwrap();
         assert!(mine.is_dir());
         let left = fs::read_dir(dir.path().join("lab/runs")).unwrap().count();
-        assert_eq!(left, KEPT_RUNS);
+        assert_eq!(left, KEPT_RUNS + 1);
+        assert!(live.is_dir(), "a run that still goes on keeps its folder");
     }
 }

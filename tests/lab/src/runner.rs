@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
@@ -222,7 +222,7 @@ impl<'a> Worker<'a> {
             Err(e) => {
                 tally.failed += 1;
                 println!("FAIL  {name} ({seconds} s): {e:#}");
-                print!("{}", report::consoles(&self.folder(), CONSOLE_LINES));
+                print!("{}", report::consoles(&self.folder(), CONSOLE_LINES, SystemTime::now() - took));
             }
         }
     }

@@ -24,9 +24,9 @@ pub fn command(l1: &mut L1, text: &str, limit: Duration) -> Result<i32> {
 /// Joins this terminal and a shell on L1's console `hvc0` until the shell ends.
 pub fn interactive(l1: &mut L1) -> Result<i32> {
     let terminal = l1.l0().connect("terminal.sock")?;
-    let (rows, columns) = window().unwrap_or((24, 80));
+    let (rows, columns) = window().filter(|(rows, columns)| *rows > 0 && *columns > 0).unwrap_or((24, 80));
     let job = l1.start(&format!(
-        "exec setsid -c sh -c 'stty sane rows {rows} cols {columns}; cd /root; \
+        "exec setsid --ctty --wait sh -c 'stty sane rows {rows} cols {columns}; cd /root; \
          echo \"L1: passthru is on the PATH, kernels and initramfs images are in /images. Ctrl-D ends L1.\"; \
          TERM=${{TERM:-linux}} PS1=\"L1# \" bash --norc -i' <>/dev/hvc0 >&0 2>&1"
     ))?;

@@ -18,7 +18,8 @@ impl Iommu {
     pub fn kernel_options(self) -> &'static str {
         match self {
             Self::Intel | Self::IntelWithoutRemapping => "intel_iommu=on iommu=nopt",
-            Self::Amd => "amd_iommu=on iommu=nopt",
+            // With translation for the host's own drivers L1 hangs when nvme starts.
+            Self::Amd => "iommu=pt",
             Self::None => "intel_iommu=off",
         }
     }
@@ -40,8 +41,9 @@ pub struct Machine {
     pub modules: &'static [&'static str],
 }
 
-const ROOT_PORT_1: &str = "-device pcie-root-port,id=rp1,bus=pcie.0,addr=1,chassis=1";
-const ROOT_PORT_2: &str = "-device pcie-root-port,id=rp2,bus=pcie.0,addr=2,chassis=2";
+// Slot 1 is what QEMU gives to the PCI function of an AMD IOMMU.
+const ROOT_PORT_1: &str = "-device pcie-root-port,id=rp1,bus=pcie.0,addr=2,chassis=1";
+const ROOT_PORT_2: &str = "-device pcie-root-port,id=rp2,bus=pcie.0,addr=3,chassis=2";
 const NIC: &str = "-netdev user,id=net1 -device e1000e,id=nic1,netdev=net1,bus=rp1,mac=52:54:00:00:00:01";
 const DRIVE: &str = "-drive file={drive},format=raw,if=none,id=drive1,snapshot=on";
 const NVME: &str = "-device nvme,id=nvme1,drive=drive1,serial=lab1,bus=rp2";

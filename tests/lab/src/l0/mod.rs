@@ -7,7 +7,7 @@ pub mod qmp;
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -76,6 +76,11 @@ impl L0 {
     /// A session with QEMU's monitor.
     pub fn monitor(&mut self) -> Result<qmp::Monitor> {
         qmp::Monitor::new(self.connect("qmp.sock")?)
+    }
+
+    /// How QEMU ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.try_wait().ok().flatten()
     }
 
     /// Where the consoles are.

@@ -88,7 +88,13 @@ impl L1 {
         }
         let mut l0 = L0::start(image, machine, folder)?;
         let mut agent = Client::new(l0.connect("agent.sock")?);
-        agent.ask(Op::Ping, BOOT_LIMIT)?;
+        if let Err(e) = agent.ask(Op::Ping, BOOT_LIMIT) {
+            // A PC that has ended will do so again: no stall.
+            match l0.ended() {
+                Some(status) => bail!("L0's QEMU ended before L1 was up: {status}"),
+                None => return Err(e),
+            }
+        }
         Ok(Self { l0, agent, machine, jobs: 0, scripts: 0, deadline: None })
     }
 
@@ -258,7 +264,7 @@ impl L1 {
 }
 
 fn shell(text: &str) -> Command {
-    Command { argv: vec!["sh".into(), "-c".into(), text.into()], stdin: None }
+    Command { argv: vec!["bash".into(), "-c".into(), text.into()], stdin: None }
 }
 
 /// "ended with 3:" and what the command wrote, for an error message.

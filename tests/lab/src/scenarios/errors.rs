@@ -33,12 +33,12 @@ const SHARED_SOUND: &str = "02:02.0";
 /// An ordinary user without capabilities.
 const AS_USER: &str = "setpriv --reuid 1000 --regid 1000 --clear-groups --inh-caps=-all --bounding-set=-all";
 
-/// The command must fail with a code `PTnnn`, and name all of `words`.
-fn refused(lab: &mut Lab, command: &str, words: &[&str]) -> Result<String> {
+/// The command must fail with `code`, and name all of `words`.
+fn refused(lab: &mut Lab, command: &str, code: &str, words: &[&str]) -> Result<String> {
     let output = lab.l1.sh_within(command, Duration::from_secs(60))?;
     ensure!(output.code != 0 && !output.timed_out, "`{command}` should fail, but {}", crate::l1::describe(&output));
     let text = output.stdout + &output.stderr;
-    ensure!(code_in(&text).is_some(), "no error code PTnnn in:\n{text}");
+    ensure!(code_in(&text) == Some(code), "the code is not {code}:\n{text}");
     for word in words {
         ensure!(text.to_lowercase().contains(&word.to_lowercase()), "`{word}` is not in:\n{text}");
     }
@@ -58,20 +58,20 @@ fn nic_guest() -> Guest {
 fn no_kvm(lab: &mut Lab) -> Result<()> {
     let command = lab.l1.prepare(&Guest::new())?;
     lab.l1.ok("mv /dev/kvm /dev/kvm.away")?;
-    let result = refused(lab, &command, &["/dev/kvm"]);
+    let result = refused(lab, &command, "PT001", &["/dev/kvm"]);
     lab.l1.ok("mv /dev/kvm.away /dev/kvm")?;
     result.map(drop)
 }
 
 fn device_absent(lab: &mut Lab) -> Result<()> {
     let command = lab.l1.prepare(&Guest::new().device("vfio-pci,host=05:00.0"))?;
-    refused(lab, &command, &["05:00.0"])?;
-    refused(lab, "passthru bind 05:00.0", &["05:00.0"]).map(drop)
+    refused(lab, &command, "PT004", &["05:00.0"])?;
+    refused(lab, "passthru bind 05:00.0", "PT004", &["05:00.0"]).map(drop)
 }
 
 fn own_driver(lab: &mut Lab) -> Result<()> {
     let command = lab.l1.prepare(&nic_guest())?;
-    refused(lab, &command, &[NIC, "e1000e", "vfio-pci", "passthru bind"]).map(drop)
+    refused(lab, &command, "PT005", &[NIC, "e1000e", "vfio-pci", "passthru bind"]).map(drop)
 }
 
 fn busy(lab: &mut Lab) -> Result<()> {
@@ -79,7 +79,7 @@ fn busy(lab: &mut Lab) -> Result<()> {
         let job = lab.l1.start_guest(&nic_guest().script("sleep 1000"))?;
         lab.l1.expect(&job, "L2 UP", Duration::from_secs(120))?;
         let command = lab.l1.prepare(&nic_guest())?;
-        refused(lab, &command, &["busy", "passthru", &job.pid.to_string()])?;
+        refused(lab, &command, "PT008", &["busy", "passthru", &job.pid.to_string()])?;
         lab.l1.kill_all()
     })
 }
@@ -87,7 +87,7 @@ fn busy(lab: &mut Lab) -> Result<()> {
 fn not_permitted(lab: &mut Lab) -> Result<()> {
     steps::with_bound(lab, &[NIC], |lab| {
         let command = as_user(lab, "ulimit -l unlimited; chmod 666 /dev/kvm")?;
-        let result = refused(lab, &command, &["/dev/vfio/", "permi"]);
+        let result = refused(lab, &command, "PT007", &["/dev/vfio/", "permi"]);
         lab.l1.ok("chmod 600 /dev/kvm")?;
         result.map(drop)
     })
@@ -97,7 +97,7 @@ fn memlock(lab: &mut Lab) -> Result<()> {
     steps::with_bound(lab, &[NIC], |lab| {
         let command = as_user(lab, "ulimit -l 65536; chmod 666 /dev/kvm; chmod 666 /dev/vfio/[0-9]*")?;
         // 256 MiB needed, 64 MiB allowed.
-        let result = refused(lab, &command, &["memlock", "256", "64"]);
+        let result = refused(lab, &command, "PT009", &["memlock", "256", "64"]);
         lab.l1.ok("chmod 600 /dev/kvm")?;
         result.map(drop)
     })
@@ -112,29 +112,35 @@ fn as_user(lab: &mut Lab, before: &str) -> Result<String> {
 
 fn no_memory(lab: &mut Lab) -> Result<()> {
     let command = lab.l1.prepare(&Guest::new().memory("64G"))?;
-    refused(lab, &command, &["memory", "64"]).map(drop)
+    refused(lab, &command, "PT010", &["memory", "64"]).map(drop)
 }
 
 fn no_kernel(lab: &mut Lab) -> Result<()> {
-    for file in ["/etc/passwd", "/images/initramfs", "/usr/bin/true", "/dev/null"] {
-        refused(lab, &format!("passthru run -m 64M --kernel {file}"), &[file])?;
+    for (file, code) in [
+        ("/etc/passwd", "PT011"),
+        ("/images/initramfs", "PT011"),
+        ("/usr/bin/true", "PT011"),
+        ("/dev/null", "PT023"),
+        ("/no/such/file", "PT023"),
+    ] {
+        refused(lab, &format!("passthru run -m 64M --kernel {file}"), code, &[file])?;
     }
-    refused(lab, "passthru run -m 64M --kernel /no/such/file", &["/no/such/file"]).map(drop)
+    Ok(())
 }
 
 /// `passthru bind` refuses what the host itself is using.
 fn bind_in_use(lab: &mut Lab) -> Result<()> {
     lab.l1.ok("mkfs.ext4 -q -F /dev/nvme0n1 && mkdir -p /mnt/drive && mount /dev/nvme0n1 /mnt/drive")?;
-    let mounted = refused(lab, &format!("passthru bind {DRIVE}"), &["/mnt/drive"]);
+    let mounted = refused(lab, &format!("passthru bind {DRIVE}"), "PT013", &["/mnt/drive"]);
     lab.l1.ok("umount /mnt/drive && mkswap /dev/nvme0n1 && swapon /dev/nvme0n1")?;
-    let swap = refused(lab, &format!("passthru bind {DRIVE}"), &["swap"]);
+    let swap = refused(lab, &format!("passthru bind {DRIVE}"), "PT013", &["swap"]);
     lab.l1.ok("swapoff /dev/nvme0n1 && dd if=/dev/zero of=/dev/nvme0n1 bs=1M count=1 2>/dev/null")?;
     let interface = lab.l1.ok(&format!("ls /sys/bus/pci/devices/0000:{NIC}/net"))?;
     let interface = interface.trim();
     lab.l1.ok(&format!(
         "ip link set {interface} up && ip addr add 10.0.2.15/24 dev {interface} && ip route add default via 10.0.2.2"
     ))?;
-    let route = refused(lab, &format!("passthru bind {NIC}"), &[interface, "route"]);
+    let route = refused(lab, &format!("passthru bind {NIC}"), "PT013", &[interface, "route"]);
     lab.l1.ok(&format!("ip addr flush dev {interface} && ip link set {interface} down"))?;
     ensure!(steps::driver(lab.l1, DRIVE)? == "nvme", "the drive has lost its driver");
     ensure!(steps::driver(lab.l1, NIC)? == "e1000e", "the NIC has lost its driver");
@@ -159,18 +165,18 @@ fn no_iommu(lab: &mut Lab) -> Result<()> {
     // Whichever of the two says it first.
     let bind = lab.l1.sh(&format!("passthru bind {NIC}"))?;
     if bind.code == 0 {
-        let result = refused(lab, &command, &["iommu"]);
+        let result = refused(lab, &command, "PT002", &["iommu"]);
         lab.l1.ok(&format!("passthru release {NIC}"))?;
         return result.map(drop);
     }
-    refused(lab, &format!("passthru bind {NIC}"), &["iommu"])?;
-    refused(lab, &command, &["iommu"]).map(drop)
+    refused(lab, &format!("passthru bind {NIC}"), "PT002", &["iommu"])?;
+    refused(lab, &command, "PT002", &["iommu"]).map(drop)
 }
 
 fn no_remapping(lab: &mut Lab) -> Result<()> {
     let command = lab.l1.prepare(&nic_guest())?;
     bind_by_hand(lab.l1, NIC)?;
-    let result = refused(lab, &command, &["interrupt remapping"]);
+    let result = refused(lab, &command, "PT003", &["interrupt remapping"]);
     release_by_hand(lab.l1, NIC)?;
     result.map(drop)
 }
@@ -179,7 +185,7 @@ fn no_remapping(lab: &mut Lab) -> Result<()> {
 fn not_viable(lab: &mut Lab) -> Result<()> {
     let command = lab.l1.prepare(&Guest::new().device(&format!("vfio-pci,host={SHARED_NIC}")))?;
     bind_by_hand(lab.l1, SHARED_NIC)?;
-    let result = refused(lab, &command, &[SHARED_NIC, SHARED_SOUND, "snd_hda_intel"]);
+    let result = refused(lab, &command, "PT006", &[SHARED_NIC, SHARED_SOUND, "snd_hda_intel"]);
     release_by_hand(lab.l1, SHARED_NIC)?;
     result.map(drop)
 }
