@@ -1,7 +1,6 @@
 //! KVM's VFIO pseudo device: tells KVM which VFIO groups or devices the guest owns, so that it honours the guest's cache
 //! attributes for DMA that does not snoop (GPUs) and allows posted interrupts (Documentation/virt/kvm/devices/vfio.rst).
 
-use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 
@@ -12,7 +11,8 @@ use kvm_bindings::{
 use kvm_ioctls::DeviceFd;
 use parking_lot::Mutex;
 
-use super::Vm;
+use super::{Vm, refused};
+use crate::error::Result;
 use crate::vfio::seams::GroupSink;
 
 /// The list of one VM. It ends with the VM: a guest that starts again gets a fresh one.
@@ -30,29 +30,33 @@ impl KvmVfio {
 }
 
 impl GroupSink for KvmVfio {
-    fn add_group(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+    fn add_group(&self, fd: BorrowedFd<'_>) -> Result<()> {
         let mut device = self.device.lock();
         let device = match &mut *device {
             Some(device) => device,
             none => none.insert(create(&self.vm)?),
         };
-        Ok(set(device, KVM_DEV_VFIO_FILE_ADD, fd.as_raw_fd())?)
+        set(device, KVM_DEV_VFIO_FILE_ADD, fd.as_raw_fd())
+            .map_err(|error| refused("a VFIO group (KVM_DEV_VFIO_FILE_ADD)", error))
     }
 
-    fn del_group(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        match &*self.device.lock() {
-            Some(device) => Ok(set(device, KVM_DEV_VFIO_FILE_DEL, fd.as_raw_fd())?),
-            None => Ok(()),
+    fn del_group(&self, fd: BorrowedFd<'_>) {
+        if let Some(device) = &*self.device.lock()
+            && let Err(error) = set(device, KVM_DEV_VFIO_FILE_DEL, fd.as_raw_fd())
+        {
+            crate::log::warn(format_args!("KVM did not let go of a VFIO group: {error}"));
         }
     }
 }
 
-fn create(vm: &Vm) -> Result<DeviceFd, kvm_ioctls::Error> {
+fn create(vm: &Vm) -> Result<DeviceFd> {
     let mut request = kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_VFIO, fd: 0, flags: 0 };
-    vm.fd.create_device(&mut request)
+    vm.fd
+        .create_device(&mut request)
+        .map_err(|error| refused("its VFIO device (KVM_CREATE_DEVICE)", error).fix("use a kernel with CONFIG_KVM_VFIO"))
 }
 
-fn set(device: &DeviceFd, change: u32, file: RawFd) -> Result<(), kvm_ioctls::Error> {
+fn set(device: &DeviceFd, change: u32, file: RawFd) -> std::result::Result<(), kvm_ioctls::Error> {
     let attribute = kvm_device_attr {
         group: KVM_DEV_VFIO_FILE,
         attr: u64::from(change),

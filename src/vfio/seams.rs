@@ -145,8 +145,8 @@ pub trait DmaMapper: Send + Sync {
     fn limits(&self) -> Result<DmaLimits>;
 }
 
-/// KVM's list of the IOMMU groups of a guest (the KVM-VFIO pseudo device), which decides about cache coherence and, for
-/// some devices, about who may use the group. It outlives a virtual machine's descriptor and tells each new one.
+/// KVM's list of the IOMMU groups of a virtual machine (the KVM-VFIO pseudo device), which decides about cache coherence
+/// and, for some devices, about who may use the group.
 pub trait GroupSink: Send + Sync {
     /// KVM_DEV_VFIO_FILE_ADD of a group's descriptor, which stays open until [`GroupSink::del_group`].
     fn add_group(&self, fd: BorrowedFd<'_>) -> Result<()>;

@@ -37,7 +37,7 @@ struct State {
     domains: Vec<Domain>,
     /// Exceptions for BARs, for the DMA spaces that are still to come.
     policies: Vec<(Weak<HostMem>, PeerToPeer)>,
-    /// KVM's list of groups.
+    /// KVM's list of groups, of the present virtual machine.
     kvm: Option<Arc<dyn GroupSink>>,
 }
 
@@ -179,16 +179,19 @@ impl Vfio {
         self.leave(&mut self.state.lock(), handle);
     }
 
-    /// Gives KVM's list every group that is open, and every one that will be.
+    /// Gives the list of a new virtual machine every group that is open, and every one that will be; `None` when the
+    /// machine is taken down, and its list with it.
     ///
     /// # Errors
     /// KVM's refusal of a group; the list then has those before it.
-    pub fn set_kvm(&self, kvm: Arc<dyn GroupSink>) -> Result<()> {
+    pub fn set_kvm(&self, kvm: Option<Arc<dyn GroupSink>>) -> Result<()> {
         let mut state = self.state.lock();
-        for group in state.domains.iter().flat_map(|domain| domain.groups.values()) {
-            kvm.add_group(group.fd.as_fd())?;
+        if let Some(kvm) = &kvm {
+            for group in state.domains.iter().flat_map(|domain| domain.groups.values()) {
+                kvm.add_group(group.fd.as_fd())?;
+            }
         }
-        state.kvm = Some(kvm);
+        state.kvm = kvm;
         Ok(())
     }
 

@@ -73,7 +73,10 @@ pub fn not_permitted(node: &Node, answer: &io::Error) -> Error {
     if group_may && group != "root" {
         return error.fix(format!("as root, `usermod -aG {group} {}`, then log in again", node.user));
     }
-    error.fix(format!("as root, `setfacl -m u:{}:rw {path}`, or a udev rule that gives it to a group of yours", node.user))
+    error.fix(format!(
+        "as root, `setfacl -m u:{}:rw {path}`, or a udev rule that gives it to a group of yours",
+        node.user
+    ))
 }
 
 #[cfg(test)]
