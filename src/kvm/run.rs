@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use parking_lot::Mutex;
 
 use super::events::{VmEvent, VmEvents};
 use super::exits::{Counters, Kind};
@@ -24,6 +25,8 @@ pub(super) struct Runner {
     pub(super) counters: Arc<Counters>,
     /// Set before the thread is called back.
     pub(super) stop: Arc<AtomicBool>,
+    /// Held while writes are taken out of the ring of collected ones, which all vCPUs of the VM share.
+    pub(super) collected: Arc<Mutex<()>>,
 }
 
 const NO_MEMORY: &str = "the guest reached memory that the host could not provide";
@@ -124,6 +127,7 @@ impl Runner {
 
     fn access_port(&mut self, PortAccess { port, write, data, len }: PortAccess) {
         self.counters.count(if write { Kind::IoWrite } else { Kind::IoRead });
+        self.replay_collected();
         // SAFETY: the last exit was KVM_EXIT_IO, for which the kernel filled this member of the union.
         let size = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io.size };
         let size = usize::from(size).max(1);
@@ -137,6 +141,15 @@ impl Runner {
             // SAFETY: as above; kvm-ioctls gave the slice as a mutable one, and no other reference to it is alive.
             let data = unsafe { std::slice::from_raw_parts_mut(data, len) };
             data.chunks_mut(size).for_each(|element| self.memory.read(Space::Pio, port, element));
+        }
+    }
+
+    /// Does the port writes that KVM has collected ([`super::Vm::collect_writes`]), in their order.
+    fn replay_collected(&mut self) {
+        let _guard = self.collected.lock();
+        while let Ok(Some(entry)) = self.fd.coalesced_mmio_read() {
+            let len = (entry.len as usize).min(entry.data.len());
+            self.memory.write(Space::Pio, entry.phys_addr, &entry.data[..len]);
         }
     }
 

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 
+use parking_lot::Mutex;
+
 use super::events::VmEvents;
 use super::exits::{Counters, ExitCounts};
 use super::run::Runner;
-use super::{Vm, kick, vcpu};
+use super::{Vm, kick, refused, vcpu};
 use crate::boot::cpu_state::CpuState;
 use crate::cpu::CpuPlan;
 use crate::error::{Error, Result};
@@ -39,10 +41,12 @@ impl VcpuSet {
     ) -> Result<VcpuSet> {
         kick::install()?;
         let stop = Arc::new(AtomicBool::new(false));
+        let collected = Arc::new(Mutex::new(()));
         let mut idle = Vec::new();
         let mut counters = Vec::new();
         for (index, apic_id) in (0..).zip(plan.topology().apic_ids()) {
-            let fd = vcpu::create(vm, plan, apic_id, start.filter(|_| index == 0))?;
+            let mut fd = vcpu::create(vm, plan, apic_id, start.filter(|_| index == 0))?;
+            fd.map_coalesced_mmio_ring().map_err(|error| refused("its ring of collected writes (mmap)", error))?;
             let own = Arc::<Counters>::default();
             counters.push(own.clone());
             idle.push(Runner {
@@ -52,6 +56,7 @@ impl VcpuSet {
                 events: events.clone(),
                 counters: own,
                 stop: stop.clone(),
+                collected: collected.clone(),
             });
         }
         Ok(VcpuSet { idle, threads: Vec::new(), counters, stop })

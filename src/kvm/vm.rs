@@ -7,11 +7,11 @@ use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
     KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_irq_routing_entry, kvm_pit_config,
 };
-use kvm_ioctls::VmFd;
-use vmm_sys_util::eventfd::EventFd;
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Kvm, refused};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::irq::{IrqChip, MsiMessage, Route, Target};
 
 /// Where KVM on Intel keeps three pages that it needs to run real-mode code. The address map must leave them out.
@@ -55,6 +55,30 @@ impl Vm {
     /// How many memory slots the VM can have.
     pub fn slots(&self) -> u32 {
         self.slots
+    }
+
+    /// Lets writes that begin at `port` do nothing, without an exit to user space: for a port whose writes nobody hears.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::KvmFailed`] with the request that was refused.
+    pub fn ignore_writes(&self, port: u16) -> Result<()> {
+        // KVM signals an eventfd instead of leaving the guest, and keeps its own reference to it.
+        let nobody =
+            EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|error| Error::system("make an eventfd", &error))?;
+        self.fd
+            .register_ioevent(&nobody, &IoEventAddress::Pio(port.into()), NoDatamatch)
+            .map_err(|error| refused("to ignore writes to a port (KVM_IOEVENTFD)", error))
+    }
+
+    /// Collects byte writes to `port` in KVM's ring until the next port access that leaves the guest, which sees them
+    /// first: for an index register that has no effect of its own.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::KvmFailed`] with the request that was refused.
+    pub fn collect_writes(&self, port: u16) -> Result<()> {
+        self.fd
+            .register_coalesced_mmio(IoEventAddress::Pio(port.into()), 1)
+            .map_err(|error| refused("to collect writes to a port (KVM_REGISTER_COALESCED_MMIO)", error))
     }
 }
 

@@ -7,12 +7,14 @@ use super::Machine;
 use crate::boot::acpi::{AcpiInput, Tables};
 use crate::boot::cpu_state::CpuState;
 use crate::boot::layout::{Layout, PIO_BARS};
+use crate::devices::rtc::RTC_BASE;
 use crate::error::Result;
 use crate::irq::Router;
 use crate::kvm::{KvmSlots, KvmVfio, VcpuSet, Vm};
 use crate::memory::ram::GuestRam;
 use crate::memory::{IoHandler, Listening, Space, Stage};
 use crate::pci::assign::{self, Apertures};
+use crate::pci::cf8;
 use crate::pci::pages::ConfigPages;
 use crate::vfio::space::Vfio;
 
@@ -32,6 +34,10 @@ impl Running {
         let Machine { memory, router, vfio, layout, cpus, root, .. } = machine;
         let vm = Vm::new(&machine.kvm)?;
         router.set_chip(vm.clone())?;
+        vm.collect_writes(RTC_BASE)?;
+        if !machine.cf8.is_there() {
+            vm.ignore_writes(cf8::BASE)?;
+        }
         // Each of these is undone by the drop of `running` from here on.
         let mut running = Running {
             vcpus: None,

@@ -38,6 +38,11 @@ impl Cf8 {
         Arc::new(Cf8 { root, reset_control, hidden, address: AtomicU32::new(0) })
     }
 
+    /// Whether the guest finds the registers.
+    pub fn is_there(&self) -> bool {
+        !self.hidden
+    }
+
     /// The ports, to be placed at [`BASE`].
     pub fn region(self: &Arc<Self>) -> Region {
         Region::whole("pci cf8", u64::from(LEN), PRIORITY_PLATFORM, Backing::io(self.clone()))

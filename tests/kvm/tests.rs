@@ -22,6 +22,7 @@ macro_rules! list {
 
 list! {
     accesses_reach_their_handlers
+    collected_writes_come_before_the_next_access_and_ignored_ones_never
     string_instructions_are_taken_apart
     writes_of_rom_trap_and_reads_do_not
     a_triple_fault_is_a_reset
@@ -77,6 +78,33 @@ fn accesses_reach_their_handlers(kvm: &Kvm) -> Result<(), String> {
     let exits = guest.vcpus.exits();
     assert_eq!((exits.io_reads, exits.io_writes, exits.mmio_reads, exits.mmio_writes), (1, 3, 1, 1));
     assert_eq!(exits.other, 0);
+    Ok(())
+}
+
+fn collected_writes_come_before_the_next_access_and_ignored_ones_never(kvm: &Kvm) -> Result<(), String> {
+    #[rustfmt::skip]
+    let code = [
+        &[0xb0, 0x07, // mov al, 7
+          0xe6, 0x80, // out 0x80, al
+          0xe6, 0x84, // out 0x84, al
+          0x66, 0xe7, 0x84, // out 0x84, eax
+          0xb0, 0x08, // mov al, 8
+          0xe6, 0x80, // out 0x80, al
+          0xe4, 0x81, // in al, 0x81
+        ][..], &DONE].concat();
+    let machine = Machine::new(&code);
+    let mut guest = Guest::new(kvm, &machine, 1, real_mode()).unwrap();
+    if guest.vm.collect_writes(0x80).is_err() {
+        return Err("this KVM collects no port writes".into());
+    }
+    guest.vm.ignore_writes(0x84).unwrap();
+    guest.vcpus.start().unwrap();
+    shut_down(machine.end());
+    assert_eq!(machine.take_log(), ["port write 0x0 [07]", "port write 0x0 [08]", "port read 0x1 1"]);
+    guest.vcpus.stop();
+    guest.vcpus.join();
+    let exits = guest.vcpus.exits();
+    assert_eq!((exits.io_reads, exits.io_writes), (1, 1), "the last write ends the guest");
     Ok(())
 }
 
