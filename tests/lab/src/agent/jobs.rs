@@ -53,13 +53,14 @@ impl Jobs {
     /// Starts a command; standard output and error go to `/share/jobs/NAME.out`.
     pub fn start(&mut self, command: &Command, name: &str) -> Result<(u64, u32)> {
         std::fs::create_dir_all("/share/jobs")?;
-        let mut file = File::create(format!("/share/jobs/{name}.out"))?;
+        let path = format!("/share/jobs/{name}.out");
+        // Two writers: without append mode one would write over what the other has written meanwhile.
+        let mut file = File::options().create(true).append(true).open(path)?;
         let mut child = spawn(command)?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         if let (Some(mut pipe), Some(text)) = (child.stdin.take(), command.stdin.clone()) {
             thread::spawn(move || pipe.write_all(text.as_bytes()));
         }
-        // One file, two writers: each appends whole chunks.
         let mut second = file.try_clone()?;
         thread::spawn(move || stdout.map(|mut s| std::io::copy(&mut s, &mut file)));
         thread::spawn(move || stderr.map(|mut s| std::io::copy(&mut s, &mut second)));
