@@ -31,10 +31,16 @@ pub struct Place {
     pub addr: Devfn,
 }
 
-/// The buses of a machine, with the id of what is at each address.
+/// A bus, with the id of what is at each address.
+struct Bus {
+    name: Arc<str>,
+    functions: BTreeMap<Devfn, Arc<str>>,
+}
+
+/// What is taken already.
 struct Places {
     /// In the order in which they come to be; the root bus is the first.
-    buses: Vec<(Arc<str>, BTreeMap<Devfn, Arc<str>>)>,
+    buses: Vec<Bus>,
     ids: BTreeSet<Arc<str>>,
 }
 
@@ -45,8 +51,8 @@ struct Places {
 /// or is of another kind, and for an address that is taken or that the bus does not have.
 pub fn plan(devices: &[Args]) -> Result<Vec<Place>> {
     let bridge = (Devfn::parse(host_bridge::ADDRESS)?, host_bridge::ID.into());
-    let mut places =
-        Places { buses: vec![(ROOT_BUS.into(), BTreeMap::from([bridge]))], ids: BTreeSet::from([ROOT_BUS.into()]) };
+    let root = Bus { name: ROOT_BUS.into(), functions: BTreeMap::from([bridge]) };
+    let mut places = Places { ids: BTreeSet::from([root.name.clone()]), buses: vec![root] };
     devices.iter().enumerate().map(|(index, args)| places.place(index, args.clone())).collect()
 }
 
@@ -66,12 +72,12 @@ impl Places {
         }
         let at = self.find(common.bus.as_deref(), of_type.name()).map_err(written)?;
         let addr = self.occupy(at, common.addr, &id).map_err(|error| written(error.evidence(self.list())))?;
-        let bus = self.buses.get(at).map(|(name, _)| name.clone()).unwrap_or_default();
+        let bus = self.buses.get(at).map(|bus| bus.name.clone()).unwrap_or_default();
         if of_type.adds_bus() {
             if self.buses.len() >= MAX_BUSES {
                 return Err(written(Error::new(Code::BadBus, format!("there cannot be more than {MAX_BUSES} buses"))));
             }
-            self.buses.push((id.clone(), BTreeMap::new()));
+            self.buses.push(Bus { name: id.clone(), functions: BTreeMap::new() });
         }
         Ok(Place { of_type, args, id, bus, addr })
     }
@@ -83,8 +89,8 @@ impl Places {
             return Err(Error::new(Code::BadBus, format!("{of_type} needs a PCI bus, and {ISA_BUS} is an ISA bus"))
                 .evidence(self.list()));
         }
-        self.buses.iter().position(|(bus, _)| &**bus == name).ok_or_else(|| {
-            let hint = did_you_mean(name, self.buses.iter().map(|(bus, _)| &**bus));
+        self.buses.iter().position(|bus| &*bus.name == name).ok_or_else(|| {
+            let hint = did_you_mean(name, self.buses.iter().map(|bus| &*bus.name));
             Error::new(Code::BadBus, format!("there is no bus `{name}`{hint}"))
                 .evidence(self.list())
                 .fix("a device that adds a bus, such as `pcie-root-port,id=NAME`, comes before the devices on it")
@@ -94,16 +100,16 @@ impl Places {
     /// Gives `id` an address of the bus with this index.
     fn occupy(&mut self, at: usize, wanted: Option<PciAddr>, id: &Arc<str>) -> Result<Devfn> {
         let none = || Error::new(Code::BadBus, "the address is on no bus");
-        let (bus, functions) = self.buses.get_mut(at).ok_or_else(none)?;
+        let Bus { name, functions } = self.buses.get_mut(at).ok_or_else(none)?;
         let wanted = wanted.map(|addr| Devfn::new(addr.device, addr.function).ok_or_else(none)).transpose()?;
         let taken = functions.iter().map(|(devfn, id)| (*devfn, &**id)).collect();
-        let devfn = choose_address(bus, at == 0, &taken, wanted)?;
+        let devfn = choose_address(name, at == 0, &taken, wanted)?;
         functions.insert(devfn, id.clone());
         Ok(devfn)
     }
 
     fn list(&self) -> String {
-        let names: Vec<&str> = self.buses.iter().map(|(bus, _)| &**bus).collect();
+        let names: Vec<&str> = self.buses.iter().map(|bus| &*bus.name).collect();
         format!("the buses are {} (PCI) and {ISA_BUS} (ISA)", names.join(", "))
     }
 }
