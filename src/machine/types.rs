@@ -25,7 +25,7 @@ props! {
     pub struct Q35 {
         /// Offer configuration mechanism 1 (ports 0xcf8 and 0xcfc) beside the ECAM, which takes half of the exits
         cf8: bool = "off",
-        /// Let the guest read the configuration space of emulated functions without an exit
+        /// Let the guest read configuration space without an exit, of passed-through functions until a driver uses them
         #[name = "config-pages"]
         config_pages: bool = "on",
     }
