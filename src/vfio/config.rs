@@ -139,7 +139,7 @@ pub fn plan(bytes: &[u8], abilities: Abilities) -> (ConfigSpace, Division) {
             msi: None,
             msix: None,
             power: None,
-            steady: vec![0..regs::CAPABILITIES_START],
+            steady: Vec::new(),
         },
     };
     plan.header(&source, abilities);
@@ -221,6 +221,7 @@ impl Planner {
     }
 
     fn header(&mut self, source: &ConfigSpace, abilities: Abilities) {
+        self.division.steady.push(0..regs::CAPABILITIES_START);
         let config = &mut self.config;
         config.set_u16(regs::COMMAND, 0);
         config.allow(regs::COMMAND, &COMMAND_BITS.to_le_bytes());
