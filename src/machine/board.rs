@@ -24,6 +24,9 @@ use crate::irq::{IrqLine, Router};
 use crate::kvm::{VmEvent, VmEvents};
 use crate::memory::{Backing, IoHandler, Layout, Memory, PRIORITY_PLATFORM, Region, Space};
 
+/// Index ports of a Super I/O chip, which the machine does not have: Linux's serial driver writes to each of them 20 times
+/// to find one.
+pub const SILENT_PORTS: [u16; 2] = [0x2e, 0x4e];
 /// The SCI: the interrupt of the power management registers, as the FADT and the MADT have it.
 const SCI_IRQ: u32 = 9;
 /// How long the end of the process waits for a slow reader of the serial port's output.

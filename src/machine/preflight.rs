@@ -46,6 +46,7 @@ pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
     };
     check_memory(ram, pages, &host.free_memory())?;
     if places.iter().any(|place| place.of_type.name() == crate::vfio::front_end::NAME) {
+        raise_descriptor_limit();
         memlock::apply(plan_memlock(memlock_needed(ram, 1, 0), &host.lock_rights())?)?;
     }
     let kvm = Kvm::open(host)?;
@@ -55,6 +56,17 @@ pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
     // The layout of the smallest machine: whether the memory fits below the highest address.
     Layout::new(ram, phys_bits, 0)?;
     Ok(Plan { machine, image, kvm, cpus, phys_bits, places })
+}
+
+/// Every vector of a device's MSI-X is a descriptor, and another while the guest uses it: up to 4096 for one device, and
+/// many systems begin with 1024 for a process.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
+    if let Err(error) = raised {
+        crate::log::warn(format_args!("the limit of open files stays as it is: {error}"));
+    }
 }
 
 /// Whether the guest's memory lies where the IOMMUs can map it.

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Machine;
+use super::board::SILENT_PORTS;
 use crate::boot::acpi::{AcpiInput, Tables};
 use crate::boot::cpu_state::CpuState;
 use crate::boot::layout::{Layout, PIO_BARS};
@@ -35,8 +36,9 @@ impl Running {
         let vm = Vm::new(&machine.kvm)?;
         router.set_chip(vm.clone())?;
         vm.collect_writes(RTC_BASE)?;
-        if !machine.cf8.is_there() {
-            vm.ignore_writes(cf8::BASE)?;
+        let hidden = (!machine.cf8.is_there()).then_some(cf8::BASE);
+        for port in SILENT_PORTS.into_iter().chain(hidden) {
+            vm.ignore_writes(port)?;
         }
         // Each of these is undone by the drop of `running` from here on.
         let mut running = Running {

@@ -13,8 +13,13 @@ const EVENTS: &str = "/sys/kernel/tracing/events/kvm";
 pub type Histogram = BTreeMap<u64, u64>;
 
 /// Events and the field that each one is counted by.
-const TRIGGERS: &[(&str, &str)] =
-    &[("kvm_userspace_exit", "reason"), ("kvm_pio", "port"), ("kvm_mmio", "gpa"), ("kvm_exit", "exit_reason")];
+const TRIGGERS: &[(&str, &str)] = &[
+    ("kvm_userspace_exit", "reason:size=4096"),
+    ("kvm_pio", "port:size=4096"),
+    // Type 0 announces a read that user space will answer; type 1 follows it.
+    ("kvm_mmio", "gpa:size=4096 if type!=0"),
+    ("kvm_exit", "exit_reason:size=4096"),
+];
 
 /// All counters at one moment.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -42,7 +47,7 @@ impl Counts {
         Self::stop();
         for (event, key) in TRIGGERS {
             let file = format!("{EVENTS}/{event}/trigger");
-            fs::write(&file, format!("hist:keys={key}:size=4096")).with_context(|| format!("cannot count {event}"))?;
+            fs::write(&file, format!("hist:keys={key}")).with_context(|| format!("cannot count {event}"))?;
         }
         Ok(())
     }
@@ -52,7 +57,7 @@ impl Counts {
         for (event, key) in TRIGGERS {
             let file = format!("{EVENTS}/{event}/trigger");
             // Fails when there is none, which is what is wanted.
-            let _ = fs::write(file, format!("!hist:keys={key}:size=4096"));
+            let _ = fs::write(file, format!("!hist:keys={key}"));
         }
     }
 
@@ -85,6 +90,11 @@ impl Counts {
     /// Nested page faults.
     pub fn page_faults(&self) -> u64 {
         self.exits.get(&EXIT_NPF).copied().unwrap_or(0)
+    }
+
+    /// Accesses to the IOAPIC, each of which is a nested page fault on AMD.
+    pub fn ioapic(&self) -> u64 {
+        self.mmio.range(0xfec0_0000..0xfec0_1000).map(|(_, n)| n).sum()
     }
 
     /// Accesses to the first serial port.
