@@ -73,7 +73,7 @@ pub const L2_INIT: &str = include_str!("l2-init.sh");
 /// Raised when the code that assembles the tree changes its outcome.
 const TREE_VERSION: u32 = 1;
 /// Raised when the code that assembles the images changes their outcome.
-const IMAGES_VERSION: u32 = 1;
+const IMAGES_VERSION: u32 = 2;
 
 /// Key of the Debian tree.
 pub fn tree_key() -> String {
