@@ -1,4 +1,23 @@
 //! passthru: a virtual machine monitor for x86_64 Linux/KVM whose reason to exist is device passthrough.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`cli`] | the command line: one file per subcommand; [`error`] is the table of what can go wrong |
+//! | [`host`] | the host before any VFIO descriptor is opened: facts, uses, bind, release, recover |
+//! | [`machine`] | builds a machine from options, starts it, starts it again, takes it down |
+//! | [`object`] | the grammar of `type,key=value`, `props!`, the tables of types and their help |
+//! | [`memory`], [`irq`] | the guest's one memory map and its one table of interrupt routes |
+//! | [`pci`], [`vfio`] | PCI Express as the guest sees it; functions of the host on it |
+//! | [`devices`], [`backends`] | the board's emulated devices, and where their bytes go |
+//! | [`kvm`], [`cpu`], [`boot`] | the VM descriptor and vCPU threads; CPUID and topology; kernel, ACPI, entry state |
+//!
+//! **The path of one guest access**: the guest touches an address that KVM cannot answer, and KVM_RUN returns
+//! ([`kvm`]). [`memory::Memory::read`] or `write` loads the current flat view, finds the range, and calls its
+//! [`memory::IoHandler`] without holding a lock. If that was a register that moves a BAR, [`pci`] computes the new place and
+//! changes the map in one transaction; KVM's slots and the IOMMU's mappings follow as listeners. An access to a mapped BAR
+//! of a passed-through device never gets here: it goes to the hardware.
+//!
+//! docs/architecture.md has the whole story and the lock order.
 
 pub mod backends;
 pub mod bdf;

@@ -12,9 +12,8 @@ use crate::l1::{Guest, l2_scripts as l2};
 use crate::scenario::{Lab, Scenario};
 
 pub static SCENARIOS: &[Scenario] = &[
-    Scenario::new("reboot-twice", |lab| reboots(lab, 2, 1)).limit(500),
-    Scenario::new("reboot-10-times-1-vcpu", |lab| reboots(lab, 10, 1)).long().limit(1500),
-    Scenario::new("reboot-10-times-4-vcpus", |lab| reboots(lab, 10, 4)).long().limit(1800),
+    Scenario::new("reboot-10-times-1-vcpu", |lab| reboots(lab, 10, 1)).limit(1500),
+    Scenario::new("reboot-10-times-4-vcpus", |lab| reboots(lab, 10, 4)).limit(1800),
     Scenario::new("start-and-stop-20-times", |lab| starts_and_stops(lab, 20)).limit(900),
     Scenario::new("kill-9-then-release", kill_then_release),
     Scenario::new("reboot-with-no-reboot-ends", no_reboot_ends),

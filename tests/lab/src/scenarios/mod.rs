@@ -1,6 +1,7 @@
 //! All scenarios. A new one is a function and a line in its file's table; a new file
 //! is a line here.
 
+mod bars;
 mod errors;
 mod groups;
 pub mod lab;
@@ -11,7 +12,7 @@ pub mod steps;
 use crate::scenario::Scenario;
 
 static TABLES: &[&[Scenario]] =
-    &[lab::SCENARIOS, main_job::SCENARIOS, lifecycle::SCENARIOS, errors::SCENARIOS, groups::SCENARIOS];
+    &[lab::SCENARIOS, main_job::SCENARIOS, bars::SCENARIOS, lifecycle::SCENARIOS, errors::SCENARIOS, groups::SCENARIOS];
 
 /// Every scenario, in the order in which they run.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
