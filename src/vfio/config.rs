@@ -54,12 +54,21 @@ const HIDDEN_EXTENDED: [(u16, u16); 9] = [
     (0x0024, 0x34), // Resizable BARs of virtual functions
 ];
 
-/// Capabilities whose registers act on nothing but themselves while the function is idle: power management, MSI, subsystem
-/// ids, PCI Express, MSI-X, advanced features. Not vital product data and what vendors define.
-const STEADY: [u8; 6] = [regs::CAP_POWER, regs::CAP_MSI, 0x0d, regs::CAP_EXPRESS, regs::CAP_MSIX, regs::CAP_ADVANCED];
-/// The extended ones: error reporting, virtual channels, serial number, ACS, TPH requester, LTR, secondary PCI Express,
-/// L1 substates, precision time measurement.
-const STEADY_EXTENDED: [u16; 9] = [0x0001, 0x0002, 0x0003, 0x000d, 0x0017, 0x0018, 0x0019, 0x001e, 0x001f];
+/// Capabilities whose registers act on nothing but themselves while the function is idle, with the lengths that they have
+/// at most: power management, MSI, subsystem ids, PCI Express, MSI-X, advanced features. Not vital product data and what
+/// vendors define.
+const STEADY: [(u8, u16); 6] = [
+    (regs::CAP_POWER, 8),
+    (regs::CAP_MSI, 0x18),
+    (0x0d, 8),
+    (regs::CAP_EXPRESS, 0x3c),
+    (regs::CAP_MSIX, MSIX_LEN),
+    (regs::CAP_ADVANCED, 6),
+];
+/// The extended ones: error reporting, serial number, ACS, LTR, secondary PCI Express, L1 substates, precision time
+/// measurement.
+const STEADY_EXTENDED: [(u16, u16); 7] =
+    [(0x0001, 0x48), (0x0003, 0xc), (0x000d, 8), (0x0018, 8), (0x0019, 0x2c), (0x001e, 0x14), (0x001f, 0xc)];
 
 /// Extended capabilities that describe the link, which an endpoint on the root bus has not (PCIe 7.7.3 to 7.7.8).
 const LINK_EXTENDED: [(u16, u16); 5] = [(0x0019, 0x2c), (0x001e, 0x14), (0x0025, 0xc), (0x0026, 0x40), (0x0027, 0x84)];
@@ -273,8 +282,8 @@ impl Planner {
                 regs::CAP_EXPRESS => self.express(source, at, abilities.attachment),
                 _ => {}
             }
-            if STEADY.contains(&id) {
-                self.division.steady.push(at..end);
+            if let Some((_, len)) = STEADY.iter().find(|(steady, _)| *steady == id) {
+                self.division.steady.push(at..end.min(at + len));
             }
             shown.push(at);
         }
@@ -337,9 +346,9 @@ impl Planner {
             match HIDDEN_EXTENDED.iter().chain(link).find(|(hidden, _)| *hidden == id) {
                 Some((_, len)) => self.hide(at, *len, END),
                 None => {
-                    if STEADY_EXTENDED.contains(&id) {
+                    if let Some((_, len)) = STEADY_EXTENDED.iter().find(|(steady, _)| *steady == id) {
                         let end = found.iter().map(|(_, other)| *other).filter(|other| *other > at).min();
-                        self.division.steady.push(at..end.unwrap_or(END));
+                        self.division.steady.push(at..end.unwrap_or(END).min(at + len));
                     }
                     shown.push(at);
                 }

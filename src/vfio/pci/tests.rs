@@ -12,7 +12,8 @@ use crate::device::Device;
 use crate::error::{Code, Result};
 use crate::irq::Router;
 use crate::irq::testing::Recorder;
-use crate::memory::{FlatRange, Memory, MemoryListener, Space, Stage};
+use crate::memory::host::PageSize;
+use crate::memory::{FlatRange, HostMem, HostSlice, Memory, MemoryListener, Space, Stage};
 use crate::pci::{Changes, Decode, Devfn, PciFunction, PciRoot, Slot};
 
 const BAR0: u64 = 0xe000_0000;
@@ -426,6 +427,76 @@ proptest! {
             prop_assert_eq!(command & 7, s.device.core().command() & 7);
             let mapped = !s.memory.view(Space::Mmio).ranges().is_empty();
             prop_assert!(!mapped || command & 2 != 0);
+        }
+    }
+}
+
+/// A page for the function, and whether it took it.
+fn shown(s: &Setup) -> (HostSlice, bool) {
+    let page = Arc::new(HostMem::anonymous(4096, PageSize::Small).unwrap()).slice();
+    let took = s.device.show_page(&page);
+    (page, took)
+}
+
+/// Whether the page reads like the registers, everywhere.
+fn agrees(s: &Setup, page: &HostSlice) -> bool {
+    (0..4096).step_by(4).all(|off| {
+        let mut data = [0; 4];
+        page.read(u64::from(off), &mut data);
+        u32::from_le_bytes(data) == s.read(off)
+    })
+}
+
+#[test]
+fn a_function_that_nothing_uses_has_a_page_until_a_driver_comes() {
+    let s = Setup::new();
+    let (page, took) = shown(&s);
+    assert!(took && agrees(&s, &page));
+    // Sizing a BAR, interrupt line, device control of PCI Express, error reporting.
+    for (off, value, len) in [(0x10, u32::MAX, 4), (0x3c, 11, 1), (0x78, 0x2810, 2), (0x108, 0x30, 4)] {
+        s.write(off, value, len);
+        assert!(s.device.page_is_current() && agrees(&s, &page), "{off:#x}");
+    }
+    s.write(0x04, 0x402, 2);
+    assert!(!s.device.page_is_current(), "memory decoding is on");
+    assert!(!shown(&s).1, "a function in use has no page");
+    s.device.reset();
+    assert!(shown(&s).1);
+}
+
+#[test]
+fn what_may_have_effects_elsewhere_ends_the_page() {
+    for (off, value, len, why) in [
+        (0x04, 0x404, 2, "bus mastering"),
+        (0x44, 3, 2, "power state"),
+        (u32::from(MSIX_CONTROL) as u16, u32::from(MSIX_ON), 2, "MSI-X"),
+        (0x78, 0x8000, 2, "function-level reset"),
+        (0xf8, 1, 4, "a register of no known structure"),
+    ] {
+        let s = Setup::new();
+        let (_page, took) = shown(&s);
+        assert!(took, "{why}");
+        s.write(off, value, len);
+        assert!(!s.device.page_is_current(), "{why}");
+    }
+    let s = Setup::new();
+    *s.host.failure.lock() = Failure::Broken;
+    assert!(!shown(&s).1, "registers that cannot be read");
+}
+
+proptest! {
+    /// While there is a page it reads like the registers, whatever the guest writes.
+    #[test]
+    fn a_current_page_reads_like_the_registers(writes in prop::collection::vec((0u16..0x200, any::<u32>()), 0..12)) {
+        let s = Setup::new();
+        let (page, took) = shown(&s);
+        prop_assert!(took);
+        for (off, value) in writes {
+            s.write(off & !3, value, 4);
+            if !s.device.page_is_current() {
+                break;
+            }
+            prop_assert!(agrees(&s, &page), "after {off:#x} = {value:#x}");
         }
     }
 }

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::l0::machines;
-use crate::l1::{Guest, L1, Programs, Stalled, Vmm, l2_scripts as l2};
+use crate::l1::{Guest, L1, Programs, Vmm, l2_scripts as l2};
 use crate::report;
 use crate::scenarios::lab::bind_by_hand;
 use crate::scenarios::steps::{DRIVE, NIC};
@@ -126,12 +126,13 @@ impl Bench<'_> {
         Guest::new().vmm(vmm).memory(&self.plan.memory).passes(NIC).passes(DRIVE)
     }
 
-    /// Does `work`, and does it again on a new L1 if this one stalls.
+    /// Does `work`, and does it again on a new L1 if this one stalls, or a guest in it does, which L0's emulation lets
+    /// happen now and then.
     fn robust<T>(&mut self, work: impl Fn(&mut Self) -> Result<T>) -> Result<T> {
         loop {
             match work(self) {
-                Err(e) if e.is::<Stalled>() && self.boots < MAX_BOOTS => {
-                    progress("L1 stalled; once more on a new one");
+                Err(e) if self.boots < MAX_BOOTS => {
+                    progress(&format!("{:#}; once more on a new L1", e.root_cause()));
                     self.l1 = None;
                 }
                 result => return result,
