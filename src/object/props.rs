@@ -82,7 +82,7 @@ impl<T: PropValue> PropField for Option<T> {
 
 /// Declares the properties of a type:
 ///
-/// ```ignore
+/// ```text
 /// props! {
 ///     /// Entropy source for the guest.
 ///     pub struct Props {
