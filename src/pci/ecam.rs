@@ -60,44 +60,24 @@ impl IoHandler for Ecam {
 
 #[cfg(test)]
 mod tests {
-    use super::super::host_bridge::{self, HostBridge};
-    use super::super::root_port::RootPort;
-    use super::super::testing::{Bench, Fake, one_bar};
+    use super::super::testing::{ECAM, ecam_read, with_ecam};
     use super::*;
 
     use crate::memory::Space;
-
-    const BASE: u64 = 0xe000_0000;
-
-    fn setup() -> (Bench, Arc<Ecam>) {
-        let bench = Bench::new();
-        bench.plug(HostBridge::new(), host_bridge::ADDRESS);
-        bench.plug(RootPort::new("rp1", 1, &bench.decode, &bench.router).unwrap(), "1");
-        bench.plug(Fake::new("nic0", one_bar(0, 0x1000), &bench.memory), "2");
-        let ecam = Ecam::new(bench.root.clone());
-        bench.memory.update(|layout| layout.add(Space::Mmio, BASE, ecam.region(1))).unwrap();
-        (bench, ecam)
-    }
-
-    fn read(bench: &Bench, offset: u64) -> u32 {
-        let mut data = [0; 4];
-        bench.memory.read(Space::Mmio, BASE + offset, &mut data);
-        u32::from_le_bytes(data)
-    }
 
     #[test]
     fn offsets_are_bus_devfn_and_register() {
         assert_eq!(target(0x12_3456), Some((1, Devfn::from_byte(0x23), 0x456)));
         assert_eq!(target(0x1000_0000), None);
-        let (bench, _) = setup();
-        assert_eq!(read(&bench, 0), 0x29c0_8086);
-        assert_eq!(read(&bench, 8), 0x0600_0000);
-        assert_eq!(read(&bench, 0x2c), 0x1100_1af4);
-        assert_eq!(read(&bench, 1 << 15), 0x000c_1b36);
-        assert_eq!(read(&bench, 3 << 15), u32::MAX);
-        assert_eq!(read(&bench, 1 << 20), u32::MAX);
+        let (bench, _) = with_ecam();
+        assert_eq!(ecam_read(&bench, 0), 0x29c0_8086);
+        assert_eq!(ecam_read(&bench, 8), 0x0600_0000);
+        assert_eq!(ecam_read(&bench, 0x2c), 0x1100_1af4);
+        assert_eq!(ecam_read(&bench, 1 << 15), 0x000c_1b36);
+        assert_eq!(ecam_read(&bench, 3 << 15), u32::MAX);
+        assert_eq!(ecam_read(&bench, 1 << 20), u32::MAX);
         let mut data = [0; 8];
-        bench.memory.read(Space::Mmio, BASE + 0xffe, &mut data);
+        bench.memory.read(Space::Mmio, ECAM + 0xffe, &mut data);
         assert_eq!(data, [0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], "on to an absent function");
     }
 }

@@ -126,29 +126,9 @@ fn numbered(bus: &PciBus, number: u8) -> Vec<(u8, Devfn, Arc<dyn PciFunction>)> 
 #[cfg(test)]
 mod tests {
     use super::super::ecam::Ecam;
-    use super::super::host_bridge::{self, HostBridge};
-    use super::super::root_port::RootPort;
-    use super::super::testing::{Bench, Fake, one_bar};
+    use super::super::testing::{Bench, ECAM, Fake, ecam_read, one_bar, with_ecam};
     use super::*;
     use std::sync::atomic::Ordering;
-
-    const BASE: u64 = 0xe000_0000;
-
-    fn setup() -> (Bench, Arc<Ecam>) {
-        let bench = Bench::new();
-        bench.plug(HostBridge::new(), host_bridge::ADDRESS);
-        bench.plug(RootPort::new("rp1", 1, &bench.decode, &bench.router).unwrap(), "1");
-        bench.plug(Fake::new("nic0", one_bar(0, 0x1000), &bench.memory), "2");
-        let ecam = Ecam::new(bench.root.clone());
-        bench.memory.update(|layout| layout.add(Space::Mmio, BASE, ecam.region(1))).unwrap();
-        (bench, ecam)
-    }
-
-    fn read(bench: &Bench, offset: u64) -> u32 {
-        let mut data = [0; 4];
-        bench.memory.read(Space::Mmio, BASE + offset, &mut data);
-        u32::from_le_bytes(data)
-    }
 
     fn pages(bench: &Bench) -> usize {
         let view = bench.memory.view(Space::Mmio);
@@ -157,47 +137,47 @@ mod tests {
 
     fn show(bench: &Bench, ecam: &Arc<Ecam>) -> ConfigPages {
         let ecam: Arc<dyn IoHandler> = ecam.clone();
-        ConfigPages::show(&bench.root, &bench.memory, BASE, &ecam).unwrap()
+        ConfigPages::show(&bench.root, &bench.memory, ECAM, &ecam).unwrap()
     }
 
     #[test]
     fn pages_of_emulated_functions_read_alike_and_follow_writes() {
-        let (bench, ecam) = setup();
-        bench.memory.write(Space::Mmio, BASE + 0x8018, &[0, 1, 1, 0]);
-        let before: Vec<u32> = (0..0x3000).map(|n| read(&bench, n * 4 + 0x7000)).collect();
+        let (bench, ecam) = with_ecam();
+        bench.memory.write(Space::Mmio, ECAM + 0x8018, &[0, 1, 1, 0]);
+        let before: Vec<u32> = (0..0x3000).map(|n| ecam_read(&bench, n * 4 + 0x7000)).collect();
         let shown = show(&bench, &ecam);
         assert_eq!(pages(&bench), 2, "a function that shows no page stays trapped");
-        assert_eq!((0..0x3000).map(|n| read(&bench, n * 4 + 0x7000)).collect::<Vec<_>>(), before);
-        bench.memory.write(Space::Mmio, BASE + 0x8018, &[0, 7, 9, 0]);
-        assert_eq!((read(&bench, 0x8018), bench.read32(0, "1", 0x18)), (0x0009_0700, 0x0009_0700));
-        bench.memory.write(Space::Mmio, BASE + 0x8000, &[0; 4]);
-        assert_eq!(read(&bench, 0x8000), 0x000c_1b36, "read-only");
+        assert_eq!((0..0x3000).map(|n| ecam_read(&bench, n * 4 + 0x7000)).collect::<Vec<_>>(), before);
+        bench.memory.write(Space::Mmio, ECAM + 0x8018, &[0, 7, 9, 0]);
+        assert_eq!((ecam_read(&bench, 0x8018), bench.read32(0, "1", 0x18)), (0x0009_0700, 0x0009_0700));
+        bench.memory.write(Space::Mmio, ECAM + 0x8000, &[0; 4]);
+        assert_eq!(ecam_read(&bench, 0x8000), 0x000c_1b36, "read-only");
         drop(shown);
         assert_eq!(pages(&bench), 0);
-        assert_eq!(read(&bench, 0x8018), 0x0009_0700);
+        assert_eq!(ecam_read(&bench, 0x8018), 0x0009_0700);
     }
 
     #[test]
     fn a_page_goes_when_its_function_says_so_or_its_bus_moves() {
-        let (bench, ecam) = setup();
-        bench.memory.write(Space::Mmio, BASE + 0x8018, &[0, 1, 1, 0]);
+        let (bench, ecam) = with_ecam();
+        bench.memory.write(Space::Mmio, ECAM + 0x8018, &[0, 1, 1, 0]);
         let nic = Fake::new("nic1", one_bar(0, 0x1000), &bench.memory);
         bench.plug_behind("1", nic.clone(), "0");
         nic.quiet.store(true, Ordering::Relaxed);
         let shown = show(&bench, &ecam);
         assert_eq!(pages(&bench), 3);
-        assert_eq!(read(&bench, 0x10_0000), bench.read32(1, "0", 0));
+        assert_eq!(ecam_read(&bench, 0x10_0000), bench.read32(1, "0", 0));
         nic.quiet.store(false, Ordering::Relaxed);
         assert_eq!(pages(&bench), 3, "noticed at the next write");
-        bench.memory.write(Space::Mmio, BASE + 0x10_003c, &[5]);
+        bench.memory.write(Space::Mmio, ECAM + 0x10_003c, &[5]);
         assert_eq!(pages(&bench), 2);
-        assert_eq!(read(&bench, 0x10_003c) & 0xff, 5, "and trapped from then on");
+        assert_eq!(ecam_read(&bench, 0x10_003c) & 0xff, 5, "and trapped from then on");
         drop(shown);
         nic.quiet.store(true, Ordering::Relaxed);
         let _shown = show(&bench, &ecam);
         assert_eq!(pages(&bench), 3);
-        bench.memory.write(Space::Mmio, BASE + 0x8018, &[0, 3, 3, 0]);
+        bench.memory.write(Space::Mmio, ECAM + 0x8018, &[0, 3, 3, 0]);
         assert_eq!(pages(&bench), 2, "bus 1 is not there any more");
-        assert_eq!(read(&bench, 0x10_0000), u32::MAX);
+        assert_eq!(ecam_read(&bench, 0x10_0000), u32::MAX);
     }
 }

@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use super::bar::{BARS, BarSpecs};
+use super::ecam::Ecam;
+use super::host_bridge::{self, HostBridge};
 use super::regs::{BAR0, COMMAND, INTERRUPT_PIN};
+use super::root_port::RootPort;
 use super::{BarContent, BarKind, BarSpec, Changes, ConfigSpace, Decode, Devfn, PciCore, PciFunction, PciRoot, Slot};
 use crate::device::Device;
 use crate::irq::Router;
@@ -158,4 +161,25 @@ impl Bench {
         let view = self.memory.view(space);
         view.ranges().iter().map(|range| (range.name.to_string(), range.start)).collect()
     }
+}
+
+/// Where [`with_ecam`] has the ECAM window.
+pub const ECAM: u64 = 0xe000_0000;
+
+/// A machine with a window of two buses: a host bridge, the root port rp1 at 1 and the endpoint nic0 at 2.
+pub fn with_ecam() -> (Bench, Arc<Ecam>) {
+    let bench = Bench::new();
+    bench.plug(HostBridge::new(), host_bridge::ADDRESS);
+    bench.plug(RootPort::new("rp1", 1, &bench.decode, &bench.router).unwrap(), "1");
+    bench.plug(Fake::new("nic0", one_bar(0, 0x1000), &bench.memory), "2");
+    let ecam = Ecam::new(bench.root.clone());
+    bench.memory.update(|layout| layout.add(Space::Mmio, ECAM, ecam.region(1))).unwrap();
+    (bench, ecam)
+}
+
+/// A guest's read of a dword at an offset in that window.
+pub fn ecam_read(bench: &Bench, offset: u64) -> u32 {
+    let mut data = [0; 4];
+    bench.memory.read(Space::Mmio, ECAM + offset, &mut data);
+    u32::from_le_bytes(data)
 }
