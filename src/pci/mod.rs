@@ -5,7 +5,7 @@
 //! function, [`bar`] and [`bridge`] compute from the registers where BARs are, and [`decode`] brings the machine's
 //! memory map to that in one transaction. Nothing that a guest writes is an error.
 //!
-//! The pure parts ([`bar`], [`bridge`], [`assign`], [`intx`]) take and return data. "PCI" in comments is the PCI Local
+//! The pure parts ([`bar`], [`bridge`], [`assign`], [`intx`], [`rom`]) take and return data. "PCI" in comments is the PCI Local
 //! Bus Specification 3.0, "PCIe" the PCI Express Base Specification 5.0, "bridge" the PCI-to-PCI Bridge Architecture
 //! Specification 1.2.
 //!
@@ -28,6 +28,7 @@ mod msi;
 mod msix;
 pub mod pages;
 pub mod regs;
+pub mod rom;
 mod root;
 pub mod root_port;
 #[cfg(test)]
