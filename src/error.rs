@@ -156,6 +156,10 @@ codes! {
          brings it back.";
     SystemFailed = 33, Host, "the operating system refused a request",
         "A system call that normally succeeds has failed. The evidence has the call and the answer.";
+    RomUnusable = 50, Usage, "a file is no expansion ROM that can be used",
+        "rom=file: takes the ROM of a card as tools read it: images with the signature 55h AAh and a PCI data structure, at \
+         most 16 MiB. A header of NVIDIA's flash tools before the first image is left out. `passthru rom inspect FILE` \
+         shows what is in a file.";
 }
 
 impl Code {

@@ -9,6 +9,7 @@ mod platform;
 mod recover;
 pub mod reference;
 mod release;
+mod rom;
 pub mod run;
 
 use std::ffi::OsString;
@@ -39,6 +40,7 @@ enum Command {
     Bind(bind::BindArgs),
     Release(release::ReleaseArgs),
     Recover(recover::RecoverArgs),
+    Rom(rom::RomArgs),
     Explain(explain::ExplainArgs),
 }
 
@@ -70,6 +72,7 @@ fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<()> {
         Command::Bind(args) => bind::execute(&args, platform.host()),
         Command::Release(args) => release::execute(&args, platform.host()),
         Command::Recover(args) => recover::execute(&args, platform.host()),
+        Command::Rom(args) => rom::execute(&args, platform.host()),
         Command::Explain(args) => explain::execute(&args),
     }
 }

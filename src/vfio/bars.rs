@@ -46,8 +46,8 @@ pub enum Target {
 }
 
 /// The registers that a device's BARs show the guest, by index: sizes from VFIO, kinds from the configuration space. The
-/// expansion ROM, index 6, is shown if `rom` is its region.
-pub fn specs(config: &ConfigSpace, regions: &[RegionInfo; BARS], rom: Option<&RegionInfo>) -> [Option<BarSpec>; 7] {
+/// expansion ROM, index 6, is shown if `rom` is its size.
+pub fn specs(config: &ConfigSpace, regions: &[RegionInfo; BARS], rom: Option<u64>) -> [Option<BarSpec>; 7] {
     let mut specs = [None; 7];
     let mut upper_half = false;
     for (index, region) in regions.iter().enumerate() {
@@ -65,7 +65,7 @@ pub fn specs(config: &ConfigSpace, regions: &[RegionInfo; BARS], rom: Option<&Re
         upper_half = kind == BarKind::Mem64;
         specs[index] = Some(BarSpec { size, kind, prefetchable: flags & BAR_IO == 0 && flags & BAR_PREFETCHABLE != 0 });
     }
-    let rom = rom.and_then(|rom| shown_size(rom.size)).filter(|size| *size <= MAX_ROM);
+    let rom = rom.and_then(shown_size).filter(|size| *size <= MAX_ROM);
     specs[6] = rom.map(|size| BarSpec { size: size.max(MIN_ROM), kind: BarKind::Mem32, prefetchable: false });
     specs
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::rom::{self, RomSource};
 use super::{Attachment, PeerToPeer, VfioPci, VfioPciOptions};
 use crate::bdf::Bdf;
 use crate::device::{Cx, Plug};
@@ -23,8 +24,12 @@ props! {
         sysfsdev: Option<PathBuf>,
         /// Whether other passed-through devices may reach its BARs by DMA; auto: if there are any
         p2p: OnOffAuto = "auto",
-        /// Whether the guest sees the expansion ROM
+        /// Expansion ROM that the guest sees: the device's own, none, or a file's
+        rom: RomSource = "auto",
+        /// QEMU's word: 0 is rom=off
         rombar: Int<0, 1> = "1",
+        /// QEMU's word for rom=file:PATH
+        romfile: Option<PathBuf>,
         /// Trap every access to the BARs, to see what a driver does
         #[name = "x-no-mmap"]
         no_mmap: bool = "off",
@@ -40,7 +45,11 @@ impl Create<Plug, Cx> for VfioPciType {
     type Props = VfioPciProps;
 
     fn check(props: &VfioPciProps) -> Result<()> {
-        address(props.host, props.sysfsdev.as_deref()).map(drop)
+        address(props.host, props.sysfsdev.as_deref())?;
+        if let RomSource::File(path) = rom_source(props)? {
+            rom::file(&path)?;
+        }
+        Ok(())
     }
 
     fn create(props: VfioPciProps, cx: &Cx) -> Result<Plug> {
@@ -52,11 +61,22 @@ impl Create<Plug, Cx> for VfioPciType {
                 OnOffAuto::On => PeerToPeer::On,
                 OnOffAuto::Off => PeerToPeer::Off,
             },
-            no_rom: props.rombar.get() == 0,
+            rom: rom_source(&props)?,
             no_mmap: props.no_mmap,
             attachment: if cx.on_root_bus { Attachment::RootBus } else { Attachment::Port },
         };
         Ok(Plug { function: VfioPci::open(&cx.vfio, bdf, &cx.router, options)?, adds: None })
+    }
+}
+
+/// The ROM that the three properties name together.
+fn rom_source(props: &VfioPciProps) -> Result<RomSource> {
+    match (&props.rom, props.rombar.get(), &props.romfile) {
+        (rom, 1, None) => Ok(rom.clone()),
+        (RomSource::Auto | RomSource::Off, _, None) => Ok(RomSource::Off),
+        (RomSource::Auto, 1, Some(path)) => Ok(RomSource::File(path.clone())),
+        _ => Err(Error::new(Code::BadProperty, "rom=, rombar= and romfile= contradict each other")
+            .fix("write rom=auto, rom=off or rom=file:PATH alone")),
     }
 }
 

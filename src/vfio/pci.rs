@@ -17,7 +17,7 @@ use super::dma::PeerToPeer;
 use super::irq::Interrupts;
 use super::page::QuietPage;
 use super::reset;
-use super::rom::Rom;
+use super::rom::{Rom, RomSource};
 use super::seams::{BARS, HostPci, IrqKind, RegionIndex, RegionInfo};
 use super::space::Vfio;
 use super::trap::BarTrap;
@@ -46,8 +46,8 @@ pub struct VfioPciOptions {
     pub id: String,
     /// Whether other devices may reach the BARs (`p2p=`).
     pub p2p: PeerToPeer,
-    /// Whether the expansion ROM is hidden (`rombar=0`).
-    pub no_rom: bool,
+    /// Where the expansion ROM comes from (`rom=`).
+    pub rom: RomSource,
     /// Whether every access of the BARs traps (`x-no-mmap`), to see what a driver does.
     pub no_mmap: bool,
     /// Where in the guest's topology it goes.
@@ -61,6 +61,7 @@ pub struct VfioPci {
     division: Division,
     interrupts: Interrupts,
     bars: [Option<BarContent>; 7],
+    rom: Option<Rom>,
     /// What the hardware was last told. Held during the write, so that two vCPUs' writes reach it in this order.
     hardware: Mutex<Hardware>,
     /// Registers that the guest reads without an exit.
@@ -102,7 +103,7 @@ impl VfioPci {
     /// [`Code::DeviceFailed`] if it is a bridge or its configuration space cannot be read, [`Code::NoReset`] if it does
     /// not answer.
     pub fn new(host: Arc<dyn HostPci>, router: &Arc<Router>, options: VfioPciOptions) -> Result<Arc<VfioPci>> {
-        let VfioPciOptions { id, p2p: _, no_rom, no_mmap, attachment } = options;
+        let VfioPciOptions { id, p2p: _, rom, no_mmap, attachment } = options;
         let image = read_config(&*host)?;
         let source = config::image(&image);
         if source.layout() != regs::HEADER_ENDPOINT {
@@ -111,8 +112,14 @@ impl VfioPci {
         }
         reset::check(&*host)?;
         let regions: [RegionInfo; BARS] = std::array::from_fn(|bar| host.region(RegionIndex::Bar(bar as u8)));
-        let rom = Some(host.region(RegionIndex::Rom)).filter(|rom| rom.size > 0 && !no_rom);
-        let specs = bars::specs(&source, &regions, rom.as_ref());
+        let rom = match rom {
+            RomSource::Off => None,
+            RomSource::Auto => Rom::of_device(&*host)?,
+            RomSource::File(path) => {
+                Some(Rom::of_file(&path, host.name(), source.u16(regs::VENDOR), source.u16(regs::DEVICE))?)
+            }
+        };
+        let specs = bars::specs(&source, &regions, rom.as_ref().map(Rom::size));
         let msix = msix_spec(&source, &*host, &specs);
         let abilities = Abilities {
             msi: host.irq(IrqKind::Msi).count > 0,
@@ -131,6 +138,7 @@ impl VfioPci {
             division,
             interrupts: Interrupts::new(host.clone(), router.clone()),
             bars: Default::default(),
+            rom,
             hardware: Mutex::new(Hardware { command: source.u16(regs::COMMAND), power: 0 }),
             page: QuietPage::default(),
             fresh: AtomicBool::new(true),
@@ -140,8 +148,8 @@ impl VfioPci {
         };
         device.bars = std::array::from_fn(|index| {
             let spec = specs[index]?;
-            let pieces = match (index, rom.as_ref(), regions.get(index)) {
-                (ROM_INDEX, Some(rom), _) => vec![device.rom_piece(rom)],
+            let pieces = match (index, device.rom.as_ref(), regions.get(index)) {
+                (ROM_INDEX, Some(rom), _) => vec![rom.piece()],
                 (_, _, Some(region)) => device.pieces(index as u8, spec.kind, region, msix.as_ref(), no_mmap),
                 _ => return None,
             };
@@ -187,10 +195,6 @@ impl VfioPci {
         parts.map(piece).collect()
     }
 
-    fn rom_piece(&self, rom: &RegionInfo) -> Piece {
-        Piece { range: 0..rom.size, backing: Backing::io(Arc::new(Rom::new(&self.host, rom.size))) }
-    }
-
     /// The host's address.
     pub fn host_name(&self) -> &str {
         self.host.name()
@@ -212,6 +216,12 @@ impl VfioPci {
         let touches = |register: u16| off < register + 2 && usize::from(register) < usize::from(off) + data.len();
         if touches(regs::COMMAND) {
             self.sync_command(false);
+        }
+        // Switched on: its bytes must be there before it is mapped, and now the hardware decodes.
+        if let Some(rom) = self.rom.as_ref().filter(|_| what.contains(Changes::DECODE))
+            && self.core.placements()[ROM_INDEX].is_some()
+        {
+            rom.load(&*self.host);
         }
         if let Some(control) = self.division.power.map(|at| at + regs::POWER_CONTROL).filter(|at| touches(*at)) {
             self.write_power(control, off, data);

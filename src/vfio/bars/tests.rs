@@ -96,7 +96,7 @@ fn sizes_come_from_the_regions_and_kinds_from_the_registers() {
     let none = RegionInfo::default;
     let regions =
         [region(0x4000, &[]), region(0x99, &[]), region(0x20, &[]), region(0x3000, &[]), region(1 << 36, &[]), none()];
-    let specs = specs(&config, &regions, Some(&region(0x400, &[])));
+    let specs = specs(&config, &regions, Some(0x400));
     let row = |size, kind, prefetchable| Some(BarSpec { size, kind, prefetchable });
     assert_eq!(
         specs,
@@ -160,7 +160,7 @@ proptest! {
             config.set_u32(0x10 + 4 * index as u16, flags);
         }
         let regions = sizes.map(|size| region(size, std::slice::from_ref(&(0..size))));
-        let specs = specs(&config, &regions, Some(&region(rom, &[])));
+        let specs = specs(&config, &regions, Some(rom));
         prop_assert!(specs.iter().flatten().all(|spec| spec.size.is_power_of_two()));
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::super::irq::{self, Mode};
+use super::super::rom::RomSource;
 use super::super::seams::{IrqKind, RegionIndex, RegionInfo};
 use super::super::testing::{Failure, FakePci, sample};
 use super::{VfioPci, VfioPciOptions, function_at};
@@ -322,7 +323,7 @@ fn the_rom_is_read_once_and_when_it_is_looked_at() {
     *s.host.failure.lock() = Failure::Gone;
     s.memory.read(Space::Mmio, 0xf000_0000, &mut data);
     assert_eq!(data, [0x55, 0xaa], "from memory");
-    let options = VfioPciOptions { no_rom: true, ..VfioPciOptions::default() };
+    let options = VfioPciOptions { rom: RomSource::Off, ..VfioPciOptions::default() };
     *s.host.failure.lock() = Failure::None;
     assert!(VfioPci::new(s.host.clone(), &Router::new(), options).unwrap().bar(6).is_none());
 }
