@@ -160,6 +160,10 @@ codes! {
         "rom=file: takes the ROM of a card as tools read it: images with the signature 55h AAh and a PCI data structure, at \
          most 16 MiB. A header of NVIDIA's flash tools before the first image is left out. `passthru rom inspect FILE` \
          shows what is in a file.";
+    Quarantined = 55, Device, "the device did not come back from a reset and is quarantined",
+        "After a reset the device no longer answered. It is kept from guests until the host is rebooted, better powered \
+         off and on, or until `passthru recover --clear ADDRESS` says that it works again. `passthru inspect ADDRESS` \
+         shows the reason and how the device would be reset.";
 }
 
 impl Code {

@@ -4,6 +4,7 @@
 mod argv;
 mod bind;
 mod explain;
+mod inspect;
 mod output;
 mod platform;
 mod recover;
@@ -41,6 +42,7 @@ enum Command {
     Release(release::ReleaseArgs),
     Recover(recover::RecoverArgs),
     Rom(rom::RomArgs),
+    Inspect(inspect::InspectArgs),
     Explain(explain::ExplainArgs),
 }
 
@@ -73,6 +75,7 @@ fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<()> {
         Command::Release(args) => release::execute(&args, platform.host()),
         Command::Recover(args) => recover::execute(&args, platform.host()),
         Command::Rom(args) => rom::execute(&args, platform.host()),
+        Command::Inspect(args) => inspect::execute(&args, platform.host()),
         Command::Explain(args) => explain::execute(&args),
     }
 }

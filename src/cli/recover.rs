@@ -1,8 +1,10 @@
 //! `passthru recover`: what a crash left on vfio-pci, or half-way to it, goes back to the host.
 
 use clap::Args;
+use serde::Serialize;
 
 use super::{output, release};
+use crate::bdf::Bdf;
 use crate::error::Result;
 use crate::host::release::Recovered;
 use crate::host::{self, Host};
@@ -10,12 +12,18 @@ use crate::host::{self, Host};
 /// Give back every device that no running guest has, whatever a crash left it at
 #[derive(Debug, Args)]
 pub(super) struct RecoverArgs {
+    /// Only forget that these devices did not come back from a reset, so that guests can have them again
+    #[arg(long, value_name = "BDF", num_args = 1..)]
+    clear: Vec<Bdf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn execute(args: &RecoverArgs, host: &Host) -> Result<()> {
+    if !args.clear.is_empty() {
+        return output::each(&args.clear, args.json, |&bdf| clear(host, bdf), cleared_text);
+    }
     let mut recovered = host::recover(host)?;
     if args.json {
         output::print_json(&recovered)?;
@@ -26,6 +34,23 @@ pub(super) fn execute(args: &RecoverArgs, host: &Host) -> Result<()> {
     let last = recovered.failed.pop();
     recovered.failed.iter().for_each(|failure| output::report(&failure.error));
     last.map_or(Ok(()), |failure| Err(failure.error))
+}
+
+/// What `--clear` did with one device.
+#[derive(Debug, Serialize)]
+struct Cleared {
+    bdf: Bdf,
+    /// `false`: there was nothing to forget.
+    cleared: bool,
+}
+
+fn clear(host: &Host, bdf: Bdf) -> Result<Cleared> {
+    Ok(Cleared { bdf, cleared: host.clear_quarantine(bdf)? })
+}
+
+fn cleared_text(cleared: &Cleared) -> String {
+    let what = if cleared.cleared { "no longer quarantined" } else { "was not quarantined" };
+    format!("{}: {what}\n", cleared.bdf)
 }
 
 fn text(recovered: &Recovered) -> String {

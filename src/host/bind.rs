@@ -33,7 +33,7 @@ struct Candidate {
 /// Binds a device to vfio-pci. Binding twice changes nothing.
 ///
 /// Errors: `DeviceAbsent`; `BindFailed` for a bridge, or when the kernel refused a step, after the former driver has
-/// been given back; `NoIommu`; `InUse` if the host needs the device, unless `force`; `NoVfio` if the driver cannot be
+/// been given back; `Quarantined`; `NoIommu`; `InUse` if the host needs the device, unless `force`; `NoVfio` if the driver cannot be
 /// loaded; `JournalUnusable` if what was before cannot be written down, before anything is changed.
 pub fn bind(host: &Host, bdf: Bdf, force: bool) -> Result<Bound> {
     // Asked before the lock, which needs root: a refusal should not need it. Asked again under the lock.
@@ -83,6 +83,7 @@ fn examine(host: &Host, bdf: Bdf, force: bool) -> Result<Candidate> {
             .evidence(device.name())
             .fix("name a device behind it: `lspci -tv` shows what lies where"));
     }
+    host.refuse_quarantined(&device)?;
     let group = host.real_group(&device)?;
     let mut companions = host.verdicts(&group);
     companions.retain(|verdict| verdict.member.pci.as_ref().is_none_or(|member| member.bdf != bdf));

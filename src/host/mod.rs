@@ -12,6 +12,8 @@
 //! | [`check`] | which error a failed open or VFIO request really is |
 //! | [`limits`] | memory, locked memory and address bits, planned before anything is allocated |
 //! | [`mod@bind`], [`mod@release`] | driver changes: `bind`, and `release` and `recover` that undo it |
+//! | [`reset`], [`quarantine`] | which reset a function gets and whom else it hits; devices that did not come back from one |
+//! | [`mod@inspect`] | all facts about one function together |
 //! | [`journal`], [`effects`] | what was there before a change, kept across a crash; the one place that writes to sysfs |
 
 use std::path::{Path, PathBuf};
@@ -23,11 +25,15 @@ mod change;
 pub mod check;
 pub mod effects;
 pub mod group;
+pub mod inspect;
 pub mod journal;
 pub mod limits;
 pub mod pci;
+pub mod quarantine;
 mod read;
+mod record;
 pub mod release;
+pub mod reset;
 pub mod usage;
 pub mod viable;
 

@@ -20,8 +20,10 @@ const IORESOURCE_IO: u64 = 0x100;
 const IORESOURCE_MEM: u64 = 0x200;
 const IORESOURCE_PREFETCH: u64 = 0x2000;
 const IORESOURCE_MEM_64: u64 = 0x10_0000;
-/// Six BARs and the expansion ROM: what `resource` lists before bridge windows and SR-IOV BARs.
-const RESOURCES: usize = 7;
+/// The expansion ROM's place in `resource`, after the six BARs.
+pub const ROM_INDEX: usize = 6;
+/// Six BARs and the ROM: what `resource` lists before bridge windows and SR-IOV BARs.
+const RESOURCES: usize = ROM_INDEX + 1;
 /// How many devices with a similar address an error names.
 const MAX_SIMILAR: usize = 4;
 

@@ -20,6 +20,7 @@ const CASES: &[(&str, &[&str])] = &[
     ("recover-help", &["recover", "--help"]),
     ("rom-help", &["rom", "--help"]),
     ("rom-inspect-help", &["rom", "inspect", "--help"]),
+    ("inspect-help", &["inspect", "--help"]),
     ("explain-help", &["explain", "--help"]),
     ("run-memory-help", &["run", "-m", "help"]),
     ("run-smp-help", &["run", "-smp", "?"]),
@@ -56,6 +57,8 @@ const CASES: &[(&str, &[&str])] = &[
     ("rom-nothing", &["rom"]),
     ("rom-inspect-absent", &["rom", "inspect", "/nonexistent"]),
     ("rom-inspect-none", &["rom", "inspect", "/dev/null"]),
+    ("inspect-absent", &["inspect", "ffff:ff:1f.7"]),
+    ("inspect-nothing", &["inspect"]),
     ("recover-stray-word", &["recover", "01:00.0"]),
     // Options of QEMU that contradict what passthru is.
     ("accel-tcg", &["run", "-accel", "tcg"]),

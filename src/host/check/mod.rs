@@ -182,9 +182,10 @@ fn no_remapping(device: &PciDevice, answer: &io::Error) -> Error {
 impl Host {
     /// The device, if a guest can have it as far as can be seen before anything is opened.
     ///
-    /// Errors: `DeviceAbsent`, `NoIommu`, `DeviceNotBound`, `GroupNotViable`.
+    /// Errors: `DeviceAbsent`, `Quarantined`, `NoIommu`, `DeviceNotBound`, `GroupNotViable`.
     pub fn ready(&self, bdf: Bdf) -> Result<PciDevice> {
         let device = self.device(bdf)?;
+        self.refuse_quarantined(&device)?;
         let Group { id, .. } = self.real_group(&device)?;
         usable(&device, self.group_ids().len())?;
         match not_viable_error(id, &self.verdicts(&self.group(id))) {

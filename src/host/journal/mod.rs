@@ -9,14 +9,15 @@
 //! owns it, nobody else can write it, and every name in it is one that a driver can have.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use super::record::{self, Unreadable, is_trusted};
 use super::{Host, read};
 use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result, explain_io};
@@ -25,8 +26,6 @@ mod entry;
 
 pub use entry::{Entry, Step};
 
-/// An entry is a few hundred bytes; a larger file is none.
-const MAX_ENTRY: u64 = 16 << 10;
 /// How long another passthru process may hold the lock before it is reported.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// How often the lock is tried.
@@ -115,36 +114,14 @@ impl Journal {
                 .evidence(why)
                 .fix("look at its driver and driver_override (`lspci -nnk`, /sys/bus/pci/devices)")
         })?;
-        self.replace(&path, &self.temporary(entry.device), entry).map_err(|error| unusable(&path, &error))
-    }
-
-    fn replace(&self, path: &Path, temporary: &Path, entry: &Entry) -> io::Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o644)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(temporary)?;
-        file.write_all(serde_json::to_string_pretty(entry)?.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(temporary, path)?;
-        File::open(&self.folder)?.sync_all()
+        let text = serde_json::to_string_pretty(entry).map_err(io::Error::from);
+        text.and_then(|text| record::replace(&self.folder, &file_name(entry.device), &text))
+            .map_err(|error| unusable(&path, &error))
     }
 
     /// Removes an entry, if there is one.
     pub(super) fn remove(&self, bdf: Bdf) -> Result<()> {
-        for path in [self.temporary(bdf), self.folder.join(file_name(bdf))] {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unusable(&path, &error)),
-                _ => {}
-            }
-        }
-        File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(|error| unusable(&self.folder, &error))
-    }
-
-    fn temporary(&self, bdf: Bdf) -> PathBuf {
-        self.folder.join(format!(".{}.new", file_name(bdf)))
+        record::remove(&self.folder, &file_name(bdf)).map_err(|error| unusable(&self.folder, &error))
     }
 }
 
@@ -174,24 +151,12 @@ fn lock(host: &Host, mut file: File, path: &Path, wait: Duration) -> Result<Floc
 
 fn read_entry(folder: &Path, bdf: Bdf) -> Result<Option<Entry>> {
     let path = folder.join(file_name(bdf));
-    // Neither a link nor a FIFO may lead us elsewhere or make us wait.
-    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unusable(&path, &error)),
+    let text = match record::read(&path) {
+        Ok(text) => text,
+        Err(Unreadable::Io(error)) => return Err(unusable(&path, &error)),
+        Err(Unreadable::Distrusted(why)) => return Err(distrusted(&path, why)),
     };
-    let meta = file.metadata().map_err(|error| unusable(&path, &error))?;
-    if !meta.is_file() || !is_trusted(&meta) || meta.len() > MAX_ENTRY {
-        return Err(distrusted(&path, "it is not a small file of root that nobody else can write"));
-    }
-    let mut text = String::new();
-    file.take(MAX_ENTRY).read_to_string(&mut text).map_err(|error| unusable(&path, &error))?;
-    Entry::parse(&text, bdf).map(Some).map_err(|why| distrusted(&path, &why))
-}
-
-fn is_trusted(meta: &fs::Metadata) -> bool {
-    let owner = meta.uid();
-    (owner == 0 || owner == nix::unistd::geteuid().as_raw()) && meta.mode() & 0o022 == 0
+    text.map(|text| Entry::parse(&text, bdf).map_err(|why| distrusted(&path, &why))).transpose()
 }
 
 fn unusable(path: &Path, error: &io::Error) -> Error {

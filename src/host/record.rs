@@ -1,0 +1,70 @@
+//! Small files of passthru's own under /run/passthru: written whole or not at all, and believed only if nobody but root
+//! (or the user who runs passthru) can have written them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+/// A record is a few hundred bytes, some kilobytes at most; a larger file is none.
+const MAX_BYTES: u64 = 16 << 10;
+
+/// Why a record cannot be used.
+#[derive(Debug)]
+pub(super) enum Unreadable {
+    /// The system's answer.
+    Io(io::Error),
+    /// It may be anybody's.
+    Distrusted(&'static str),
+}
+
+/// Replaces `folder/name` by a file with this text: temporary file, fsync, rename, fsync of the folder. On return it is
+/// on disk, whole.
+pub(super) fn replace(folder: &Path, name: &str, text: &str) -> io::Result<()> {
+    let temporary = folder.join(format!(".{name}.new"));
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o644)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&temporary, folder.join(name))?;
+    File::open(folder)?.sync_all()
+}
+
+/// The text of a record; `None`: there is none.
+pub(super) fn read(path: &Path) -> Result<Option<String>, Unreadable> {
+    // Neither a link nor a FIFO may lead us elsewhere or make us wait.
+    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Unreadable::Io(error)),
+    };
+    let meta = file.metadata().map_err(Unreadable::Io)?;
+    if !meta.is_file() || !is_trusted(&meta) || meta.len() > MAX_BYTES {
+        return Err(Unreadable::Distrusted("it is not a small file of root that nobody else can write"));
+    }
+    let mut text = String::new();
+    file.take(MAX_BYTES).read_to_string(&mut text).map_err(Unreadable::Io)?;
+    Ok(Some(text))
+}
+
+/// Removes a record and what a broken-off [`replace`] left of it, if they are there.
+pub(super) fn remove(folder: &Path, name: &str) -> io::Result<()> {
+    for name in [&format!(".{name}.new"), name] {
+        match fs::remove_file(folder.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    File::open(folder)?.sync_all()
+}
+
+/// Whether only root or the user who runs passthru can have written it.
+pub(super) fn is_trusted(meta: &fs::Metadata) -> bool {
+    let owner = meta.uid();
+    (owner == 0 || owner == nix::unistd::geteuid().as_raw()) && meta.mode() & 0o022 == 0
+}
