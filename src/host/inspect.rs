@@ -124,8 +124,8 @@ fn interrupts(config: &[u8]) -> Option<Interrupts> {
     let byte = |at: usize| config.get(at).copied();
     // The kernel shows others than root the first 64 bytes, and a device that is gone reads as ones.
     byte(CONFIG - 1).filter(|_| byte(STATUS) != Some(0xff))?;
-    let mut found = Interrupts::default();
-    found.pin = byte(INTERRUPT_PIN).filter(|pin| (1..=4).contains(pin)).map(|pin| char::from(b'A' + pin - 1));
+    let pin = byte(INTERRUPT_PIN).filter(|pin| (1..=4).contains(pin)).map(|pin| char::from(b'A' + pin - 1));
+    let mut found = Interrupts { pin, ..Interrupts::default() };
     let listed = byte(STATUS)? & STATUS_CAPABILITIES != 0;
     let mut at = usize::from(byte(FIRST_CAPABILITY).filter(|_| listed).unwrap_or(0) & !3);
     for _ in 0..MAX_CAPABILITIES {
