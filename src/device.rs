@@ -17,6 +17,10 @@ pub trait Device: Send + Sync {
     /// reset; bus mastering is off when it returns, so that memory can be used anew.
     fn reset(&self);
 
+    /// The second half of a reset: what resets several functions at once, after each of them has been through
+    /// [`Device::reset`].
+    fn reset_shared(&self) {}
+
     /// Silences the host's side for good: no interrupt, no DMA. Later accesses by the guest read as ones. Idempotent.
     fn unplug(&self) {}
 }

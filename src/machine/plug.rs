@@ -79,6 +79,9 @@ impl Plugged {
         for (_, function) in &self.devices {
             function.reset();
         }
+        for (_, function) in &self.devices {
+            function.reset_shared();
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use super::space::Vfio;
 use super::uapi::{self, IrqAction};
 use crate::bdf::Bdf;
 use crate::guest_error;
+use crate::host::reset::Affected;
 use crate::memory::HostMem;
 
 /// Regions below the number of the VGA region: every vfio-pci device answers for each of them.
@@ -220,7 +221,22 @@ impl HostPci for VfioDevice {
     }
 
     fn reset(&self) -> io::Result<bool> {
+        self.home.hot_resets().forget(self.handle.bdf);
         uapi::reset(&self.handle.raw)
+    }
+
+    fn hot_reset_reach(&self) -> io::Result<Vec<Affected>> {
+        self.home.hot_reset_reach(self.fd())
+    }
+
+    fn hot_reset(&self) -> io::Result<()> {
+        self.home.hot_reset(self.handle.bdf, self.fd())
+    }
+
+    fn quarantine(&self, reason: &str) {
+        if let Err(error) = self.home.host().quarantine(self.handle.bdf, reason) {
+            crate::log::warn(format_args!("{error}"));
+        }
     }
 }
 

@@ -10,7 +10,7 @@
 //! | [`config`], `page` | which configuration bits are whose (pure); registers that are read without an exit | VFIO_PCI_CONFIG_REGION_INDEX |
 //! | [`bars`], [`trap`], [`rom`] | what is mapped and what traps (pure), and the trapped rest | VFIO_DEVICE_GET_REGION_INFO |
 //! | [`irq`] | which interrupts VFIO delivers | VFIO_DEVICE_SET_IRQS |
-//! | [`reset`] | resets and whether they worked | VFIO_DEVICE_RESET |
+//! | [`reset`], `hot_reset` | resets and whether they worked | VFIO_DEVICE_RESET, VFIO_DEVICE_PCI_HOT_RESET |
 //!
 //! Locks: the context's ([`space::Vfio`]) before the layout lock before a DMA space's; a function's own are taken with
 //! at most the machine's decode mutex held, and call nothing but the kernel and the interrupt router.
@@ -21,6 +21,7 @@ pub mod container;
 pub mod device;
 pub mod dma;
 pub mod front_end;
+mod hot_reset;
 pub mod irq;
 mod page;
 pub mod pci;

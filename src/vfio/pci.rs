@@ -68,6 +68,8 @@ pub struct VfioPci {
     page: QuietPage,
     /// Nothing has used the device since the kernel reset it when it was opened.
     fresh: AtomicBool,
+    /// It could not be reset alone.
+    wants_hot_reset: AtomicBool,
     /// It was unplugged: the guest finds nothing any more.
     gone: AtomicBool,
     host: Arc<dyn HostPci>,
@@ -142,6 +144,7 @@ impl VfioPci {
             hardware: Mutex::new(Hardware { command: source.u16(regs::COMMAND), power: 0 }),
             page: QuietPage::default(),
             fresh: AtomicBool::new(true),
+            wants_hot_reset: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             host,
             id,
@@ -280,17 +283,29 @@ impl VfioPci {
     }
 
     /// Resets the hardware; its DMA and its interrupts end.
-    fn reset_hardware(&self) {
+    fn reset_hardware(&self) -> reset::Outcome {
         self.interrupts.off();
         let mut hardware = self.hardware.lock();
-        match reset::reset(&*self.host) {
-            Ok(reset::Outcome::Reset) => {}
-            Ok(reset::Outcome::Unsupported) => {
-                guest_error!(self.host.name(), "the kernel cannot reset it: it keeps the state of its last use");
-            }
-            Err(error) => crate::log::warn(format_args!("{error}")),
-        }
+        let outcome = self.outcome(reset::reset(&*self.host));
         *hardware = Hardware::default();
+        outcome
+    }
+
+    /// A device that did not come back is told of and quarantined; the guest goes on without it.
+    fn outcome(&self, done: Result<reset::Outcome>) -> reset::Outcome {
+        done.unwrap_or_else(|error| {
+            if error.code() == Code::NoReset {
+                self.host.quarantine(&format!("after a reset: {}", error.evidence_lines().join("; ")));
+            }
+            crate::log::warn(format_args!("{error}"));
+            reset::Outcome::Reset
+        })
+    }
+
+    fn keeps_its_state(&self, outcome: reset::Outcome) {
+        if let reset::Outcome::Unsupported(why) = outcome {
+            guest_error!(self.host.name(), "it is not reset and keeps the state of its last use: {why}");
+        }
     }
 }
 
@@ -378,7 +393,8 @@ impl PciFunction for VfioPci {
             return;
         }
         if what.contains(Changes::RESET) {
-            return self.reset_hardware();
+            let outcome = self.reset_hardware();
+            return self.keeps_its_state(outcome);
         }
         if what.intersects(Changes::DECODE | Changes::BUS_MASTER) {
             self.sync_command(true);
@@ -401,13 +417,22 @@ impl Device for VfioPci {
             // The kernel has reset it at the opening; only what it left switched on goes off.
             self.sync_command(true);
         } else {
-            self.reset_hardware();
+            let unsupported = matches!(self.reset_hardware(), reset::Outcome::Unsupported(_));
+            self.wants_hot_reset.store(unsupported, Ordering::Relaxed);
+        }
+    }
+
+    fn reset_shared(&self) {
+        if self.wants_hot_reset.swap(false, Ordering::Relaxed) {
+            let outcome = self.outcome(reset::hot(&*self.host));
+            self.keeps_its_state(outcome);
         }
     }
 
     fn unplug(&self) {
         if !self.gone.swap(true, Ordering::AcqRel) {
             self.page.end();
+            // What cannot be reset alone is reset by the kernel when the last function of its slot or bus is closed.
             self.reset_hardware();
         }
     }

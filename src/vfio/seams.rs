@@ -12,6 +12,7 @@ use vfio_bindings::bindings::vfio as uapi;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::Result;
+use crate::host::reset::Affected;
 use crate::memory::{HostMem, HostSlice};
 
 /// Number of base address registers of a type 0 function.
@@ -111,6 +112,17 @@ pub trait HostPci: Send + Sync {
     fn unmask_fd(&self, kind: IrqKind, fd: &EventFd) -> io::Result<()>;
     /// Resets the function by the kernel's best method; `false`: it has none.
     fn reset(&self) -> io::Result<bool>;
+    /// All functions that a hot reset of the slot or the bus would hit, itself among them, and which are this machine's.
+    /// An error: the kernel has none for it.
+    fn hot_reset_reach(&self) -> io::Result<Vec<Affected>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Resets all of them. Nothing is done if a hot reset has hit this function since its own last [`HostPci::reset`].
+    fn hot_reset(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Notes that the function did not come back from a reset, so that the next start refuses it.
+    fn quarantine(&self, _reason: &str) {}
 }
 
 /// What the IOMMU behind a container can map.

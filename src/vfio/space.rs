@@ -15,6 +15,7 @@ use vfio_ioctls::VfioError;
 use super::container::Container;
 use super::device::{Handle, VfioDevice, group_of};
 use super::dma::{DmaSpace, PeerToPeer};
+use super::hot_reset::HotResets;
 use super::seams::GroupSink;
 use super::uapi::group_descriptor;
 use crate::bdf::Bdf;
@@ -30,6 +31,7 @@ pub struct Vfio {
     /// Serialises opening and closing of devices. Taken before the layout lock (through [`Memory::listen`] and the
     /// end of a [`Listening`]), never inside it: whoever drops a [`VfioDevice`] must not hold that lock.
     state: Mutex<State>,
+    hot_resets: HotResets,
 }
 
 #[derive(Default)]
@@ -60,7 +62,7 @@ struct Group {
 impl Vfio {
     /// A context without any descriptor. `memory` is what devices will reach by DMA.
     pub fn new(host: Host, memory: Arc<Memory>) -> Arc<Vfio> {
-        Arc::new(Vfio { host, memory, state: Mutex::default() })
+        Arc::new(Vfio { host, memory, state: Mutex::default(), hot_resets: HotResets::default() })
     }
 
     /// Opens a PCI function for the guest. All of the guest's memory that there is now is mapped for it when this
@@ -213,6 +215,22 @@ impl Vfio {
         }
         state.policies.retain(|(known, _)| known.strong_count() > 0);
         state.policies.push((Arc::downgrade(bar), policy));
+    }
+
+    /// The host that the devices are of.
+    pub(super) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    pub(super) fn hot_resets(&self) -> &HotResets {
+        &self.hot_resets
+    }
+
+    /// Every group that is open, by number, with a descriptor of its own.
+    pub(super) fn group_descriptors(&self) -> io::Result<Vec<(u32, OwnedFd)>> {
+        let state = self.state.lock();
+        let groups = state.domains.iter().flat_map(|domain| &domain.groups);
+        groups.map(|(id, group)| Ok((*id, group.fd.try_clone()?))).collect()
     }
 
     /// How many devices are open.

@@ -11,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::seams::{DmaLimits, DmaMapper, HostPci, IrqInfo, IrqKind, RegionIndex, RegionInfo};
 use crate::error::Result;
+use crate::host::reset::Affected;
 use crate::memory::host::PageSize;
 use crate::memory::{HostMem, HostSlice};
 
@@ -73,6 +74,8 @@ pub struct FakePci {
     /// Kinds that the kernel refuses to arm.
     pub refuse_arm: BTreeSet<IrqKind>,
     pub resettable: bool,
+    /// What a hot reset hits; empty: there is none.
+    pub reach: Mutex<Vec<Affected>>,
     pub failure: Mutex<Failure>,
 }
 
@@ -98,6 +101,7 @@ impl FakePci {
             armed: Mutex::default(),
             refuse_arm: BTreeSet::new(),
             resettable: true,
+            reach: Mutex::default(),
             failure: Mutex::default(),
         }
     }
@@ -205,6 +209,22 @@ impl HostPci for FakePci {
         self.check()?;
         self.record("reset".into());
         Ok(self.resettable)
+    }
+
+    fn hot_reset_reach(&self) -> io::Result<Vec<Affected>> {
+        self.check()?;
+        let reach = self.reach.lock().clone();
+        if reach.is_empty() { Err(io::Error::from_raw_os_error(libc::ENODEV)) } else { Ok(reach) }
+    }
+
+    fn hot_reset(&self) -> io::Result<()> {
+        self.check()?;
+        self.record("hot reset".into());
+        Ok(())
+    }
+
+    fn quarantine(&self, reason: &str) {
+        self.record(format!("quarantine: {reason}"));
     }
 }
 

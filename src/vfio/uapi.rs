@@ -6,6 +6,7 @@
 //! | VFIO_IOMMU_MAP_DMA | always writable there: used for writable mappings, this one for read-only ones |
 //! | VFIO_DEVICE_SET_IRQS | no start, no absent descriptor, no mask |
 //! | VFIO_DEVICE_RESET | returns nothing there |
+//! | VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, VFIO_DEVICE_PCI_HOT_RESET | not offered |
 //! | region reads and writes | return nothing there and leave old bytes in the buffer |
 
 use std::io;
@@ -19,6 +20,10 @@ use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_ptr, ioctl_with_
 use vmm_sys_util::ioctl_io_nr;
 
 use super::seams::DmaLimits;
+
+mod hot_reset;
+
+pub use hot_reset::{Owner, hot_reset, hot_reset_info};
 
 ioctl_io_nr!(VFIO_DEVICE_SET_IRQS, uapi::VFIO_TYPE as u32, uapi::VFIO_BASE + 10);
 ioctl_io_nr!(VFIO_DEVICE_RESET, uapi::VFIO_TYPE as u32, uapi::VFIO_BASE + 11);

@@ -501,3 +501,31 @@ proptest! {
         }
     }
 }
+
+/// What cannot be reset alone is reset with its siblings, after all of them were quieted; a device that does not come back
+/// is noted.
+#[test]
+fn a_restart_resets_what_shares_a_bus_once_all_are_quiet() {
+    use crate::host::reset::Affected;
+    let own = |owned| Affected { bdf: "01:00.0".parse().unwrap(), owned, driver: None };
+    let host = Arc::new(FakePci {
+        resettable: false,
+        reach: vec![own(true)].into(),
+        ..FakePci::new(sample(), &[(0, 0x1000)])
+    });
+    let device = VfioPci::new(host.clone(), &Router::new(), VfioPciOptions::default()).unwrap();
+    device.reset();
+    device.reset_shared();
+    assert!(!host.take().iter().any(|call| call.contains("reset")), "the kernel reset it when it was opened");
+    device.reset();
+    assert!(host.take().contains(&"reset".to_owned()));
+    device.reset_shared();
+    assert_eq!(host.take(), ["hot reset"]);
+    device.reset_shared();
+    assert!(host.take().is_empty(), "once for each restart");
+    device.reset();
+    host.take();
+    *host.failure.lock() = Failure::Gone;
+    device.reset();
+    assert!(host.take().iter().any(|call| call.starts_with("quarantine: after a reset: its class code")));
+}
