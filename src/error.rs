@@ -160,6 +160,10 @@ codes! {
         "rom=file: takes the ROM of a card as tools read it: images with the signature 55h AAh and a PCI data structure, at \
          most 16 MiB. A header of NVIDIA's flash tools before the first image is left out. `passthru rom inspect FILE` \
          shows what is in a file.";
+    TooManyDescriptors = 53, Host, "the limit of open files is too low",
+        "Every interrupt vector of a device is an open descriptor of the process, and a device has up to 2048 of them. \
+         passthru raises the soft limit RLIMIT_NOFILE to the hard one by itself. Raise the hard one: \
+         `LimitNOFILE=65536` in a systemd unit, `ulimit -n 65536` as root in a shell.";
     Quarantined = 55, Device, "the device did not come back from a reset and is quarantined",
         "After a reset the device no longer answered. It is kept from guests until the host is rebooted, better powered \
          off and on, or until `passthru recover --clear ADDRESS` says that it works again. `passthru inspect ADDRESS` \

@@ -42,14 +42,12 @@ pub(super) fn execute(args: &RomArgs, host: &Host) -> Result<()> {
     let bytes = read(&path)?;
     let rom = rom::parse(&bytes);
     if args.json {
-        output::print_json(&Report::of(&rom, bytes.len()))?
-    } else {
-        output::print(&page(&rom, bytes.len()))?
-    };
+        output::print_json(&Report::of(&rom, bytes.len()))?;
+    }
     if rom.images.is_empty() {
         return Err(no_rom(&path, &rom));
     }
-    Ok(())
+    if args.json { Ok(()) } else { output::print(&page(&rom, bytes.len())) }
 }
 
 /// The file that the word names: a device's address stands for the `rom` of its folder in sysfs.

@@ -70,6 +70,25 @@ mod tests {
         assert_eq!(second.take(), ["detach 17"]);
     }
 
+    /// KVM ors the sources of a wire and tells every unmask eventfd of an end of interrupt, so each one is attached by
+    /// itself and none knows of the others.
+    #[test]
+    fn several_sources_share_a_wire_with_emulated_ones() {
+        let router = Router::new();
+        let chip = Arc::new(Recorder::default());
+        router.set_chip(chip.clone()).unwrap();
+        chip.take();
+        let (a, b, line) = (router.resample(17).unwrap(), router.resample(17).unwrap(), router.line(17));
+        line.set(true);
+        assert_eq!(chip.take(), ["attach 17 resample", "attach 17 resample", "level 17 true"]);
+        drop(a);
+        assert_eq!(chip.attached.lock().len(), 1, "the other source stays");
+        line.set(false);
+        assert_eq!(chip.take(), ["detach 17", "level 17 false"]);
+        drop(b);
+        assert!(chip.attached.lock().is_empty());
+    }
+
     #[test]
     fn before_there_is_a_chip_it_waits_for_one() {
         let router = Router::new();

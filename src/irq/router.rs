@@ -43,8 +43,8 @@ struct State {
 struct Routed {
     gsi: u32,
     message: MsiMessage,
-    /// A second descriptor of the vector's eventfd, while the irqfd is attached or shall be.
-    attached: Option<EventFd>,
+    /// The vector's eventfd, while the irqfd is attached or shall be.
+    attached: Option<Arc<EventFd>>,
 }
 
 impl Router {
@@ -129,7 +129,7 @@ impl Router {
         let mut state = self.state.lock();
         let id = state.next_vector;
         state.next_vector += 1;
-        Ok(MsiVector { router: self.clone(), id, owner: owner.into(), fd })
+        Ok(MsiVector { router: self.clone(), id, owner: owner.into(), fd: Arc::new(fd) })
     }
 
     /// Changes several vectors at once: `None` masks, a message unmasks with that message.
@@ -207,16 +207,12 @@ impl State {
         if routed.attached.is_some() {
             return;
         }
-        let fd = match vector.fd.try_clone() {
-            Ok(fd) => fd,
-            Err(error) => return guest_error!(vector.owner, "no descriptor for an interrupt: {error}"),
-        };
         if let Some(chip) = chip
-            && let Err(error) = chip.attach(routed.gsi, &fd, None)
+            && let Err(error) = chip.attach(routed.gsi, &vector.fd, None)
         {
             return guest_error!(vector.owner, "the kernel refused to attach GSI {}: {error}", routed.gsi);
         }
-        routed.attached = Some(fd);
+        routed.attached = Some(vector.fd.clone());
     }
 
     /// Tells the chip the table if it differs from the last one.
@@ -235,7 +231,7 @@ pub struct MsiVector {
     router: Arc<Router>,
     id: u64,
     owner: Arc<str>,
-    fd: EventFd,
+    fd: Arc<EventFd>,
 }
 
 impl MsiVector {

@@ -181,6 +181,11 @@ impl Msi {
         if registers.enabled { registers.count as usize } else { 0 }
     }
 
+    /// How many vectors the capability offers.
+    pub fn vectors(&self) -> usize {
+        self.vectors.count()
+    }
+
     /// Makes the eventfds now rather than when the guest switches MSI on, so that their lack is an error at the start.
     pub fn prepare(&self) -> Result<()> {
         self.vectors.make()

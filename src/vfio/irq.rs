@@ -6,8 +6,15 @@
 //! pending. The enable bits are never forwarded: VFIO sets the hardware's when it gets the eventfds.
 //!
 //! The pin's interrupt goes from VFIO to KVM by one eventfd, and the guest's end of interrupt back by another; VFIO masks
-//! the pin when it fires and unmasks it then.
+//! the pin when it fires and unmasks it then. A pin that is on stays armed while the command register disables it: the bit
+//! goes to VFIO, which masks the pin by it and keeps an end of interrupt from unmasking it. Drivers such as
+//! uio_pci_generic set and clear the bit at each interrupt.
+//!
+//! Where a device cannot mask its pin by that bit (before PCI 2.3, or broken), the kernel masks the line of the host's
+//! interrupt controller instead, and asks for that line alone: another driver on it is a refusal (EBUSY). Nothing else
+//! differs.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -40,6 +47,17 @@ pub enum Mode {
     Msix,
 }
 
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Mode::Off => f.write_str("none"),
+            Mode::Intx { gsi } => write!(f, "INTx on GSI {gsi}"),
+            Mode::Msi { vectors } => write!(f, "MSI with {vectors} messages"),
+            Mode::Msix => f.write_str("MSI-X"),
+        }
+    }
+}
+
 impl Mode {
     fn kind(self) -> Option<IrqKind> {
         match self {
@@ -52,8 +70,9 @@ impl Mode {
 }
 
 /// What the registers ask for. MSI-X goes before MSI and MSI before the pin (PCI 6.8.3.1); the pin is used once the guest
-/// lets the function answer at all, so a device that nobody drives costs nothing.
-pub fn wanted(core: &PciCore) -> Mode {
+/// lets the function answer at all, so a device that nobody drives costs nothing. `now` is what is armed: the disable bit
+/// keeps a pin from being armed, and does not disarm it.
+pub fn wanted(core: &PciCore, now: Mode) -> Mode {
     let command = core.command();
     let vectors = core.msi().map_or(0, |msi| msi.enabled_vectors());
     if core.msix().is_some_and(|msix| msix.enabled()) {
@@ -63,8 +82,9 @@ pub fn wanted(core: &PciCore) -> Mode {
         return Mode::Msi { vectors };
     }
     let answers = command & (regs::COMMAND_IO | regs::COMMAND_MEMORY | regs::COMMAND_BUS_MASTER) != 0;
+    let enabled = command & regs::COMMAND_INTX_DISABLE == 0;
     match (core.pin(), core.gsi()) {
-        (Some(_), Some(gsi)) if answers && command & regs::COMMAND_INTX_DISABLE == 0 => Mode::Intx { gsi },
+        (Some(_), Some(gsi)) if answers && (enabled || now == Mode::Intx { gsi }) => Mode::Intx { gsi },
         _ => Mode::Off,
     }
 }
@@ -98,7 +118,7 @@ impl Interrupts {
     /// Brings VFIO to what the registers ask for. VFIO delivers one kind at a time: the old one goes first.
     pub fn follow(&self, core: &PciCore) {
         let mut armed = self.armed.lock();
-        let mode = wanted(core);
+        let mode = wanted(core, armed.mode);
         if mode == armed.mode {
             return;
         }
@@ -117,7 +137,9 @@ impl Interrupts {
         };
         match done {
             Ok(()) => armed.mode = mode,
-            Err(error) => guest_error!(self.host.name(), "no interrupts ({mode:?}): {}", explain_io(&error)),
+            Err(error) => {
+                guest_error!(self.host.name(), "no interrupts by {mode}: {}{}", explain_io(&error), hint(mode, &error));
+            }
         }
     }
 
@@ -156,6 +178,18 @@ impl Interrupts {
         }
         armed.pin = Some(pin);
         Ok(())
+    }
+}
+
+/// What a refusal means, where the kernel's answer alone does not say it.
+fn hint(mode: Mode, error: &io::Error) -> &'static str {
+    match (mode, error.raw_os_error()) {
+        (Mode::Intx { .. }, Some(libc::EBUSY)) => {
+            "; the device cannot mask its pin, and another driver of the host has the same line (/proc/interrupts): \
+             unbind that driver, or use another slot"
+        }
+        (_, Some(libc::EMFILE)) => "; raise the limit of open files",
+        _ => "",
     }
 }
 

@@ -25,6 +25,8 @@ use crate::bdf::Bdf;
 use crate::device::Device;
 use crate::error::{Code, Error, Result, explain_io};
 use crate::guest_error;
+use crate::host::Host;
+use crate::host::limits::descriptors;
 use crate::irq::Router;
 use crate::memory::{Backing, HostSlice, Piece};
 use crate::pci::bar::ROM_INDEX;
@@ -34,8 +36,9 @@ use crate::pci::{
 
 /// The smallest configuration space (PCI 6.1).
 const MIN_CONFIG: u64 = 256;
-/// Bits of the command register that the hardware gets; VFIO itself sees to the pin's.
-const COMMAND_FORWARDED: u16 = COMMAND_DECODE | regs::COMMAND_BUS_MASTER | regs::COMMAND_PARITY | regs::COMMAND_SERR;
+/// Bits of the command register that go to VFIO. It keeps the pin's disable bit to itself, and masks the pin by it.
+const COMMAND_FORWARDED: u16 =
+    COMMAND_DECODE | regs::COMMAND_BUS_MASTER | regs::COMMAND_PARITY | regs::COMMAND_SERR | regs::COMMAND_INTX_DISABLE;
 /// Those whose order matters.
 const COMMAND_DECODE: u16 = regs::COMMAND_IO | regs::COMMAND_MEMORY;
 
@@ -90,6 +93,7 @@ impl VfioPci {
     pub fn open(vfio: &Arc<Vfio>, bdf: Bdf, router: &Arc<Router>, options: VfioPciOptions) -> Result<Arc<VfioPci>> {
         let p2p = options.p2p;
         let device = VfioPci::new(vfio.open(bdf)?, router, options)?;
+        device.make_vectors(&Host::real())?;
         if p2p != PeerToPeer::Auto {
             let pieces = device.bars.iter().flatten().flat_map(|bar| &bar.pieces);
             for mem in pieces.filter_map(|piece| piece.backing.host()) {
@@ -97,6 +101,16 @@ impl VfioPci {
             }
         }
         Ok(device)
+    }
+
+    /// Makes the eventfds of all vectors, so that a lack of descriptors is an error now and not a guest without
+    /// interrupts later.
+    fn make_vectors(&self, host: &Host) -> Result<()> {
+        let msix = self.core.msix().map_or(0, |msix| usize::from(msix.spec().vectors));
+        let msi = self.core.msi().map_or(0, Msi::vectors);
+        descriptors::make_room(host, (msix + msi) as u64)?;
+        self.core.msi().map_or(Ok(()), Msi::prepare)?;
+        self.core.msix().map_or(Ok(()), |msix| msix.prepare())
     }
 
     /// Describes an open function to the guest: its registers, and its BARs, mapped once and for all.
@@ -126,7 +140,7 @@ impl VfioPci {
         let abilities = Abilities {
             msi: host.irq(IrqKind::Msi).count > 0,
             msix: msix.is_some(),
-            intx: host.irq(IrqKind::Intx).count > 0,
+            intx: deliverable_pin(&*host),
             attachment,
         };
         let (mut space, division) = config::plan(&image, abilities);
@@ -333,6 +347,15 @@ fn read_config(host: &dyn HostPci) -> Result<Vec<u8>> {
     let mut image = vec![0; size as usize];
     host.read(RegionIndex::Config, 0, &mut image).map_err(|error| refuse(explain_io(&error)))?;
     Ok(image)
+}
+
+/// Whether the pin's interrupt can reach the guest. One that the kernel did not mask when it fires would flood the host.
+fn deliverable_pin(host: &dyn HostPci) -> bool {
+    let pin = host.irq(IrqKind::Intx);
+    if pin.count > 0 && !pin.automasked {
+        guest_error!(host.name(), "its INTx is hidden: the kernel does not mask it when it fires");
+    }
+    pin.count > 0 && pin.automasked
 }
 
 /// The device's MSI-X, if VFIO can deliver it and a guest can reach its table.

@@ -80,7 +80,7 @@ impl IrqKind {
 pub struct IrqInfo {
     /// Number of vectors; 0: the device has none of this kind.
     pub count: u32,
-    /// Whether the kernel masks it when it fires, as it does level-triggered ones.
+    /// Whether the kernel masks it when it fires, as it does all pins so far: who masks it otherwise would have to be here.
     pub automasked: bool,
 }
 

@@ -71,6 +71,8 @@ pub struct FakePci {
     pub irqs: BTreeMap<IrqKind, u32>,
     pub calls: Mutex<Vec<String>>,
     pub armed: Mutex<BTreeMap<IrqKind, Vec<i32>>>,
+    /// Whether the kernel masks the pin when it fires.
+    pub pin_automasked: bool,
     /// Kinds that the kernel refuses to arm.
     pub refuse_arm: BTreeSet<IrqKind>,
     pub resettable: bool,
@@ -99,6 +101,7 @@ impl FakePci {
             irqs: BTreeMap::from([(IrqKind::Intx, 1), (IrqKind::Msi, 1), (IrqKind::Msix, 5)]),
             calls: Mutex::default(),
             armed: Mutex::default(),
+            pin_automasked: true,
             refuse_arm: BTreeSet::new(),
             resettable: true,
             reach: Mutex::default(),
@@ -170,7 +173,10 @@ impl HostPci for FakePci {
     }
 
     fn irq(&self, kind: IrqKind) -> IrqInfo {
-        IrqInfo { count: self.irqs.get(&kind).copied().unwrap_or(0), automasked: kind == IrqKind::Intx }
+        IrqInfo {
+            count: self.irqs.get(&kind).copied().unwrap_or(0),
+            automasked: kind == IrqKind::Intx && self.pin_automasked,
+        }
     }
 
     fn arm(&self, kind: IrqKind, first: u32, fds: &[Option<&EventFd>]) -> io::Result<()> {

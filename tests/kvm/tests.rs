@@ -31,6 +31,8 @@ list! {
     application_processors_start_and_know_their_ids
     interrupts_reach_the_guest_and_its_end_of_interrupt_comes_back
     interrupts_are_attached_to_each_fresh_vm
+    vectors_that_are_reprogrammed_leave_nothing_behind
+    sources_share_a_wire
     slots_follow_the_memory_map
     a_hundred_vms_leave_nothing_behind
     the_vfio_device_refuses_what_is_not_vfio
@@ -361,6 +363,49 @@ fn interrupts_are_attached_to_each_fresh_vm(kvm: &Kvm) -> Result<(), String> {
     vector.clear();
     vector.fire();
     assert!(vector.is_pending());
+    Ok(())
+}
+
+fn vectors_that_are_reprogrammed_leave_nothing_behind(kvm: &Kvm) -> Result<(), String> {
+    let machine = Machine::new(&[0xf4]);
+    let guest = Guest::new(kvm, &machine, 1, real_mode()).unwrap();
+    let router = Router::new();
+    router.set_chip(guest.vm.clone()).unwrap();
+    let vectors: Vec<_> = (0..8).map(|_| router.vector("test").unwrap()).collect();
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = open();
+    for round in 0..2000u32 {
+        let vector = &vectors[round as usize % 8];
+        router.batch(&[(vector, Some(MsiMessage { address: 0xfee0_0000, data: 0x40 + round % 64 }))]);
+        if round % 3 == 0 {
+            router.batch(&[(vector, None)]);
+        }
+        assert!(router.routes_in_use() <= 8);
+    }
+    assert_eq!(open(), before);
+    drop(vectors);
+    assert_eq!(router.routes_in_use(), 0);
+    router.clear_chip();
+    Ok(())
+}
+
+fn sources_share_a_wire(kvm: &Kvm) -> Result<(), String> {
+    let machine = Machine::new(&[0xf4]);
+    let guest = Guest::new(kvm, &machine, 1, real_mode()).unwrap();
+    let router = Router::new();
+    router.set_chip(guest.vm.clone()).unwrap();
+    for _ in 0..100 {
+        let (a, b, line) = (router.resample(17).unwrap(), router.resample(17).unwrap(), router.line(17));
+        a.trigger().write(1).unwrap();
+        line.set(true);
+        b.trigger().write(1).unwrap();
+        // Attached: a second time is refused.
+        assert!(guest.vm.attach(17, a.trigger(), Some(a.unmask())).is_err());
+        drop(a);
+        line.set(false);
+        drop(b);
+    }
+    router.clear_chip();
     Ok(())
 }
 

@@ -1,7 +1,8 @@
-//! Whether the host can hold the guest, found out before anything is allocated: memory, locked memory, and the width
-//! of physical addresses. Each has a planner (data in, verdict out) and a method of [`Host`](super::Host) that reads
+//! Whether the host can hold the guest, found out before anything is allocated: memory, locked memory, the width of
+//! physical addresses, and descriptors for interrupts. Each has a planner (data in, verdict out) and a method of [`Host`](super::Host) that reads
 //! the data.
 
+pub mod descriptors;
 pub mod memlock;
 pub mod memory;
 pub mod phys_bits;
