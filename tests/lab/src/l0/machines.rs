@@ -39,6 +39,8 @@ pub struct Machine {
     pub devices: &'static [&'static str],
     /// Modules that L1 loads at start.
     pub modules: &'static [&'static str],
+    /// Whether L1's VFIO is the one that the lab has built, with iommufd and device nodes, not Debian's.
+    pub iommufd: bool,
 }
 
 // Slot 1 is what QEMU gives to the PCI function of an AMD IOMMU.
@@ -60,6 +62,7 @@ pub static DEFAULT: Machine = Machine {
     memory_mib: MEMORY_MIB,
     devices: &[ROOT_PORT_1, ROOT_PORT_2, NIC, DRIVE, NVME],
     modules: MODULES,
+    iommufd: false,
 };
 
 /// The other layout of an NVMe drive's MSI-X table.
@@ -122,9 +125,12 @@ pub static AMD_IOMMU: Machine =
 pub static LARGE: Machine =
     Machine { name: "large", about: "as default, with 8 GiB of memory", memory_mib: 8192, ..DEFAULT };
 
+pub static IOMMUFD: Machine =
+    Machine { name: "iommufd", about: "as default, with iommufd and VFIO device nodes", iommufd: true, ..DEFAULT };
+
 /// All machines.
 pub static ALL: &[&Machine] =
-    &[&DEFAULT, &NVME_EXCLUSIVE, &SRIOV, &SHARED_GROUP, &NO_IOMMU, &NO_INTREMAP, &AMD_IOMMU, &LARGE];
+    &[&DEFAULT, &NVME_EXCLUSIVE, &SRIOV, &SHARED_GROUP, &NO_IOMMU, &NO_INTREMAP, &AMD_IOMMU, &LARGE, &IOMMUFD];
 
 /// The machine of that name.
 pub fn find(name: &str) -> Option<&'static Machine> {

@@ -124,7 +124,7 @@ fn arguments(image: &Image, machine: &Machine) -> Vec<String> {
          -device virtconsole,chardev=terminal -kernel {images}/{} -initrd {images}/{} ",
         agent::PORT,
         name::ELF_KERNEL,
-        name::L1_INITRAMFS
+        if machine.iommufd { name::L1_IOMMUFD_INITRAMFS } else { name::L1_INITRAMFS }
     );
     for (tag, path, readonly, slot) in [
         ("tree", tree.to_string(), "on", "1d"),

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{mend, modules, name, progress, recipe, tools, vmlinux};
+use super::modules::Modules;
+use super::{mend, name, progress, recipe, tools, vmlinux};
 use crate::cpio::Archive;
 use crate::pattern;
 
@@ -17,32 +18,37 @@ const DRIVE_MIB: u64 = 256;
 const FILLED_MIB: usize = 64;
 const DRIVE_SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Builds all images in the empty folder `to`.
-pub fn build(tree: &Path, to: &Path) -> Result<()> {
+/// Builds all images in the empty folder `to`; `iommufd` has the modules that Debian leaves out.
+pub fn build(tree: &Path, iommufd: &Path, to: &Path) -> Result<()> {
     progress("making kernels and initramfs images");
     let version = kernel_version(tree)?;
     let kernel = fs::read(tree.join(format!("boot/vmlinuz-{version}")))?;
     fs::write(to.join(name::KERNEL), &kernel)?;
     fs::write(to.join(name::ELF_KERNEL), vmlinux::extract(tree, &kernel)?)?;
 
-    let l1 = initramfs(tree, &version, recipe::L1_INIT, recipe::L1_MODULES, |a| {
-        a.link("sbin", "bin");
-        a.file("pid1", 0o755, recipe::L1_PID1.as_bytes());
-        Ok(())
-    })?;
-    fs::write(to.join(name::L1_INITRAMFS), l1)?;
+    for (file, own) in [(name::L1_INITRAMFS, None), (name::L1_IOMMUFD_INITRAMFS, Some(iommufd))] {
+        let modules = Modules::of(tree, &version, own)?;
+        let l1 = initramfs(tree, &modules, recipe::L1_INIT, recipe::L1_MODULES, |a| {
+            a.link("sbin", "bin");
+            a.file("pid1", 0o755, recipe::L1_PID1.as_bytes());
+            Ok(())
+        })?;
+        fs::write(to.join(file), l1)?;
+    }
+    let modules = Modules::of(tree, &version, None)?;
     // No /sbin/modprobe for guests: the kernel would start it 25 times before init, and a benchmark count its exits.
-    let plain = initramfs(tree, &version, recipe::L2_INIT, recipe::L2_MODULES, |_| Ok(()))?;
+    let plain = initramfs(tree, &modules, recipe::L2_INIT, recipe::L2_MODULES, |_| Ok(()))?;
     fs::write(to.join(name::L2_INITRAMFS), plain)?;
     let fat_modules = [recipe::L2_MODULES, recipe::L2_FAT_MODULES].concat();
-    let fat = initramfs(tree, &version, recipe::L2_INIT, &fat_modules, |a| programs(a, tree))?;
+    let fat = initramfs(tree, &modules, recipe::L2_INIT, &fat_modules, |a| programs(a, tree))?;
     fs::write(to.join(name::L2_FAT_INITRAMFS), fat)?;
 
     qemu(tree, to)?;
     drive(&to.join(name::NVME))
 }
 
-fn kernel_version(tree: &Path) -> Result<String> {
+/// The release of the tree's kernel.
+pub fn kernel_version(tree: &Path) -> Result<String> {
     let entry = fs::read_dir(tree.join("usr/lib/modules"))?.next().context("the tree has no kernel")??;
     Ok(entry.file_name().to_string_lossy().into_owned())
 }
@@ -50,7 +56,7 @@ fn kernel_version(tree: &Path) -> Result<String> {
 /// A busybox initramfs with `modules` and `init`.
 fn initramfs(
     tree: &Path,
-    version: &str,
+    modules: &Modules,
     init: &str,
     names: &[&str],
     more: impl FnOnce(&mut Archive) -> Result<()>,
@@ -77,7 +83,7 @@ fn initramfs(
         }
     }
     archive.file("init", 0o755, init.as_bytes());
-    modules::add(&mut archive, tree, version, names)?;
+    modules.add(&mut archive, tree, names)?;
     more(&mut archive)?;
     Ok(archive.finish())
 }

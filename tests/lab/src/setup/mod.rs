@@ -1,12 +1,13 @@
 //! `cargo lab setup`: the lab's image in the user's cache folder.
 //!
-//! Two folders, each named by a hash of its recipe: `tree-<hash>`, a Debian 13 system,
-//! and `images-<hash>`, the kernels, initramfs images and the mended QEMU made from it.
+//! Three folders, each named by a hash of its recipe: `tree-<hash>`, a Debian 13 system; `iommufd-<hash>`, kernel
+//! modules that Debian leaves out; and `images-<hash>`, the kernels, initramfs images and the mended QEMU made from both.
 //! Each is built under a temporary name and renamed when it is complete; a file lock
 //! keeps two runs apart.
 
 mod host;
 mod images;
+mod iommufd;
 mod mend;
 mod modules;
 pub mod recipe;
@@ -34,6 +35,8 @@ pub struct Image {
 /// File names inside [`Image::images`]; L1 sees the folder as `/images`.
 pub mod name {
     pub const L1_INITRAMFS: &str = "l1-initramfs";
+    /// The same with iommufd, and a VFIO that has device nodes.
+    pub const L1_IOMMUFD_INITRAMFS: &str = "l1-initramfs-iommufd";
     /// Debian's kernel as the package has it.
     pub const KERNEL: &str = "bzImage";
     /// The same kernel unpacked: an ELF file with a PVH entry, which L1 boots from
@@ -61,7 +64,11 @@ pub fn run() -> Result<Image> {
         atomically(&image.tree, tree::build)?;
     }
     if !image.images.is_dir() {
-        atomically(&image.images, |to| images::build(&image.tree, to))?;
+        let modules = cache.join(format!("iommufd-{}", recipe::iommufd_key()));
+        if !modules.is_dir() {
+            atomically(&modules, |to| iommufd::build(&image.tree, to))?;
+        }
+        atomically(&image.images, |to| images::build(&image.tree, &modules, to))?;
     }
     Ok(image)
 }

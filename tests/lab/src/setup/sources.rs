@@ -14,6 +14,14 @@ pub struct Mirror {
     pub signed_by: Option<String>,
 }
 
+impl Mirror {
+    /// The line of sources.list(5) for the lab's release.
+    pub fn line(&self) -> String {
+        let options = self.signed_by.as_ref().map_or(String::new(), |key| format!("[signed-by={key}] "));
+        format!("deb {options}{} {} main", self.uri, super::recipe::SUITE)
+    }
+}
+
 /// Suites that mark an entry as Debian's main archive.
 const SUITES: &[&str] = &["bookworm", "trixie", "stable", "testing", "sid", "forky"];
 

@@ -16,7 +16,12 @@ pub fn build(to: &Path) -> Result<()> {
     host::provide()?;
     let mirror = sources::find_mirror(Path::new("/etc/apt"))?;
     progress(&format!("making a Debian {} tree from {} (about a minute)", recipe::SUITE, mirror.uri));
-    let mut bootstrap = mmdebstrap(&mirror)
+    let mut bootstrap = mmdebstrap("minbase", recipe::PACKAGES)
+        .args(recipe::EXCLUDED.iter().map(|e| format!("--dpkgopt=path-exclude={e}")))
+        .arg(format!("--essential-hook={}", recipe::NO_INITRAMFS_HOOK))
+        // Read by Debian's kernel package: no initramfs.
+        .env("INITRD", "No")
+        .args(["--format=tar", recipe::SUITE, "-", &mirror.line()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -39,21 +44,17 @@ pub fn build(to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn mmdebstrap(mirror: &sources::Mirror) -> Command {
+/// A call of mmdebstrap that lacks the suite, the target and the mirror.
+pub fn mmdebstrap<P: AsRef<str>>(variant: &str, packages: &[P]) -> Command {
     let mut command = Command::new("mmdebstrap");
     let mode = if Uid::effective().is_root() { "root" } else { "unshare" };
+    let packages: Vec<&str> = packages.iter().map(AsRef::as_ref).collect();
     command
-        .args(["--variant=minbase", "--architectures=amd64", "--format=tar", &format!("--mode={mode}")])
-        .arg(format!("--include={}", recipe::PACKAGES.join(",")))
+        .args([&format!("--variant={variant}"), "--architectures=amd64", &format!("--mode={mode}")])
+        .arg(format!("--include={}", packages.join(",")))
         .args(["--aptopt=Acquire::Languages \"none\""])
         .args(["--dpkgopt=force-confold", "--dpkgopt=force-unsafe-io"])
-        .args(recipe::EXCLUDED.iter().map(|e| format!("--dpkgopt=path-exclude={e}")))
-        .arg(format!("--essential-hook={}", recipe::NO_INITRAMFS_HOOK))
-        // Read by Debian's kernel package: no initramfs.
-        .env("INITRD", "No")
         .args(proxy_options());
-    let options = mirror.signed_by.as_ref().map_or(String::new(), |key| format!("[signed-by={key}] "));
-    command.args([recipe::SUITE, "-", &format!("deb {options}{} {} main", mirror.uri, recipe::SUITE)]);
     command
 }
 
