@@ -39,7 +39,8 @@ pub fn build(tree: &Path, to: &Path) -> Result<()> {
         .context("cannot start mmdebstrap")?;
     let log = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
-        let moved_on = ["was not found", "Unable to locate", "no installation candidate"].iter().any(|w| log.contains(w));
+        let moved_on =
+            ["was not found", "Unable to locate", "no installation candidate"].iter().any(|w| log.contains(w));
         let cure = if moved_on {
             format!("\nthe mirror has gone on from {version}: delete {} and set up again", tree.display())
         } else {

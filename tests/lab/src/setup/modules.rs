@@ -120,7 +120,9 @@ mod tests {
 
     #[test]
     fn what_uses_vfio_uses_iommufd() {
-        let dep = with_iommufd("k/vfio/vfio.ko.xz:\nk/vfio/pci/vfio-pci.ko.xz: k/vfio/vfio.ko.xz k/irqbypass.ko\nk/kvm.ko:\n");
+        let dep = with_iommufd(
+            "k/vfio/vfio.ko.xz:\nk/vfio/pci/vfio-pci.ko.xz: k/vfio/vfio.ko.xz k/irqbypass.ko\nk/kvm.ko:\n",
+        );
         assert_eq!(closure(&dep, &["vfio-pci"]).len(), 4);
         assert!(closure(&dep, &["vfio"]).contains("kernel/drivers/iommu/iommufd/iommufd.ko"));
         assert_eq!(closure(&dep, &["kvm"]).len(), 1);
