@@ -48,6 +48,59 @@ impl FromStr for Bdf {
     }
 }
 
+/// One function of a device, or all of them: `01:00.0`, or `01:00`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceAddr {
+    /// PCI domain (segment group).
+    pub domain: u16,
+    /// Bus number.
+    pub bus: u8,
+    /// Device (slot) number, 0 to 31.
+    pub device: u8,
+    /// Function number, 0 to 7; `None`: every function that there is.
+    pub function: Option<u8>,
+}
+
+impl DeviceAddr {
+    /// The one function that is meant, if it is one.
+    pub fn bdf(self) -> Option<Bdf> {
+        let DeviceAddr { domain, bus, device, function } = self;
+        function.map(|function| Bdf { domain, bus, device, function })
+    }
+
+    /// Whether a function is meant.
+    pub fn contains(self, bdf: Bdf) -> bool {
+        (self.domain, self.bus, self.device) == (bdf.domain, bdf.bus, bdf.device)
+            && self.function.is_none_or(|function| function == bdf.function)
+    }
+}
+
+impl From<Bdf> for DeviceAddr {
+    fn from(Bdf { domain, bus, device, function }: Bdf) -> DeviceAddr {
+        DeviceAddr { domain, bus, device, function: Some(function) }
+    }
+}
+
+impl FromStr for DeviceAddr {
+    type Err = ParseBdfError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.contains('.') {
+            return text.parse::<Bdf>().map(DeviceAddr::from);
+        }
+        let Bdf { domain, bus, device, .. } =
+            parse(&format!("{text}.0")).ok_or_else(|| ParseBdfError { text: text.chars().take(64).collect() })?;
+        Ok(DeviceAddr { domain, bus, device, function: None })
+    }
+}
+
+impl fmt::Display for DeviceAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04x}:{:02x}:{:02x}", self.domain, self.bus, self.device)?;
+        self.function.map_or(Ok(()), |function| write!(f, ".{function:x}"))
+    }
+}
+
 fn parse(text: &str) -> Option<Bdf> {
     let (address, function) = text.split_once('.')?;
     let (front, device) = address.rsplit_once(':')?;
@@ -134,6 +187,21 @@ mod tests {
     }
 
     #[test]
+    fn a_device_is_written_without_its_function() {
+        let addr = |text: &str| text.parse::<DeviceAddr>().unwrap();
+        assert_eq!(addr("1:0").to_string(), "0000:01:00");
+        assert_eq!(addr("0001:02:03.4").to_string(), "0001:02:03.4");
+        assert_eq!(addr("1:0.2").bdf(), Some("01:00.2".parse().unwrap()));
+        assert_eq!(addr("1:0").bdf(), None);
+        for (text, inside) in [("01:00", true), ("01:00.1", true), ("01:00.0", false), ("01:01", false)] {
+            assert_eq!(addr(text).contains("01:00.1".parse().unwrap()), inside, "{text}");
+        }
+        for text in ["", ":", "01", "01:20", "01:00:", "1:2:3:4", "../01:00", "01:00."] {
+            assert!(text.parse::<DeviceAddr>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn json_has_the_written_form() {
         let bdf: Bdf = serde_json::from_str("\"02:00.1\"").unwrap();
         assert_eq!(serde_json::to_string(&bdf).unwrap(), "\"0000:02:00.1\"");
@@ -150,6 +218,7 @@ mod tests {
         #[test]
         fn no_text_panics(text in "\\PC{0,20}") {
             let _ = text.parse::<Bdf>();
+            let _ = text.parse::<DeviceAddr>();
         }
     }
 }

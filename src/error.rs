@@ -168,6 +168,10 @@ codes! {
         "After a reset the device no longer answered. It is kept from guests until the host is rebooted, better powered \
          off and on, or until `passthru recover --clear ADDRESS` says that it works again. `passthru inspect ADDRESS` \
          shows the reason and how the device would be reset.";
+    AcsOverridden = 56, Host, "the host's IOMMU groups are not real",
+        "A kernel with the option `pcie_acs_override=` takes devices apart that the hardware does not keep apart: they can \
+         reach each other's registers and memory behind the IOMMU's back. Guests with devices of such groups are not \
+         isolated from each other, nor from the host. Without the option the groups are larger and true.";
 }
 
 impl Code {

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::output;
-use crate::bdf::Bdf;
+use crate::bdf::DeviceAddr;
 use crate::error::Result;
 use crate::host::bind::Bound;
 use crate::host::{self, Host};
@@ -14,9 +14,10 @@ use crate::host::{self, Host};
 /// uses (a mounted file system, swap space, the way to the network) is refused.
 #[derive(Debug, Args)]
 pub(super) struct BindArgs {
-    /// Addresses of the devices as `lspci -D` prints them, such as 0000:01:00.0 or 01:00.0
+    /// Addresses of the devices as `lspci -D` prints them, such as 0000:01:00.0 or 01:00.0; 01:00 means all functions of a
+    /// device
     #[arg(value_name = "BDF", required = true)]
-    devices: Vec<Bdf>,
+    devices: Vec<DeviceAddr>,
     /// Take a device even if the host itself uses it
     #[arg(long)]
     force: bool,
@@ -26,7 +27,8 @@ pub(super) struct BindArgs {
 }
 
 pub(super) fn execute(args: &BindArgs, host: &Host) -> Result<()> {
-    output::each(&args.devices, args.json, |&device| host::bind(host, device, args.force), text)
+    let devices = output::functions(&args.devices, |addr| host.functions(addr))?;
+    output::each(&devices, args.json, |&device| host::bind(host, device, args.force), text)
 }
 
 /// What `bind` did: a line about the device, and one about each member of its group that must be bound, too.

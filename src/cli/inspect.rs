@@ -5,7 +5,7 @@ use std::fmt::Write;
 use clap::Args;
 
 use super::output;
-use crate::bdf::Bdf;
+use crate::bdf::DeviceAddr;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::inspect::Inspection;
@@ -16,16 +16,18 @@ use crate::host::pci::{Resource, ResourceKind};
 /// Nothing is opened and nothing is changed. Without root the interrupts are not shown.
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
-    /// Addresses of the devices as `lspci -D` prints them, such as 0000:01:00.0 or 01:00.0
+    /// Addresses of the devices as `lspci -D` prints them, such as 0000:01:00.0 or 01:00.0; 01:00 means all functions of a
+    /// device
     #[arg(value_name = "BDF", required = true)]
-    devices: Vec<Bdf>,
+    devices: Vec<DeviceAddr>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn execute(args: &InspectArgs, host: &Host) -> Result<()> {
-    output::each(&args.devices, args.json, |&device| host.inspect(device), text)
+    let devices = output::functions(&args.devices, |addr| host.functions(addr))?;
+    output::each(&devices, args.json, |&device| host.inspect(device), text)
 }
 
 /// One line for each fact, its name first.

@@ -1,10 +1,12 @@
 //! What the command line prints, and clap's errors in our form.
 
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Write};
 
 use clap::error::ErrorKind as ClapKind;
 use serde::Serialize;
 
+use crate::bdf::{Bdf, DeviceAddr};
 use crate::error::{Code, Error, Result};
 
 /// Writes `text` to standard output. A reader that has gone away (`| head -1`) is no failure.
@@ -27,6 +29,21 @@ pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Error::system("write JSON", &io::Error::new(ErrorKind::InvalidData, error)))?;
     print(&(text + "\n"))
+}
+
+/// Every function that `addresses` mean, each once; all of them are looked up before anything is done to the first.
+pub(super) fn functions(addresses: &[DeviceAddr], find: impl Fn(DeviceAddr) -> Result<Vec<Bdf>>) -> Result<Vec<Bdf>> {
+    let mut all = Vec::new();
+    for &addr in addresses {
+        match addr.bdf() {
+            // What is wrong with a function is said when it is its turn.
+            Some(bdf) => all.push(bdf),
+            None => all.extend(find(addr)?),
+        }
+    }
+    let mut seen = BTreeSet::new();
+    all.retain(|bdf| seen.insert(*bdf));
+    Ok(all)
 }
 
 /// Does `act` to every item up to the first failure, and tells what was done: each at once as `text`, or all together as

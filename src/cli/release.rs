@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::output;
-use crate::bdf::Bdf;
+use crate::bdf::DeviceAddr;
 use crate::error::Result;
 use crate::host::release::{Outcome, Released};
 use crate::host::{self, Host};
@@ -11,16 +11,18 @@ use crate::host::{self, Host};
 /// Give devices back to the drivers that they had before
 #[derive(Debug, Args)]
 pub(super) struct ReleaseArgs {
-    /// Addresses of the devices as `lspci -D` prints them, such as 0000:01:00.0 or 01:00.0
+    /// Addresses of the devices as `lspci -D` prints them, such as 0000:01:00.0 or 01:00.0; 01:00 means all functions of a
+    /// device
     #[arg(value_name = "BDF", required = true)]
-    devices: Vec<Bdf>,
+    devices: Vec<DeviceAddr>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn execute(args: &ReleaseArgs, host: &Host) -> Result<()> {
-    output::each(&args.devices, args.json, |&device| host::release(host, device), text)
+    let devices = output::functions(&args.devices, |addr| host::release::noted_functions(host, addr))?;
+    output::each(&devices, args.json, |&device| host::release(host, device), text)
 }
 
 /// What became of a device, in one line.

@@ -12,6 +12,7 @@
 //! | [`check`] | which error a failed open or VFIO request really is |
 //! | [`limits`] | memory, locked memory and address bits, planned before anything is allocated |
 //! | [`mod@bind`], [`mod@release`] | driver changes: `bind`, and `release` and `recover` that undo it |
+//! | [`acs`] | the kernel option that makes groups look smaller than they are |
 //! | [`reset`], [`quarantine`] | which reset a function gets and whom else it hits; devices that did not come back from one |
 //! | [`mod@inspect`] | all facts about one function together |
 //! | [`journal`], [`effects`] | what was there before a change, kept across a crash; the one place that writes to sysfs |
@@ -19,6 +20,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub mod acs;
 pub mod bind;
 pub mod busy;
 mod change;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::{Host, read};
-use crate::bdf::Bdf;
+use crate::bdf::{Bdf, DeviceAddr};
 use crate::error::{Code, Error, Result};
 
 /// Class 06, subclasses 04 and 09: PCI-to-PCI and semi-transparent bridges, for when the header cannot be read.
@@ -139,6 +139,31 @@ impl Host {
     /// One PCI function; `Code::DeviceAbsent` names those with a similar address.
     pub fn device(&self, bdf: Bdf) -> Result<PciDevice> {
         self.facts(bdf).ok_or_else(|| self.absent(bdf))
+    }
+
+    /// The functions that an address means, ascending: one, or all of a device.
+    ///
+    /// # Errors
+    /// `Code::DeviceAbsent` if there is none; `Code::BadProperty` for a whole device of virtual functions, which have
+    /// nothing in common but their physical function.
+    pub fn functions(&self, addr: DeviceAddr) -> Result<Vec<Bdf>> {
+        if let Some(bdf) = addr.bdf() {
+            return self.device(bdf).map(|_| vec![bdf]);
+        }
+        let all: Vec<Bdf> = self.addresses().into_iter().filter(|bdf| addr.contains(*bdf)).collect();
+        let virtual_function = all.iter().find(|bdf| self.device_path(**bdf).join("physfn").exists());
+        if let Some(bdf) = virtual_function {
+            return Err(Error::new(
+                Code::BadProperty,
+                format!("{addr} is no device but a place for virtual functions"),
+            )
+            .evidence(format!("{bdf} is a virtual function"))
+            .fix(format!("name one of them, such as {bdf}")));
+        }
+        match all.first() {
+            Some(_) => Ok(all),
+            None => Err(self.absent(Bdf { domain: addr.domain, bus: addr.bus, device: addr.device, function: 0 })),
+        }
     }
 
     /// The driver that is bound now.

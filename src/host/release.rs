@@ -1,12 +1,14 @@
 //! `passthru release` and `passthru recover`: give devices back to the drivers that they had.
 
+use std::collections::BTreeSet;
+
 use serde::{Serialize, Serializer};
 
 use super::busy::{Holders, busy_error};
 use super::change::Change;
 use super::journal::{Entry, Journal};
 use super::{Host, PciDevice};
-use crate::bdf::Bdf;
+use crate::bdf::{Bdf, DeviceAddr};
 use crate::error::{Error, Result};
 
 /// What became of a device.
@@ -83,6 +85,20 @@ pub fn release(host: &Host, bdf: Bdf) -> Result<Released> {
     match settle(host, &journal, entry)? {
         Settled::Done(released) => Ok(released),
         Settled::Held(device, holders) => Err(busy_error(&device, &holders, None)),
+    }
+}
+
+/// The functions that an address means: those that there are, and those that were bound and are gone.
+///
+/// Errors: those of [`Host::functions`] if there is neither.
+pub fn noted_functions(host: &Host, addr: DeviceAddr) -> Result<Vec<Bdf>> {
+    let noted = host.noted().into_iter().filter(|bdf| addr.contains(*bdf));
+    match (host.functions(addr), noted.collect::<BTreeSet<Bdf>>()) {
+        (Err(error), noted) if noted.is_empty() => Err(error),
+        (found, mut noted) => {
+            noted.extend(found.unwrap_or_default());
+            Ok(noted.into_iter().collect())
+        }
     }
 }
 

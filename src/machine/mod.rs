@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`options`] | what the user asked for |
 //! | [`preflight`] | what can be found out before anything is allocated |
+//! | [`functions`] | what a line means that passes all functions of a device |
 //! | [`places`] | which id, bus and address each device gets |
 //! | [`plug`] | the one path by which every device comes into the machine; [`types`] are the tables of types |
 //! | [`board`] | the devices that sit in no slot |
@@ -19,6 +20,7 @@
 //! pins. So no state of KVM's can survive: no MSR that makes it write to guest memory, no pending interrupt.
 
 mod board;
+mod functions;
 pub mod options;
 mod places;
 mod plug;

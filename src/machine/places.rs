@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::functions::{self, Function};
 use super::types::DEVICES;
 use crate::device::{Cx, Plug};
 use crate::error::{Code, Error, Result};
+use crate::host::Host;
 use crate::object::{Args, Common, PciAddr, Props, TypeInfo, did_you_mean};
 use crate::pci::{Devfn, choose_address, host_bridge};
 
@@ -29,6 +31,8 @@ pub struct Place {
     pub bus: Arc<str>,
     /// Its address there.
     pub addr: Devfn,
+    /// `multifunction=`, if the user gave it.
+    pub multifunction: Option<bool>,
 }
 
 /// A bus, with the id of what is at each address.
@@ -44,34 +48,92 @@ struct Places {
     ids: BTreeSet<Arc<str>>,
 }
 
-/// Places `devices` one after the other, as the user wrote them.
+/// Places `devices` one after the other, as the user wrote them. Of the functions of one device function 0 comes last: a
+/// guest that is running looks at the others when it finds that one.
 ///
 /// # Errors
 /// [`Code::UnknownType`], [`Code::BadProperty`], [`Code::DuplicateId`], or [`Code::BadBus`] for a bus that does not exist
 /// or is of another kind, and for an address that is taken or that the bus does not have.
-pub fn plan(devices: &[Args]) -> Result<Vec<Place>> {
+pub fn plan(devices: &[Args], host: &Host) -> Result<Vec<Place>> {
     let bridge = (Devfn::parse(host_bridge::ADDRESS)?, host_bridge::ID.into());
     let root = Bus { name: ROOT_BUS.into(), functions: BTreeMap::from([bridge]) };
     let mut places = Places { ids: BTreeSet::from([root.name.clone()]), buses: vec![root] };
-    devices.iter().enumerate().map(|(index, args)| places.place(index, args.clone())).collect()
+    let mut all = Vec::new();
+    for (index, args) in devices.iter().enumerate() {
+        all.extend(places.place(index, functions::expand(args.clone(), host)?)?);
+    }
+    places.check_functions(&all)?;
+    Ok(all)
 }
 
 impl Places {
-    fn place(&mut self, index: usize, mut args: Args) -> Result<Place> {
+    /// Places what one line means: function 0 chooses the slot, the others go there too.
+    fn place(&mut self, index: usize, functions: Vec<Function>) -> Result<Vec<Place>> {
+        let mut placed = Vec::new();
+        let mut first: Option<(Arc<str>, Devfn)> = None;
+        for Function { number, args } in functions {
+            let beside = first.as_ref().zip(number).map(|((id, devfn), number)| {
+                let addr = PciAddr { device: devfn.slot(), function: number };
+                (Arc::from(format!("{id}.{number}")), addr)
+            });
+            let place = self.place_one(index, args, beside)?;
+            if number.is_some() && first.is_none() && place.addr.function() != 0 {
+                return Err(Error::new(Code::BadBus, "all functions of a device start with function 0 of a slot")
+                    .evidence(place.args.written())
+                    .fix("write addr= with the slot only"));
+            }
+            first.get_or_insert((place.id.clone(), place.addr));
+            placed.push(place);
+        }
+        placed.reverse();
+        Ok(placed)
+    }
+
+    /// Whether a guest will find every function: it looks for the others only where there is a function 0 that says so.
+    fn check_functions(&self, all: &[Place]) -> Result<()> {
+        for place in all {
+            let Some(bus) = self.buses.iter().find(|bus| bus.name == place.bus) else { continue };
+            let slot = || bus.functions.iter().filter(|(devfn, _)| devfn.slot() == place.addr.slot());
+            let names = || slot().map(|(devfn, id)| format!("{devfn} is {id}"));
+            if slot().all(|(devfn, _)| devfn.function() != 0) {
+                let error = Error::new(
+                    Code::BadBus,
+                    format!("slot {:02x} of bus {} has no function 0", place.addr.slot(), bus.name),
+                );
+                return Err(names().fold(error.evidence(place.args.written()), Error::evidence).fix(
+                    "a guest looks for a slot's other functions only if it finds function 0: put a device there",
+                ));
+            }
+            if place.multifunction == Some(false) && place.addr.function() == 0 && slot().count() > 1 {
+                let error = Error::new(
+                    Code::BadBus,
+                    format!("{} is not to have other functions, and slot {:02x} has", place.id, place.addr.slot()),
+                );
+                return Err(names()
+                    .fold(error.evidence(place.args.written()), Error::evidence)
+                    .fix("leave multifunction=off out"));
+            }
+        }
+        Ok(())
+    }
+
+    /// `beside`: id and address of a function that goes where its device's first one is.
+    fn place_one(&mut self, index: usize, mut args: Args, beside: Option<(Arc<str>, PciAddr)>) -> Result<Place> {
         let of_type = DEVICES.take_type(&mut args)?;
         let common = Common::parse(&mut args)?;
         of_type.check(&args)?;
         let written = |error: Error| error.evidence(args.written());
-        let id: Arc<str> = match &common.id {
-            Some(id) => id.as_str().into(),
+        let (id, wanted): (Arc<str>, _) = match (beside, &common.id) {
+            (Some((id, addr)), _) => (id, Some(addr)),
+            (None, Some(id)) => (id.as_str().into(), common.addr),
             // The character that no id of the user's can have keeps the two apart.
-            None => format!("{}#{}", of_type.name(), index + 1).into(),
+            (None, None) => (format!("{}#{}", of_type.name(), index + 1).into(), common.addr),
         };
         if !self.ids.insert(id.clone()) {
             return Err(written(Error::new(Code::DuplicateId, format!("the id `{id}` is used twice"))));
         }
         let at = self.find(common.bus.as_deref(), of_type.name()).map_err(written)?;
-        let addr = self.occupy(at, common.addr, &id).map_err(|error| written(error.evidence(self.list())))?;
+        let addr = self.occupy(at, wanted, &id).map_err(|error| written(error.evidence(self.list())))?;
         let bus = self.buses.get(at).map(|bus| bus.name.clone()).unwrap_or_default();
         if of_type.adds_bus() {
             if self.buses.len() >= MAX_BUSES {
@@ -79,7 +141,7 @@ impl Places {
             }
             self.buses.push(Bus { name: id.clone(), functions: BTreeMap::new() });
         }
-        Ok(Place { of_type, args, id, bus, addr })
+        Ok(Place { of_type, args, id, bus, addr, multifunction: common.multifunction })
     }
 
     /// The index of the bus that `bus=` names, or of the first one.
@@ -117,12 +179,18 @@ impl Places {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::testtree::TestTree;
 
     /// `id bus addr` of each device, or the first mistake.
     fn placed(devices: &[&str]) -> Result<Vec<String>> {
         let parse = |text: &&str| Args::parse("--device", Some("driver"), text);
         let devices: Vec<Args> = devices.iter().map(parse).collect::<Result<_>>()?;
-        Ok(plan(&devices)?.iter().map(|place| format!("{} {} {}", place.id, place.bus, place.addr)).collect())
+        let tree = TestTree::new();
+        for address in ["0000:05:00.0", "0000:05:00.1", "0000:05:00.4"] {
+            tree.pci(address).add();
+        }
+        let places = plan(&devices, &tree.host())?;
+        Ok(places.iter().map(|place| format!("{} {} {}", place.id, place.bus, place.addr)).collect())
     }
 
     #[test]
@@ -149,6 +217,33 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_device_fills_one_slot_with_function_0_last() {
+        let seen = placed(&[
+            "pcie-root-port,id=rp1",
+            "vfio-pci,host=05:00,bus=rp1,id=card",
+            "vfio-pci,host=05:00",
+            "vfio-pci,host=05:00,addr=1f",
+            "vfio-pci,host=01:00.0,addr=9.0,multifunction=on",
+            "vfio-pci,host=01:00.1,addr=9.1",
+        ]);
+        let expected = [
+            "rp1 pcie.0 01.0",
+            "card.4 rp1 00.4",
+            "card.1 rp1 00.1",
+            "card rp1 00.0",
+            "vfio-pci#3.4 pcie.0 02.4",
+            "vfio-pci#3.1 pcie.0 02.1",
+            "vfio-pci#3 pcie.0 02.0",
+            "vfio-pci#4.4 pcie.0 1f.4",
+            "vfio-pci#4.1 pcie.0 1f.1",
+            "vfio-pci#4 pcie.0 1f.0",
+            "vfio-pci#5 pcie.0 09.0",
+            "vfio-pci#6 pcie.0 09.1",
+        ];
+        assert_eq!(seen.unwrap(), expected);
+    }
+
+    #[test]
     fn mistakes_are_found_without_a_host() {
         for (devices, code, cause) in [
             (&["vfoi-pci"][..], Code::UnknownType, "there is no device type `vfoi-pci`"),
@@ -161,6 +256,14 @@ mod tests {
             (&["pcie-root-port,bus=isa.0"], Code::BadBus, "isa.0 is an ISA bus"),
             (&["pcie-root-port,addr=0"], Code::BadBus, "taken by host-bridge"),
             (&["pcie-root-port,id=a", "pcie-root-port,bus=a,addr=1"], Code::BadBus, "slot 0 only"),
+            (&["vfio-pci,host=01:00.1,addr=5.1"], Code::BadBus, "slot 05 of bus pcie.0 has no function 0"),
+            (
+                &["vfio-pci,host=01:00.0,addr=5.0,multifunction=off", "vfio-pci,host=01:00.1,addr=5.1"],
+                Code::BadBus,
+                "is not to have other functions",
+            ),
+            (&["vfio-pci,host=05:00,addr=5.1"], Code::BadBus, "start with function 0"),
+            (&["vfio-pci,host=06:00"], Code::DeviceAbsent, "there is no PCI device at 0000:06:00.0"),
             (&["vfio-pci,host=01:00.0,bus=rp1", "pcie-root-port,id=rp1"], Code::BadBus, "there is no bus `rp1`"),
         ] {
             let error = placed(devices).unwrap_err();

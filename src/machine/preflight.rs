@@ -13,6 +13,7 @@ use crate::host::limits::memlock::{self, memlock_needed, plan_memlock};
 use crate::host::limits::memory::{PageKind, check_memory};
 use crate::kvm::Kvm;
 use crate::vfio::dma::first_reserved;
+use crate::vfio::front_end;
 use crate::vfio::space::Vfio;
 
 /// What is known before anything is allocated.
@@ -37,7 +38,12 @@ pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
     let mut machine = options.machine.clone();
     let of_type = MACHINES.take_type(&mut machine)?;
     let machine = of_type.create(&mut machine, &())?;
-    let places = places::plan(&options.devices)?;
+    let places = places::plan(&options.devices, host)?;
+    if places.iter().any(|place| place.of_type.name() == front_end::NAME)
+        && let Some(warning) = host.acs_overridden()
+    {
+        crate::log::warn(format_args!("{warning}"));
+    }
     let image = LinuxImage::open(&options.kernel, options.initrd.as_deref(), &options.append)?;
     let ram = options.memory.size.0;
     let pages = match options.memory.hugepages {

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use super::{Invalid, PropValue};
-use crate::bdf::Bdf;
+use crate::bdf::{Bdf, DeviceAddr};
 
 /// Highest device number on a PCI bus.
 const MAX_DEVICE: u32 = 0x1f;
@@ -16,6 +16,14 @@ impl PropValue for Bdf {
 
     fn parse(text: &str) -> Result<Self, Invalid> {
         text.parse().map_err(|_| Invalid::expected("a PCI address such as 0000:01:00.0 or 01:00.0"))
+    }
+}
+
+impl PropValue for DeviceAddr {
+    const KIND: &'static str = "bdf";
+
+    fn parse(text: &str) -> Result<Self, Invalid> {
+        text.parse().map_err(|_| Invalid::expected("a PCI address such as 0000:01:00.0, or 01:00 for all functions"))
     }
 }
 

@@ -54,6 +54,14 @@ impl Args {
         self
     }
 
+    /// Gives `key` this value, whatever the user gave.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: &str) -> Args {
+        self.entries.retain(|(name, _)| name != key);
+        self.entries.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
     /// The help that the user asks for, by `help` or `?` as a flag or in the place of the type, whose key is `key`.
     pub fn help_topic(&self, key: &str) -> Option<HelpTopic<'_>> {
         let is_help = |word: &str| matches!(word, "help" | "?");

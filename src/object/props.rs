@@ -177,6 +177,8 @@ props! {
         bus: Option<String>,
         /// Slot and function on the bus, in hexadecimal; without it the next free slot
         addr: Option<PciAddr>,
+        /// Whether the slot may have other functions; a guest is told of them in any case
+        multifunction: Option<bool>,
     }
 }
 
@@ -273,6 +275,7 @@ mod tests {
   count=<uint8>          - Required number (required)
   id=<str>               - Unique name of the device, and of the bus that it adds
   max-bytes=<size>       - Optional size, in bytes and no more
+  multifunction=<bool>   - Whether the slot may have other functions; a guest is told of them in any case
   x-peer=<on|off|auto>   - Renamed switch (default: auto)
 "
         );

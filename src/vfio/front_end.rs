@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::rom::{self, RomSource};
 use super::{Attachment, PeerToPeer, VfioPci, VfioPciOptions};
-use crate::bdf::Bdf;
+use crate::bdf::{Bdf, DeviceAddr};
 use crate::device::{Cx, Plug};
 use crate::error::{Code, Error, Result};
 use crate::object::{Create, Int, OnOffAuto, TypeInfo, props};
@@ -18,8 +18,8 @@ pub static TYPE: TypeInfo<Plug, Cx> = TypeInfo::of::<VfioPciType>();
 props! {
     /// A PCI device of the host, owned by the guest.
     struct VfioPciProps {
-        /// Address of the device on the host, as `lspci -D` prints it; the domain may be left out
-        host: Option<Bdf>,
+        /// Address of the device on the host, as `lspci -D` prints it; without a function all of them, in one slot
+        host: Option<DeviceAddr>,
         /// Folder of the device in sysfs, instead of host
         sysfsdev: Option<PathBuf>,
         /// Whether other passed-through devices may reach its BARs by DMA; auto: if there are any
@@ -80,10 +80,13 @@ fn rom_source(props: &VfioPciProps) -> Result<RomSource> {
     }
 }
 
-/// The device that either property names.
-fn address(host: Option<Bdf>, sysfsdev: Option<&Path>) -> Result<Bdf> {
+/// The device that either property names. A whole one stands for its function 0: `machine::functions` has made one line of
+/// each function before any device is made.
+fn address(host: Option<DeviceAddr>, sysfsdev: Option<&Path>) -> Result<Bdf> {
     match (host, sysfsdev) {
-        (Some(bdf), None) => Ok(bdf),
+        (Some(DeviceAddr { domain, bus, device, function }), None) => {
+            Ok(Bdf { domain, bus, device, function: function.unwrap_or(0) })
+        }
         (None, Some(path)) => {
             // The folder below /sys/devices has the address for its name, and so has the link to it.
             let name = path.file_name().and_then(|name| name.to_str());
@@ -108,10 +111,10 @@ mod tests {
     fn either_property_names_the_device_and_never_both() {
         let bdf: Bdf = "0000:01:00.0".parse().unwrap();
         let folder = |path: &'static str| Some(Path::new(path));
-        assert_eq!(address(Some(bdf), None).unwrap(), bdf);
+        assert_eq!(address(Some(bdf.into()), None).unwrap(), bdf);
         assert_eq!(address(None, folder("/sys/bus/pci/devices/0000:01:00.0/")).unwrap(), bdf);
         for (host, path) in
-            [(None, None), (Some(bdf), folder("/x/0000:01:00.0")), (None, folder("/sys/class/net/eth0"))]
+            [(None, None), (Some(bdf.into()), folder("/x/0000:01:00.0")), (None, folder("/sys/class/net/eth0"))]
         {
             assert_eq!(address(host, path).unwrap_err().code(), Code::BadProperty);
         }

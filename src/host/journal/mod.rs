@@ -48,6 +48,12 @@ impl Host {
         read_entry(&self.journal_folder(), bdf)
     }
 
+    /// The devices that there are entries about, without the lock.
+    pub(super) fn noted(&self) -> Vec<Bdf> {
+        let names = read::names(self.journal_folder());
+        names.iter().filter_map(|name| name.strip_suffix(".json")?.parse().ok()).collect()
+    }
+
     /// Whether nothing was ever noted: then there is nothing to undo, and no right to write is needed.
     pub(super) fn journal_is_empty(&self) -> bool {
         read::names(self.journal_folder()).is_empty()
