@@ -16,6 +16,7 @@ use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 /// The size of the pages that the processor's page tables map at their last level, in bytes.
 pub const PAGE: u64 = 4096;
 const HUGE_2M: usize = 2 << 20;
+const HUGE_1G: usize = 1 << 30;
 
 /// Which pages back guest RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +37,7 @@ impl PageSize {
         match self {
             PageSize::Small => PAGE as usize,
             PageSize::Transparent | PageSize::Huge2M => HUGE_2M,
-            PageSize::Huge1G => 1 << 30,
+            PageSize::Huge1G => HUGE_1G,
         }
     }
 }
@@ -89,10 +90,13 @@ impl HostMem {
     }
 
     /// `len` bytes of a device's or a file's descriptor from `offset`, shared. Both must be multiples of a page.
+    ///
+    /// Address and offset agree modulo the largest kind of page that fits, so that the kernel can map a large BAR by huge
+    /// pages (from 6.11 on for VFIO's), and KVM can do so in turn where the guest's address agrees as well.
     pub fn shared(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<HostMem> {
         let fd = Arc::new(fd.try_clone_to_owned()?);
         let len = usize::try_from(len).map_err(io::Error::other)?;
-        Self::map(len, PAGE as usize, MapFlags::MAP_SHARED, Some((fd, offset)))
+        Self::map(len, largest_page(len), MapFlags::MAP_SHARED, Some((fd, offset)))
     }
 
     fn map(len: usize, align: usize, flags: MapFlags, file: Option<(Arc<OwnedFd>, u64)>) -> io::Result<HostMem> {
@@ -104,7 +108,9 @@ impl HostMem {
         let reserve = MapFlags::MAP_PRIVATE | MapFlags::MAP_ANONYMOUS | MapFlags::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe { nix::sys::mman::mmap_anonymous(None, window, ProtFlags::PROT_NONE, reserve)? };
-        let start = (base.as_ptr() as usize).next_multiple_of(align);
+        // Memory starts at a multiple of `align`, a part of a file as far behind one as in the file.
+        let phase = file.as_ref().map_or(0, |(_, offset)| (*offset % align as u64) as usize);
+        let start = congruent(base.as_ptr() as usize, align, phase);
         let fixed = flags | MapFlags::MAP_FIXED;
         let mapped = match (NonZeroUsize::new(start), &file) {
             (None, _) => Err(nix::Error::EINVAL),
@@ -178,6 +184,16 @@ impl HostMem {
             .map_err(io::Error::other)?;
         GuestRegionMmap::new(region, GuestAddress(at)).ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
+}
+
+/// The size of the largest page that fits into `len` bytes.
+fn largest_page(len: usize) -> usize {
+    [HUGE_1G, HUGE_2M].into_iter().find(|page| len >= *page).unwrap_or(PAGE as usize)
+}
+
+/// The first address from `base` on that is `phase` bytes behind a multiple of `align`, which is less than `align` away.
+fn congruent(base: usize, align: usize, phase: usize) -> usize {
+    base + (phase + align - base % align) % align
 }
 
 fn round(len: u64, pages: PageSize) -> io::Result<usize> {
@@ -360,6 +376,25 @@ mod tests {
         mem.slice().read(0, &mut whole);
         assert_eq!(whole, [0; 128]);
         assert!(mem.slice().cut(5000, 1).is_empty());
+    }
+
+    #[test]
+    fn a_large_part_of_a_file_can_have_huge_pages() {
+        let file = HostMem::memfd("test", 8 << 20, PageSize::Small).unwrap();
+        let (fd, _) = file.file().unwrap();
+        for (offset, len, align) in
+            [(0, 4 << 20, 2 << 20), (0x3000, 3 << 20, 2 << 20), (0x1f_f000, 2 << 20, 2 << 20), (0x3000, 0x1000, 0x1000)]
+        {
+            let part = HostMem::shared(fd, offset, len).unwrap();
+            assert_eq!(part.addr() % align, offset % align, "{offset:#x}+{len:#x}");
+        }
+        assert_eq!(
+            [largest_page(1 << 30), largest_page((1 << 30) - 1), largest_page(0x1000)],
+            [HUGE_1G, HUGE_2M, 4096]
+        );
+        assert_eq!(congruent(0x7fff_0000_1000, HUGE_1G, 0x3000), 0x7fff_0000_3000);
+        assert_eq!(congruent(0x7fff_0000_3000, HUGE_1G, 0x3000), 0x7fff_0000_3000);
+        assert_eq!(congruent(0x7fff_0000_4000, HUGE_2M, 0x3000), 0x7fff_0020_3000);
     }
 
     #[test]

@@ -63,7 +63,8 @@ pub struct BarContent {
     pub kind: BarKind,
     /// Whether reads have no side effects and writes may be merged.
     pub prefetchable: bool,
-    /// The pieces, in ascending order and without overlap; what they leave out reads as ones.
+    /// The pieces, in ascending order and without overlap; what they leave out reads as ones. A memory BAR smaller than a
+    /// page may have one that is the whole page, if nothing else of the host is in that.
     pub pieces: Vec<Piece>,
 }
 

@@ -12,6 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::bar::{BARS, BarContent, Placement, Placements};
 use crate::guest_error;
+use crate::memory::host::PAGE;
 use crate::memory::{Layout, Memory, PRIORITY_BAR, Region, RegionId};
 
 /// The BARs' places in the machine's memory map.
@@ -72,7 +73,8 @@ impl Mapped {
                 if placed.map(|(placement, _)| placement) == *wanted {
                     continue;
                 }
-                let new = content.as_ref().zip(*wanted).map(|(content, placement)| (placement, region(content)));
+                let new =
+                    content.as_ref().zip(*wanted).map(|(content, placement)| (placement, region(content, &placement)));
                 if placed.is_some() || new.is_some() {
                     edits.push(Edit { key: *key, bar, old: placed.map(|(_, id)| id), new });
                 }
@@ -88,8 +90,13 @@ impl Mapped {
     }
 }
 
-fn region(content: &BarContent) -> Region {
-    Region { name: content.name.clone(), len: content.size, priority: PRIORITY_BAR, pieces: content.pieces.clone() }
+/// What lies at the BAR's place. The whole page of a BAR that is smaller is there only if the BAR is at the page's start,
+/// and below whatever else is in the page; elsewhere the BAR's own bytes are.
+fn region(content: &BarContent, place: &Placement) -> Region {
+    let end = content.pieces.last().map_or(0, |piece| piece.range.end);
+    let whole_page = end > content.size && place.base.is_multiple_of(PAGE);
+    let (len, priority) = if whole_page { (end, PRIORITY_BAR - 1) } else { (content.size, PRIORITY_BAR) };
+    Region { name: content.name.clone(), len, priority, pieces: content.pieces.clone() }
 }
 
 impl Decode {
@@ -152,15 +159,55 @@ mod tests {
     use super::super::bar::BarSpecs;
     use super::super::regs::{BRIDGE_CONTROL, COMMAND, IO_BASE, MEMORY_BASE, PREFETCH_BASE};
     use super::super::root_port::RootPort;
-    use super::super::testing::{Bench, Fake};
+    use super::super::testing::{Bench, Fake, Filled};
     use super::super::{BarKind, BarSpec, Devfn, PciFunction};
     use super::*;
+    use crate::memory::host::PageSize;
+    use crate::memory::{Backing, HostMem, Piece, Space};
     use proptest::prelude::*;
 
     fn specs() -> BarSpecs {
         let bar = |kind, size| Some(BarSpec { size, kind, prefetchable: false });
         let (mem32, mem64) = (bar(BarKind::Mem32, 0x1000), bar(BarKind::Mem64, 1 << 30));
         [mem32, bar(BarKind::Io, 0x100), mem64, None, None, None, bar(BarKind::Mem32, 0x800)]
+    }
+
+    /// Start, length and name of what is mapped.
+    fn mapped(bench: &Bench) -> Vec<(u64, u64, String)> {
+        let view = bench.memory.view(Space::Mmio);
+        view.ranges().iter().map(|range| (range.start, range.len, range.name.to_string())).collect()
+    }
+
+    #[test]
+    fn the_page_of_a_small_bar_is_there_where_nothing_else_is() {
+        let bench = Bench::new();
+        let mem = HostMem::anonymous(PAGE, PageSize::Small).unwrap();
+        let pieces = vec![Piece { range: 0..PAGE, backing: Backing::Device(Arc::new(mem).slice()) }];
+        let small = BarContent { name: "small".into(), size: 0x100, kind: BarKind::Mem32, prefetchable: false, pieces };
+        let other = BarContent {
+            name: "other".into(),
+            pieces: vec![Piece { range: 0..0x100, backing: Backing::io(Arc::new(Filled(1))) }],
+            ..small.clone()
+        };
+        let mut decoded = bench.decode.lock();
+        let [a, b] = [small, other]
+            .map(|content| decoded.register(std::array::from_fn(|bar| (bar == 0).then(|| content.clone()))));
+        let at =
+            |base| std::array::from_fn(|bar| (bar == 0).then_some(Placement { space: Space::Mmio, base, size: 0x100 }));
+        let row = |start, len, name: &str| (start, len, name.to_owned());
+        bench.decode.settle(&mut decoded, &[(a, at(0x1000_0000))]);
+        assert_eq!(mapped(&bench), [row(0x1000_0000, PAGE, "small")]);
+        // Not at a page's start.
+        bench.decode.settle(&mut decoded, &[(a, at(0x1000_0100))]);
+        assert_eq!(mapped(&bench), [row(0x1000_0100, 0x100, "small")]);
+        // Another BAR in its page.
+        bench.decode.settle(&mut decoded, &[(b, at(0x1000_0200)), (a, at(0x1000_0000))]);
+        assert_eq!(
+            mapped(&bench),
+            [row(0x1000_0000, 0x200, "small"), row(0x1000_0200, 0x100, "other"), row(0x1000_0300, 0xd00, "small"),]
+        );
+        bench.decode.settle(&mut decoded, &[(b, [None; BARS])]);
+        assert_eq!(mapped(&bench), [row(0x1000_0000, PAGE, "small")]);
     }
 
     /// Dwords that hit enable bits, windows and BARs more often than any number would.

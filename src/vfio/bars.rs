@@ -77,9 +77,16 @@ fn shown_size(size: u64) -> Option<u64> {
 
 /// The parts of BAR `bar` in ascending order, without gaps up to its size.
 ///
-/// A BAR smaller than a page is trapped: the rest of its page is not the guest's to reach.
+/// A BAR smaller than a page is one mapped part, of a whole page, if VFIO lets it be mapped: it does so only where it has
+/// reserved the rest of the page, so that no other device can ever be there (kernel: `vfio_pci_probe_mmaps`). With the
+/// MSI-X table or the pending bits in it, it is trapped.
 pub fn parts(bar: u8, region: &RegionInfo, msix: Option<&MsixSpec>) -> Vec<(Range<u64>, Part)> {
-    let holes = msix.map(|msix| emulated(bar, msix)).unwrap_or_default().map(pages);
+    let emulated = msix.map(|msix| emulated(bar, msix)).unwrap_or_default();
+    let whole = 0..region.size;
+    if (1..PAGE).contains(&region.size) && region.mappable.contains(&whole) && emulated.iter().all(Range::is_empty) {
+        return vec![(0..PAGE, Part::Mapped)];
+    }
+    let holes = emulated.map(pages);
     let mut areas: Vec<Range<u64>> = region.mappable.iter().map(|area| whole_pages(area, region.size)).collect();
     areas.sort_by_key(|area| area.start);
     let mut parts = Vec::new();
@@ -102,6 +109,14 @@ pub fn parts(bar: u8, region: &RegionInfo, msix: Option<&MsixSpec>) -> Vec<(Rang
         parts.push((at..region.size, Part::Trapped));
     }
     parts
+}
+
+/// Whether registers of the device may lie in a page that is trapped for the sake of the table or the pending bits, which
+/// makes them slow: the page begins with something else, as it should not (PCI 6.8.2 asks for pages apart).
+pub fn loses_registers(bar: u8, msix: &MsixSpec) -> bool {
+    let emulated = emulated(bar, msix);
+    let is_emulated = |byte: u64| emulated.iter().any(|range| range.contains(&byte));
+    emulated.iter().any(|range| !range.is_empty() && !is_emulated(range.start & !(PAGE - 1)))
 }
 
 /// What the byte at `offset` of BAR `bar` is, and up to where the bytes after it are the same.

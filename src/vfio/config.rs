@@ -9,6 +9,7 @@
 //! | power management | the hardware; its state bits are emulated and follow in order |
 //! | PCI Express (PCIe 7.5.3) | the hardware; port type and link as the guest's topology needs them |
 //! | what [`HIDDEN`] and [`HIDDEN_EXTENDED`] list | nobody: unlinked, zero, not writable |
+//! | Resizable BAR (PCIe 7.8.6) | emulated: the present size is the only one |
 //! | all else from 40h on | the hardware, as far as VFIO lets it |
 //!
 //! VFIO has a filter of its own beneath this (kernel: drivers/vfio/pci/vfio_pci_config.c); what is emulated here is what
@@ -42,14 +43,13 @@ const HIDDEN: [u8; 1] = [0x14];
 
 /// Extended capabilities that a guest must not see, with their lengths in bytes (PCIe 7.7 to 7.9):
 /// they act on other functions, on the IOMMU, or on BARs.
-const HIDDEN_EXTENDED: [(u16, u16); 9] = [
+const HIDDEN_EXTENDED: [(u16, u16); 8] = [
     (0x000e, 8),    // ARI: the guest's bus decides about function numbers
     (0x000f, 8),    // ATS: translations of the host's IOMMU
     (0x0010, 0x40), // SR-IOV: its functions belong to the host
     (0x0011, 0x40), // MR-IOV
     (0x0012, 0x30), // multicast: addresses of the host
     (0x0013, 0x10), // page requests to the host's IOMMU
-    (0x0015, 0x34), // Resizable BAR: sizes are those at the start
     (0x001b, 8),    // PASID
     (0x0024, 0x34), // Resizable BARs of virtual functions
 ];
@@ -72,6 +72,19 @@ const STEADY_EXTENDED: [(u16, u16); 7] =
 
 /// Extended capabilities that describe the link, which an endpoint on the root bus has not (PCIe 7.7.3 to 7.7.8).
 const LINK_EXTENDED: [(u16, u16); 5] = [(0x0019, 0x2c), (0x001e, 0x14), (0x0025, 0xc), (0x0026, 0x40), (0x0027, 0x84)];
+
+/// Resizable BAR (PCIe 7.8.6): for each of up to six BARs a dword of capabilities, with the sizes from 1 MiB on, and one
+/// of control, with the size that it has.
+const REBAR: u16 = 0x0015;
+const REBAR_FIRST: u16 = 4;
+const REBAR_COUNT_SHIFT: u32 = 5;
+const REBAR_MAX: u32 = 6;
+const REBAR_SIZE_SHIFT: u32 = 8;
+const REBAR_SIZE: u32 = 0x3f;
+/// Number of the BAR, number of BARs, size; above them are the sizes beyond 128 TiB.
+const REBAR_CONTROL: u32 = 0x3fe7;
+/// The largest size that the capabilities' bits 4 to 31 can show, as a power of two from 1 MiB on.
+const REBAR_MAX_SIZE: u32 = 27;
 
 /// PCI Express capability (PCIe 7.5.3): its registers from its start.
 const EXPRESS_FLAGS: u16 = 0x02;
@@ -336,6 +349,27 @@ impl Planner {
         }
     }
 
+    /// Shows each resizable BAR with its present size as the only one, and lets nothing be written: a size changes on the
+    /// host (`bar-size=`), before the guest plans its addresses. `false`: it cannot be shown so.
+    fn resizable(&mut self, source: &ConfigSpace, at: u16) -> bool {
+        const END: u16 = regs::CONFIG_SIZE;
+        let count = (source.u32(at + REBAR_FIRST + 4) >> REBAR_COUNT_SHIFT & 7).min(REBAR_MAX) as u16;
+        if count == 0 || at + REBAR_FIRST + 8 * count > END {
+            return false;
+        }
+        let size = |index: u16| source.u32(at + REBAR_FIRST + 8 * index + 4) >> REBAR_SIZE_SHIFT & REBAR_SIZE;
+        if (0..count).any(|index| size(index) > REBAR_MAX_SIZE) {
+            return false;
+        }
+        self.emulate(at, REBAR_FIRST + 8 * count, END);
+        for index in 0..count {
+            let capability = at + REBAR_FIRST + 8 * index;
+            self.config.set_u32(capability, 1 << (4 + size(index)));
+            self.config.set_u32(capability + 4, source.u32(capability + 4) & REBAR_CONTROL);
+        }
+        true
+    }
+
     fn extended(&mut self, source: &ConfigSpace, attachment: Attachment) {
         const END: u16 = regs::CONFIG_SIZE;
         self.give(regs::EXTENDED_START..END);
@@ -349,6 +383,10 @@ impl Planner {
                     if let Some((_, len)) = STEADY_EXTENDED.iter().find(|(steady, _)| *steady == id) {
                         let end = found.iter().map(|(_, other)| *other).filter(|other| *other > at).min();
                         self.division.steady.push(at..end.unwrap_or(END).min(at + len));
+                    }
+                    if id == REBAR && !self.resizable(source, at) {
+                        self.hide(at, REBAR_FIRST + 8 * REBAR_MAX as u16, END);
+                        continue;
                     }
                     shown.push(at);
                 }

@@ -20,6 +20,7 @@ use crate::bdf::Bdf;
 use crate::guest_error;
 use crate::host::reset::Affected;
 use crate::memory::HostMem;
+use crate::memory::host::PAGE;
 
 /// Regions below the number of the VGA region: every vfio-pci device answers for each of them.
 const FIXED_REGIONS: usize = bindings::VFIO_PCI_VGA_REGION_INDEX as usize;
@@ -180,7 +181,12 @@ impl HostPci for VfioDevice {
 
     fn map(&self, region: RegionIndex, area: Range<u64>) -> io::Result<Arc<HostMem>> {
         let len = area.end.checked_sub(area.start).ok_or(io::ErrorKind::InvalidInput)?;
-        let at = self.position(region, area.start, len)?;
+        let placed = self.placed(region)?;
+        // The page of a BAR that is smaller is mapped as a whole.
+        if area.end > placed.info.size.next_multiple_of(PAGE) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let at = placed.offset.checked_add(area.start).ok_or(io::ErrorKind::InvalidInput)?;
         Ok(Arc::new(HostMem::shared(self.fd(), at, len)?))
     }
 

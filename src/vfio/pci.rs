@@ -193,6 +193,12 @@ impl VfioPci {
         }
         let trap = Arc::new(BarTrap::new(bar, &self.host, msix.cloned()));
         let spec = msix.map(|msix| msix.spec());
+        if !region.mappable.is_empty() && spec.is_some_and(|spec| bars::loses_registers(bar, &spec)) {
+            let name = self.host.name();
+            crate::log::warn(format_args!(
+                "{name}: registers of BAR {bar} share a page with its MSI-X table and are slow"
+            ));
+        }
         let parts = bars::parts(bar, &region, spec.as_ref()).into_iter();
         let piece = |(range, part): (std::ops::Range<u64>, Part)| {
             let mapped = match part {
@@ -363,7 +369,11 @@ fn msix_spec(source: &ConfigSpace, host: &dyn HostPci, specs: &[Option<BarSpec>;
     let mut spec = MsixSpec::parse(source, source.find(regs::CAP_MSIX)?);
     let deliverable = host.irq(IrqKind::Msix).count;
     spec.vectors = spec.vectors.min(u16::try_from(deliverable).unwrap_or(u16::MAX));
-    (spec.vectors > 0 && bars::msix_fits(&spec, specs)).then_some(spec)
+    let fits = bars::msix_fits(&spec, specs);
+    if spec.vectors > 0 && !fits {
+        guest_error!(host.name(), "its MSI-X is hidden: the table is in no BAR of it");
+    }
+    (spec.vectors > 0 && fits).then_some(spec)
 }
 
 impl PciFunction for VfioPci {

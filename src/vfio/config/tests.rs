@@ -120,6 +120,31 @@ fn writes_are_forwarded_in_runs() {
     assert!(division.forwarded(u16::MAX, 4).is_empty());
 }
 
+#[test]
+fn a_resizable_bar_shows_its_present_size_and_no_other() {
+    let mut bytes = sample();
+    let mut put = |at: usize, dword: u32| bytes[at..at + 4].copy_from_slice(&dword.to_le_bytes());
+    put(0x140, 0x2000_0015 | 1 << 16);
+    put(0x200, 0);
+    // BAR 0 has 256 MiB of 64 MiB to 16 GiB, BAR 2 2 MiB; a size beyond 128 TiB in the upper half of control.
+    put(0x144, 0x0007_ff00);
+    put(0x148, 0x0001_0000 | 8 << 8 | 2 << 5);
+    put(0x14c, 0x0000_0070);
+    put(0x150, 1 << 8 | 2);
+    let (config, division) = plan(&bytes, Abilities::default());
+    assert_eq!(config.u16(0x140), 0x0015);
+    assert_eq!([config.u32(0x144), config.u32(0x148)], [1 << 12, 8 << 8 | 2 << 5]);
+    assert_eq!([config.u32(0x14c), config.u32(0x150)], [1 << 5, 1 << 8 | 2]);
+    assert!(!division.reads_hardware(0x144, 16) && division.forwarded(0x140, 20).is_empty());
+    let mut guest = config;
+    guest.write(0x148, &[0xff; 4]);
+    assert_eq!(guest.u32(0x148), 8 << 8 | 2 << 5, "nothing can be written");
+    // A size that the register cannot show hides it.
+    bytes[0x149] = 0x3f;
+    let (config, _) = plan(&bytes, Abilities::default());
+    assert!(config.ext_capabilities().iter().all(|(id, _)| *id != 0x15));
+}
+
 proptest! {
     /// Whatever the device shows: lists end, MSI and MSI-X fit, and no bit has two owners.
     #[test]
