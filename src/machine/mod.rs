@@ -8,6 +8,7 @@
 //! | [`places`] | which id, bus and address each device gets |
 //! | [`plug`] | the one path by which every device comes into the machine; [`types`] are the tables of types |
 //! | [`board`] | the devices that sit in no slot |
+//! | [`pinning`] | when and by how many threads RAM is pinned |
 //! | [`running`] | a VM descriptor with its vCPUs: one for each start of the guest |
 //!
 //! **Lock order**, outermost first: the VFIO context ([`crate::vfio::space`], opening and closing) -> `decode` (one for the
@@ -22,6 +23,7 @@
 mod board;
 mod functions;
 pub mod options;
+mod pinning;
 mod places;
 mod plug;
 mod preflight;
@@ -92,6 +94,7 @@ impl Machine {
         let decode = Decode::new(memory.clone());
         let root = PciRoot::new(places::ROOT_BUS, &decode);
         let vfio = Vfio::new(host.clone(), memory.clone());
+        vfio.set_pinning(pinning::pinning(machine.dma_map, options.smp.cpus(), &events));
         let board = Board::new(&memory, &router, &mut event_loop, &events, &job_control, &options.serial)?;
         let plugged = Plugged::new(&root, &memory, &router, &decode, &vfio, &mut places)?;
 
@@ -149,8 +152,8 @@ impl Machine {
     }
 }
 
-/// Gives the guest its RAM: one region below 4 GiB, one above where there is so much. Devices' IOMMUs map each with one
-/// request.
+/// Gives the guest its RAM: one region below 4 GiB, one above where there is so much. Where a device is passed through
+/// this queues its mapping, or maps it (`dma-map=sync`).
 fn add_ram(memory: &Memory, layout: &Layout, options: &MemoryOptions) -> Result<()> {
     let pages = match options.hugepages {
         HugePages::TwoMiB => PageSize::Huge2M,

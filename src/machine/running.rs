@@ -33,6 +33,7 @@ impl Running {
     /// the vCPUs run.
     pub fn start(machine: &Machine) -> Result<Running> {
         let Machine { memory, router, vfio, layout, cpus, root, .. } = machine;
+        vfio.release_waiters(false);
         let vm = Vm::new(&machine.kvm)?;
         router.set_chip(vm.clone())?;
         vm.collect_writes(RTC_BASE)?;
@@ -72,6 +73,8 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        // A vCPU that waits for RAM to be mapped goes on without what it waited for, and stops.
+        self.vfio.release_waiters(true);
         // The order that crate::kvm asks for. Stopped and joined first.
         self.vcpus = None;
         self.pages = None;

@@ -2,7 +2,7 @@
 
 use crate::device::{Cx, Plug};
 use crate::error::Result;
-use crate::object::{Common, Create, Props, Registry, TypeInfo, props};
+use crate::object::{Common, Create, Props, Registry, TypeInfo, prop_enum, props};
 use crate::{pci, vfio};
 
 /// The device types of `--device`, grouped as help lists them.
@@ -28,6 +28,20 @@ props! {
         /// Let the guest read configuration space without an exit, of passed-through functions until a driver uses them
         #[name = "config-pages"]
         config_pages: bool = "on",
+        /// When guest memory is mapped for DMA: auto, while the guest boots, until it lets a device master the bus; sync,
+        /// before it starts
+        #[name = "dma-map"]
+        dma_map: DmaMap = "auto",
+    }
+}
+
+prop_enum! {
+    /// When guest memory is mapped for DMA. One choice for the machine, because all devices share the mappings.
+    pub enum DmaMap {
+        /// While the guest boots; bus mastering waits for it.
+        Auto = "auto",
+        /// Before the vCPUs start.
+        Sync = "sync",
     }
 }
 

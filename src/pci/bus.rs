@@ -212,6 +212,7 @@ impl Attached {
 
     /// A guest's write of 1, 2 or 4 bytes inside a dword.
     pub(super) fn write(&self, off: u16, data: &[u8]) {
+        self.function.before_write(off, data);
         if !self.function.core().affects_decoding(off, data.len()) {
             let what = self.function.config_write(off, data);
             if !what.is_empty() {

@@ -96,6 +96,9 @@ pub trait PciFunction: Device {
         self.core().read(off, data);
     }
 
+    /// Called before every `config_write` of a guest, on its thread and without any lock: the place to wait.
+    fn before_write(&self, _off: u16, _data: &[u8]) {}
+
     /// Writes 1, 2 or 4 bytes inside a dword and says what changed.
     ///
     /// A function with hardware behind it that is switched on here (decoding, power) tells the hardware before it

@@ -13,6 +13,7 @@ use vfio_ioctls::{VfioDevice as RawDevice, VfioError, VfioRegionInfoCap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::container::{Container, DeviceOps};
+use super::dma::Gate;
 use super::seams::{HostPci, IrqInfo, IrqKind, RegionIndex, RegionInfo};
 use super::space::Vfio;
 use super::uapi::{self, IrqAction};
@@ -89,6 +90,7 @@ pub struct VfioDevice {
     /// Taken by Drop only.
     handle: ManuallyDrop<Handle>,
     regions: Vec<Placed>,
+    gate: Arc<Gate>,
     home: Arc<Vfio>,
 }
 
@@ -100,9 +102,9 @@ struct Placed {
 }
 
 impl VfioDevice {
-    pub(super) fn new(handle: Handle, home: Arc<Vfio>) -> VfioDevice {
+    pub(super) fn new(handle: Handle, gate: Arc<Gate>, home: Arc<Vfio>) -> VfioDevice {
         let regions = (0..FIXED_REGIONS as u32).map(|index| placed(&handle.raw, index)).collect();
-        VfioDevice { name: handle.bdf.to_string(), handle: ManuallyDrop::new(handle), regions, home }
+        VfioDevice { name: handle.bdf.to_string(), handle: ManuallyDrop::new(handle), regions, gate, home }
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -243,6 +245,10 @@ impl HostPci for VfioDevice {
         if let Err(error) = self.home.host().quarantine(self.handle.bdf, reason) {
             crate::log::warn(format_args!("{error}"));
         }
+    }
+
+    fn gate(&self) -> Option<&Gate> {
+        Some(&self.gate)
     }
 }
 

@@ -2,26 +2,41 @@
 //!
 //! | backing | mapped |
 //! |---|---|
-//! | RAM | always, read and write; a refusal undoes the change of the layout |
+//! | RAM | always, read and write; a refusal undoes the change of the layout, or ends the guest if it comes later |
 //! | ROM | read only; a refusal is a warning, because a guest moves option ROMs |
 //! | a passed-through BAR | if another device could reach it (`p2p=`); a refusal is a warning |
 //! | registers that trap | never |
 //!
-//! I/O virtual addresses are guest physical addresses. One VFIO_IOMMU_MAP_DMA is made for each contiguous range.
+//! I/O virtual addresses are guest physical addresses. RAM is mapped by pieces ([`chunks`]), anything else by one request.
+//!
+//! **In the background** ([`Pinning::background`]): a request pins every page that it maps, and the kernel's lock is held
+//! until it is done. So RAM is only checked when it comes into the layout (reserved addresses, alignment, number of
+//! mappings) and queued; a thread maps it while the guest boots already. BARs and ROMs that come meanwhile are queued
+//! behind all RAM, so a vCPU that moves one never waits for the kernel. What leaves the layout while it is queued is
+//! forgotten; what is being mapped at that moment is waited for and then unmapped. Until the last piece of RAM is mapped
+//! the [`Gate`] is closed, and no device of the space gets to master the bus.
 
-use std::collections::BTreeMap;
-use std::io;
+mod chunks;
+mod gate;
+mod prefault;
+mod queue;
+mod refusal;
+
 use std::ops::Range;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 
-use nix::errno::Errno;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::seams::{DmaLimits, DmaMapper};
-use crate::error::{Code, Error, Result, explain_io};
+pub use chunks::{CHUNK, chunks};
+pub use gate::Gate;
+use queue::{Job, State, Use};
+pub use refusal::first_reserved;
+
+use super::seams::DmaMapper;
+use crate::error::{Error, Result};
 use crate::guest_error;
-use crate::host::Host;
-use crate::host::limits::memlock::{LockRights, MemlockPlan, plan_memlock};
 use crate::memory::{Backing, FlatRange, HostMem, HostSlice, MemoryListener};
 
 /// Whether other devices may reach a device's BARs by DMA (property `p2p=`).
@@ -36,252 +51,275 @@ pub enum PeerToPeer {
     Off,
 }
 
+/// How guest RAM is pinned.
+#[derive(Clone, Default)]
+pub struct Pinning {
+    /// Threads that take memory from the host before a request pins it; 0: the request does it.
+    pub threads: usize,
+    /// Who is told of a refusal by the thread that maps RAM in the background; `None`: RAM is mapped when
+    /// [`MemoryListener::add`] returns. Called without any lock.
+    pub background: Option<Arc<dyn Fn(Error) + Send + Sync>>,
+}
+
 /// One IOMMU address space that follows the memory layout. A listener of stage [`crate::memory::Stage::Dma`].
 pub struct DmaSpace {
+    shared: Arc<Shared>,
+    /// The thread that maps what is queued; it ends when nothing is. Taken before `Shared::state`.
+    worker: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the thread and the listener share.
+struct Shared {
     mapper: Arc<dyn DmaMapper>,
-    /// Taken inside the layout lock and while nothing else but the mapper's own lock is taken.
+    pinning: Pinning,
+    gate: Arc<Gate>,
+    /// Taken inside the layout lock. The thread does not hold it while it maps RAM; whoever holds it takes nothing but
+    /// the mapper's own lock and the gate's.
     state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    /// Read when it is first needed after a group joined.
-    limits: Option<DmaLimits>,
-    /// How many more mappings the kernel takes.
-    budget: Option<u32>,
-    /// Passed-through devices of the whole machine.
-    devices: usize,
-    /// Exceptions from [`PeerToPeer::Auto`], for BARs whose mapping still exists.
-    policies: Vec<(Weak<HostMem>, PeerToPeer)>,
-    /// Every BAR that the guest has placed, mapped or not, by guest address.
-    bars: BTreeMap<u64, FlatRange>,
-    /// What is mapped: address and length.
-    mapped: BTreeMap<u64, u64>,
-}
-
-/// Why a range was not mapped.
-enum Refusal {
-    Reserved(Range<u64>),
-    Limit,
-    Kernel(io::Error),
-    Unknown(Error),
+    /// The thread is done with a request.
+    done: Condvar,
+    /// What the thread is at is not wanted any more. Set and cleared with `state` held.
+    abandoned: AtomicBool,
 }
 
 impl DmaSpace {
-    /// An empty space.
+    /// An empty space that maps RAM at once.
     pub fn new(mapper: Arc<dyn DmaMapper>) -> DmaSpace {
-        DmaSpace { mapper, state: Mutex::default() }
+        DmaSpace::with(mapper, Pinning::default())
+    }
+
+    /// An empty space.
+    pub fn with(mapper: Arc<dyn DmaMapper>, pinning: Pinning) -> DmaSpace {
+        let shared = Shared {
+            mapper,
+            pinning,
+            gate: Arc::default(),
+            state: Mutex::default(),
+            done: Condvar::new(),
+            abandoned: AtomicBool::new(false),
+        };
+        DmaSpace { shared: Arc::new(shared), worker: Mutex::default() }
     }
 
     /// A group has joined: what can be mapped may have changed, and is read again when it is next needed.
     pub fn group_joined(&self) {
-        let mut state = self.state.lock();
-        state.limits = None;
-        state.budget = None;
+        self.shared.state.lock().forget_limits();
     }
 
     /// The addresses that can be mapped, ascending.
     pub fn usable(&self) -> Result<Vec<Range<u64>>> {
-        let mut state = self.state.lock();
-        state.read_limits(&*self.mapper).map(|limits| limits.usable.clone())
+        let mut state = self.shared.state.lock();
+        state.read_limits(&*self.shared.mapper).map(|limits| limits.usable.clone())
+    }
+
+    /// What keeps devices from DMA until all RAM is mapped.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.shared.gate
     }
 
     /// Sets how many devices of the machine are passed through; BARs become or cease to be mapped accordingly.
     pub fn set_devices(&self, devices: usize) {
-        let mut state = self.state.lock();
+        let mut state = self.shared.state.lock();
         state.devices = devices;
-        state.settle_bars(&*self.mapper);
+        self.shared.settle_bars(&mut state);
     }
 
     /// Sets whether the BAR behind this mapping may be reached by other devices.
     pub fn set_policy(&self, bar: &Arc<HostMem>, policy: PeerToPeer) {
-        let mut state = self.state.lock();
-        state.policies.retain(|(known, _)| known.strong_count() > 0 && !std::ptr::eq(known.as_ptr(), Arc::as_ptr(bar)));
-        if policy != PeerToPeer::Auto {
-            state.policies.push((Arc::downgrade(bar), policy));
-        }
-        state.settle_bars(&*self.mapper);
+        let mut state = self.shared.state.lock();
+        state.set_policy(bar, policy);
+        self.shared.settle_bars(&mut state);
     }
 
     /// How many ranges are mapped.
     pub fn mappings(&self) -> usize {
-        self.state.lock().mapped.len()
+        self.shared.state.lock().mapped.len()
+    }
+
+    fn add_ram(&self, range: &FlatRange, host: &HostSlice) -> Result<()> {
+        let shared = &self.shared;
+        let jobs: Vec<Job> = chunks(range.start..range.end())
+            .map(|piece| {
+                let host = host.cut(piece.start - range.start, piece.end - piece.start);
+                Job { range: piece, name: range.name.clone(), host, kind: Use::Ram }
+            })
+            .collect();
+        let mut worker = self.worker.lock();
+        let mut state = shared.state.lock();
+        state.admit(&*shared.mapper, &jobs)?;
+        if shared.pinning.background.is_none() {
+            return shared.map_now(&mut state, jobs);
+        }
+        let count = jobs.len();
+        shared.gate.expect(count);
+        state.ram.extend(jobs);
+        if !state.working {
+            // The one before has nothing left to do but to end.
+            worker.take().map(JoinHandle::join);
+            let of_thread = shared.clone();
+            match thread::Builder::new().name("dma-map".into()).spawn(move || of_thread.work()) {
+                Ok(handle) => {
+                    state.working = true;
+                    *worker = Some(handle);
+                }
+                Err(error) => {
+                    let jobs = state.ram.drain(..).count();
+                    state.give_back(jobs);
+                    shared.gate.settled(count);
+                    return Err(Error::system("start a thread", &error));
+                }
+            }
+        }
+        Ok(())
     }
 }
 
-impl State {
-    fn read_limits(&mut self, mapper: &dyn DmaMapper) -> Result<&DmaLimits> {
-        let limits = match self.limits.take() {
-            Some(limits) => limits,
-            None => {
-                let limits = mapper.limits()?;
-                self.budget = limits.available;
-                limits
+impl Shared {
+    /// Maps pieces of RAM one after the other, all or none.
+    fn map_now(&self, state: &mut State, jobs: Vec<Job>) -> Result<()> {
+        for (at, job) in jobs.iter().enumerate() {
+            prefault::prefault(&job.host, self.pinning.threads, &self.abandoned);
+            if let Err(refusal) = job.request(&*self.mapper) {
+                let missing = jobs[at..].iter().map(|job| job.host.len()).sum();
+                let error = state.ram_error(refusal, &job.range, missing);
+                jobs[..at].iter().for_each(|job| state.unmap(&*self.mapper, job.range.start));
+                state.give_back(jobs.len() - at);
+                return Err(error);
             }
-        };
-        Ok(self.limits.insert(limits))
+            state.mapped.insert(job.range.start, job.host.len());
+        }
+        Ok(())
     }
 
-    fn wants(&self, bar: &FlatRange) -> bool {
-        let Some(host) = bar.backing.host() else { return false };
-        // The address of a weak pointer is not used again while it exists.
-        let policy = self.policies.iter().find(|(known, _)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(host.mem())));
-        match policy.map(|(_, policy)| *policy).unwrap_or_default() {
-            PeerToPeer::Auto => self.devices > 1,
-            PeerToPeer::On => true,
-            PeerToPeer::Off => false,
+    /// The thread: maps what is queued, RAM first, and ends when nothing is.
+    fn work(&self) {
+        loop {
+            let mut state = self.state.lock();
+            let Some(job) = state.next() else {
+                state.working = false;
+                return;
+            };
+            state.running = Some(job.range.clone());
+            match job.kind {
+                Use::Ram => {
+                    drop(state);
+                    self.map_ram(&job);
+                }
+                Use::Rom | Use::Bar => {
+                    let admitted = state.check(&*self.mapper, &job);
+                    drop(state);
+                    let answer = admitted.and_then(|()| job.request(&*self.mapper));
+                    self.finish(&mut self.state.lock(), |state| state.record(&job, answer));
+                }
+            }
+        }
+    }
+
+    fn map_ram(&self, job: &Job) {
+        prefault::prefault(&job.host, self.pinning.threads, &self.abandoned);
+        if self.abandoned.load(Ordering::Relaxed) {
+            self.finish(&mut self.state.lock(), |state| state.give_back(1));
+            return self.gate.settled(1);
+        }
+        let answer = job.request(&*self.mapper);
+        let mut state = self.state.lock();
+        let Err(refusal) = answer else {
+            self.finish(&mut state, |state| state.mapped.insert(job.range.start, job.host.len()));
+            return self.gate.settled(1);
+        };
+        let missing = state.ram.iter().chain([job]).map(|job| job.host.len()).sum();
+        let error = state.ram_error(refusal, &job.range, missing);
+        let left = state.ram.drain(..).count();
+        self.gate.fail();
+        self.finish(&mut state, |state| state.give_back(left + 1));
+        drop(state);
+        if let Some(tell) = &self.pinning.background {
+            tell(error);
+        }
+    }
+
+    /// The end of the thread's request.
+    fn finish<R>(&self, state: &mut State, then: impl FnOnce(&mut State) -> R) {
+        then(state);
+        state.running = None;
+        self.abandoned.store(false, Ordering::Relaxed);
+        self.done.notify_all();
+    }
+
+    /// Maps a BAR or a ROM: now if the kernel's lock is free, else behind what is queued.
+    fn submit(&self, state: &mut State, job: Job) {
+        match state.working {
+            true => state.others.push_back(job),
+            false => {
+                let answer = state.check(&*self.mapper, &job).and_then(|()| job.request(&*self.mapper));
+                state.record(&job, answer);
+            }
+        }
+    }
+
+    /// Undoes what [`Shared::submit`] or the queueing of RAM did, if it was for exactly this range.
+    fn withdraw(&self, state: &mut MutexGuard<'_, State>, range: &Range<u64>) {
+        while state.running.as_ref() == Some(range) {
+            self.abandoned.store(true, Ordering::Relaxed);
+            self.done.wait(state);
+        }
+        match state.cancel(range) {
+            Some(Use::Ram) => {
+                state.give_back(1);
+                self.gate.settled(1);
+            }
+            Some(Use::Rom | Use::Bar) => {}
+            // Only what is exactly this range: a BAR's range that was refused may start where RAM was mapped before.
+            None if state.mapped.get(&range.start) == Some(&(range.end - range.start)) => {
+                state.unmap(&*self.mapper, range.start);
+            }
+            None => {}
         }
     }
 
     /// Maps the BARs that other devices may now reach and unmaps those that they may not.
-    fn settle_bars(&mut self, mapper: &dyn DmaMapper) {
-        for bar in self.bars.values().cloned().collect::<Vec<_>>() {
-            match (self.wants(&bar), self.mapped.contains_key(&bar.start)) {
-                (true, false) => self.map_bar(mapper, &bar),
-                (false, true) => self.unmap(mapper, bar.start),
+    fn settle_bars(&self, state: &mut MutexGuard<'_, State>) {
+        for bar in state.bars.values().cloned().collect::<Vec<_>>() {
+            let Backing::Device(host) = &bar.backing else { continue };
+            let range = bar.start..bar.end();
+            match (state.wants(&bar), state.has(&range)) {
+                (true, false) => self.submit(state, Job::of(&bar, host, Use::Bar)),
+                (false, true) => self.withdraw(state, &range),
                 _ => {}
             }
         }
     }
-
-    fn map_bar(&mut self, mapper: &dyn DmaMapper, bar: &FlatRange) {
-        let Backing::Device(host) = &bar.backing else { return };
-        if let Err(refusal) = self.map(mapper, bar, host, true) {
-            guest_error!(bar.name, "other devices cannot reach it by DMA: {}", refusal.reason());
-        }
-    }
-
-    fn map(
-        &mut self,
-        mapper: &dyn DmaMapper,
-        range: &FlatRange,
-        host: &HostSlice,
-        writable: bool,
-    ) -> Result<(), Refusal> {
-        let limits = self.read_limits(mapper).map_err(Refusal::Unknown)?;
-        let granule = limits.granule();
-        if !range.start.is_multiple_of(granule) || !host.addr().is_multiple_of(granule) {
-            return Err(Refusal::Kernel(io::ErrorKind::InvalidInput.into()));
-        }
-        if let Some(reserved) = first_reserved(&limits.usable, range.start..range.end()) {
-            return Err(Refusal::Reserved(reserved));
-        }
-        if self.budget == Some(0) {
-            return Err(Refusal::Limit);
-        }
-        mapper.map(range.start, host.clone(), writable).map_err(Refusal::Kernel)?;
-        self.budget = self.budget.map(|left| left.saturating_sub(1));
-        self.mapped.insert(range.start, range.len);
-        Ok(())
-    }
-
-    fn unmap(&mut self, mapper: &dyn DmaMapper, start: u64) {
-        let Some(len) = self.mapped.remove(&start) else { return };
-        match mapper.unmap(start, len) {
-            Ok(()) => self.budget = self.budget.map(|left| left.saturating_add(1)),
-            // The mapper keeps the memory: a device may still reach it, and finds what it was.
-            Err(error) => guest_error!("dma", "the kernel kept a mapping at {start:#x}: {error}"),
-        }
-    }
-}
-
-impl Refusal {
-    fn reason(&self) -> String {
-        match self {
-            Refusal::Reserved(range) => format!("the IOMMU reserves {}", text(range)),
-            Refusal::Limit => "the limit of mappings is reached".to_owned(),
-            Refusal::Kernel(error) => explain_io(error),
-            Refusal::Unknown(error) => error.cause().to_owned(),
-        }
-    }
-
-    /// The error for guest RAM at `at` that could not be mapped.
-    fn for_ram(self, at: &Range<u64>, usable: &[Range<u64>], mapped: usize) -> Error {
-        let what = format!("guest memory at {}", text(at));
-        match self {
-            Refusal::Reserved(reserved) => {
-                let error = Error::new(Code::ReservedIova, format!("{what} meets addresses that the IOMMU reserves"))
-                    .evidence(format!("reserved: {}", text(&reserved)));
-                usable.iter().fold(error, |error, range| error.evidence(format!("usable: {}", text(range))))
-            }
-            Refusal::Limit => {
-                Error::new(Code::DmaLimit, format!("{what} cannot be mapped for DMA: no mapping is left"))
-                    .evidence(format!("this guest has {mapped} mappings, and the kernel takes no more"))
-                    .fix("raise the limit: `echo 1048576 > /sys/module/vfio_iommu_type1/parameters/dma_entry_limit`")
-            }
-            Refusal::Kernel(error) => match error.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::ENOMEM) => no_memory(&what, at.end - at.start, &error, &Host::real().lock_rights()),
-                Some(Errno::ENOSPC) => Refusal::Limit.for_ram(at, usable, mapped),
-                _ => Error::new(Code::DmaFailed, format!("{what} could not be mapped for DMA"))
-                    .evidence(format!("VFIO_IOMMU_MAP_DMA: {}", explain_io(&error))),
-            },
-            Refusal::Unknown(error) => error,
-        }
-    }
-}
-
-/// ENOMEM: the limit of locked memory, if it does not suffice, else the host has no page left to pin.
-fn no_memory(what: &str, needed: u64, answer: &io::Error, rights: &LockRights) -> Error {
-    let asked = format!("VFIO_IOMMU_MAP_DMA of {what}: {}", explain_io(answer));
-    match plan_memlock(needed, rights) {
-        Err(error) => error.evidence(asked),
-        Ok(MemlockPlan::Raise(hard)) => Error::new(Code::Memlock, format!("{what} could not be pinned"))
-            .evidence(asked)
-            .evidence(format!("RLIMIT_MEMLOCK of this process: soft {} bytes, hard {hard} bytes", rights.soft))
-            .fix("`ulimit -S -l hard` before it"),
-        Ok(MemlockPlan::Enough) => Error::new(Code::DmaFailed, format!("{what} could not be pinned"))
-            .evidence(asked)
-            .evidence("the limit of locked memory suffices: the host has no memory left for it")
-            .fix("give the guest less memory with -m, or free memory"),
-    }
-}
-
-fn text(range: &Range<u64>) -> String {
-    format!("{:#x}-{:#x}", range.start, range.end.saturating_sub(1))
-}
-
-/// The first part of `range` that no usable range covers.
-pub fn first_reserved(usable: &[Range<u64>], range: Range<u64>) -> Option<Range<u64>> {
-    let mut at = range.start;
-    for free in usable {
-        if free.start > at {
-            break;
-        }
-        at = at.max(free.end);
-    }
-    if at >= range.end {
-        return None;
-    }
-    let next = usable.iter().map(|free| free.start).find(|start| *start > at).unwrap_or(u64::MAX);
-    Some(at..next)
 }
 
 impl MemoryListener for DmaSpace {
     fn remove(&self, range: &FlatRange) {
-        let mut state = self.state.lock();
-        state.bars.remove(&range.start);
-        // Only what is exactly this range: a BAR's range that was refused may start where RAM was mapped before.
-        if state.mapped.get(&range.start) == Some(&range.len) {
-            state.unmap(&*self.mapper, range.start);
+        let mut state = self.shared.state.lock();
+        let whole = range.start..range.end();
+        match &range.backing {
+            // The last first: what is queued is forgotten before what is being mapped is waited for.
+            Backing::Ram(_) => {
+                let pieces: Vec<_> = chunks(whole).collect();
+                pieces.iter().rev().for_each(|piece| self.shared.withdraw(&mut state, piece));
+            }
+            _ => {
+                state.bars.remove(&range.start);
+                self.shared.withdraw(&mut state, &whole);
+            }
         }
     }
 
     fn add(&self, range: &FlatRange) -> Result<()> {
-        let mut state = self.state.lock();
         match &range.backing {
-            Backing::Ram(host) => state.map(&*self.mapper, range, host, true).map_err(|refusal| {
-                let usable = state.limits.as_ref().map(|limits| limits.usable.clone()).unwrap_or_default();
-                refusal.for_ram(&(range.start..range.end()), &usable, state.mapped.len())
-            })?,
+            Backing::Ram(host) => self.add_ram(range, host)?,
             Backing::Rom(host) => {
-                if let Err(refusal) = state.map(&*self.mapper, range, host, false) {
-                    guest_error!(range.name, "devices cannot read it by DMA: {}", refusal.reason());
-                }
+                let mut state = self.shared.state.lock();
+                self.shared.submit(&mut state, Job::of(range, host, Use::Rom));
             }
-            Backing::Device(_) => {
+            Backing::Device(host) => {
+                let mut state = self.shared.state.lock();
                 state.bars.insert(range.start, range.clone());
                 if state.wants(range) {
-                    state.map_bar(&*self.mapper, range);
+                    self.shared.submit(&mut state, Job::of(range, host, Use::Bar));
                 }
             }
             Backing::RomDevice { .. } | Backing::Io { .. } => {}
@@ -290,6 +328,26 @@ impl MemoryListener for DmaSpace {
     }
 }
 
+impl Drop for DmaSpace {
+    fn drop(&mut self) {
+        {
+            let mut state = self.shared.state.lock();
+            state.ram.clear();
+            state.others.clear();
+            if state.running.is_some() {
+                self.shared.abandoned.store(true, Ordering::Relaxed);
+            }
+        }
+        if let Some(worker) = self.worker.lock().take()
+            && worker.join().is_err()
+        {
+            guest_error!("dma", "the thread that maps memory has failed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod background_tests;
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, clippy::type_complexity, reason = "tables of ranges")]
 mod tests;

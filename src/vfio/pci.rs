@@ -4,6 +4,9 @@
 //! Order between the hardware and the memory map: what is switched on (decoding, power) is written to the hardware before
 //! the BARs are mapped, what is switched off after they are unmapped. VFIO revokes mappings of a device that does not
 //! decode, and a guest that touches a revoked mapping cannot go on.
+//!
+//! Bus mastering is switched on only while all of the guest's RAM is mapped ([`super::dma::Gate`]): a guest's write of the
+//! bit waits for that.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -175,6 +178,10 @@ impl VfioPci {
             let BarSpec { size, kind, prefetchable } = spec;
             Some(BarContent { name: name.into(), size, kind, prefetchable, pieces })
         });
+        // VFIO switches it off when the device is opened; what no driver of the host did for us is not relied on.
+        if source.u16(regs::COMMAND) & regs::COMMAND_BUS_MASTER != 0 {
+            device.sync_command(false);
+        }
         Ok(Arc::new(device))
     }
 
@@ -263,7 +270,11 @@ impl VfioPci {
     fn sync_command(&self, mapped: bool) {
         let mut hardware = self.hardware.lock();
         let keep = if mapped { 0 } else { hardware.command & COMMAND_DECODE };
-        let command = self.core.command() & COMMAND_FORWARDED | keep;
+        let mut command = self.core.command() & COMMAND_FORWARDED | keep;
+        if self.host.gate().is_some_and(|gate| !gate.is_open()) {
+            // Pinning failed, or the vCPUs are being stopped: the guest does not live to miss it.
+            command &= !regs::COMMAND_BUS_MASTER;
+        }
         if command != hardware.command {
             self.write_hardware(regs::COMMAND, &command.to_le_bytes());
             hardware.command = command;
@@ -397,6 +408,13 @@ impl PciFunction for VfioPci {
                 hardware.fill(0xff);
             }
             self.division.merge(off, hardware, data);
+        }
+    }
+
+    fn before_write(&self, off: u16, data: &[u8]) {
+        let masters = off == regs::COMMAND && data.first().is_some_and(|low| low & regs::COMMAND_BUS_MASTER as u8 != 0);
+        if let Some(gate) = self.host.gate().filter(|_| masters && !self.core.bus_master()) {
+            gate.wait();
         }
     }
 

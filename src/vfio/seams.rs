@@ -11,6 +11,7 @@ use std::sync::Arc;
 use vfio_bindings::bindings::vfio as uapi;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::dma::Gate;
 use crate::error::Result;
 use crate::host::reset::Affected;
 use crate::memory::{HostMem, HostSlice};
@@ -123,6 +124,10 @@ pub trait HostPci: Send + Sync {
     }
     /// Notes that the function did not come back from a reset, so that the next start refuses it.
     fn quarantine(&self, _reason: &str) {}
+    /// What keeps it from DMA until all of the guest's RAM is mapped for it; `None`: nothing needs to.
+    fn gate(&self) -> Option<&Gate> {
+        None
+    }
 }
 
 /// What the IOMMU behind a container can map.

@@ -14,7 +14,7 @@ use vfio_ioctls::VfioError;
 
 use super::container::Container;
 use super::device::{Handle, VfioDevice, group_of};
-use super::dma::{DmaSpace, PeerToPeer};
+use super::dma::{DmaSpace, PeerToPeer, Pinning};
 use super::hot_reset::HotResets;
 use super::seams::GroupSink;
 use super::uapi::group_descriptor;
@@ -37,6 +37,8 @@ pub struct Vfio {
 #[derive(Default)]
 struct State {
     domains: Vec<Domain>,
+    /// How RAM is pinned in the DMA spaces that are still to come.
+    pinning: Pinning,
     /// Exceptions for BARs, for the DMA spaces that are still to come.
     policies: Vec<(Weak<HostMem>, PeerToPeer)>,
     /// KVM's list of groups, of the present virtual machine.
@@ -65,8 +67,19 @@ impl Vfio {
         Arc::new(Vfio { host, memory, state: Mutex::default(), hot_resets: HotResets::default() })
     }
 
+    /// Sets how guest RAM is pinned for the devices that are opened from now on.
+    pub fn set_pinning(&self, pinning: Pinning) {
+        self.state.lock().pinning = pinning;
+    }
+
+    /// Whether vCPUs that wait for RAM to be mapped are let go, because they are to stop.
+    pub fn release_waiters(&self, released: bool) {
+        let state = self.state.lock();
+        state.domains.iter().for_each(|domain| domain.dma.gate().release(released));
+    }
+
     /// Opens a PCI function for the guest. All of the guest's memory that there is now is mapped for it when this
-    /// returns, and what comes later follows.
+    /// returns, or will be when its [`super::dma::Gate`] opens, and what comes later follows.
     ///
     /// # Errors
     /// What keeps the device from being handed out ([`Host::ready`]), the kernel's refusal of a request explained
@@ -90,9 +103,10 @@ impl Vfio {
             }
             return Err(error);
         }
+        let gate = state.domains[at].dma.gate().clone();
         state.tell_devices();
         drop(state);
-        Ok(Arc::new(VfioDevice::new(handle, self.clone())))
+        Ok(Arc::new(VfioDevice::new(handle, gate, self.clone())))
     }
 
     /// Opens the device in the container that has its group, else in the first that takes it, else in a new one. Gives
@@ -118,7 +132,7 @@ impl Vfio {
         }
         let container = Arc::new(Container::open().map_err(explain)?);
         let handle = Handle::open(&container, sysfs, group, bdf).map_err(explain)?;
-        let dma = Arc::new(DmaSpace::new(container.clone()));
+        let dma = Arc::new(DmaSpace::with(container.clone(), state.pinning.clone()));
         for (bar, policy) in &state.policies {
             if let Some(bar) = bar.upgrade() {
                 dma.set_policy(&bar, *policy);

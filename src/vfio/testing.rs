@@ -9,6 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::dma::Gate;
 use super::seams::{DmaLimits, DmaMapper, HostPci, IrqInfo, IrqKind, RegionIndex, RegionInfo};
 use crate::error::Result;
 use crate::host::reset::Affected;
@@ -79,6 +80,7 @@ pub struct FakePci {
     /// What a hot reset hits; empty: there is none.
     pub reach: Mutex<Vec<Affected>>,
     pub failure: Mutex<Failure>,
+    pub gate: Option<Arc<Gate>>,
 }
 
 impl FakePci {
@@ -106,6 +108,7 @@ impl FakePci {
             resettable: true,
             reach: Mutex::default(),
             failure: Mutex::default(),
+            gate: None,
         }
     }
 
@@ -231,6 +234,10 @@ impl HostPci for FakePci {
 
     fn quarantine(&self, reason: &str) {
         self.record(format!("quarantine: {reason}"));
+    }
+
+    fn gate(&self) -> Option<&Gate> {
+        self.gate.as_deref()
     }
 }
 

@@ -1,7 +1,12 @@
 //! The listener against a recorder in the place of the IOMMU.
 
+use std::io;
+
 use super::super::testing::MapRecorder;
+use super::refusal::no_memory;
 use super::*;
+use crate::error::Code;
+use crate::host::limits::memlock::LockRights;
 use crate::memory::host::PageSize;
 use crate::memory::{IoHandler, Memory, PRIORITY_PLATFORM, Piece, Region, Space, Stage};
 
@@ -13,15 +18,15 @@ impl IoHandler for Nothing {
     fn write(&self, _: u64, _: &[u8]) {}
 }
 
-fn host(len: u64) -> Arc<HostMem> {
+pub(super) fn host(len: u64) -> Arc<HostMem> {
     Arc::new(HostMem::anonymous(len, PageSize::Small).unwrap())
 }
 
-fn ram(len: u64) -> Region {
+pub(super) fn ram(len: u64) -> Region {
     Region::whole("ram", len, PRIORITY_PLATFORM, Backing::Ram(host(len).slice()))
 }
 
-fn bar(mem: &Arc<HostMem>) -> Region {
+pub(super) fn bar(mem: &Arc<HostMem>) -> Region {
     Region::whole("gpu0 BAR1", mem.len(), 0, Backing::Device(mem.slice()))
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use super::super::dma::Gate;
 use super::super::irq::{self, Mode};
 use super::super::rom::RomSource;
 use super::super::seams::{IrqKind, RegionIndex, RegionInfo};
@@ -393,8 +394,55 @@ fn a_reset_of_the_machine_resets_a_used_device_only() {
     assert_eq!(s.host.take(), ["write Config 0x4 [00, 00]", "reset"], "the setup's reset was the fresh one");
     let fresh = Arc::new(FakePci::new(sample(), &[]));
     let device = VfioPci::new(fresh.clone(), &Router::new(), VfioPciOptions::default()).unwrap();
+    assert_eq!(fresh.take(), ["write Config 0x4 [03, 00]"], "no bus mastering that the guest did not ask for");
     device.reset();
     assert_eq!(fresh.take(), ["write Config 0x4 [00, 00]"], "the kernel reset it at the opening");
+}
+
+/// The command register that the hardware was last told.
+fn told(calls: &[String]) -> Option<&String> {
+    calls.iter().rfind(|call| call.starts_with("write Config 0x4 "))
+}
+
+#[test]
+fn bus_mastering_waits_until_all_ram_is_mapped() {
+    let gate = Arc::new(Gate::default());
+    gate.expect(1);
+    let host = FakePci { gate: Some(gate.clone()), ..FakePci::new(sample(), &[(0, 0x4000), (3, 0x4000)]) };
+    let s = Arc::new(Setup::of(host));
+    s.write(0x04, 0x2, 2);
+    assert_eq!(told(&s.host.take()).unwrap(), "write Config 0x4 [02, 00]", "decoding waits for nothing");
+    let guest = s.clone();
+    let vcpu = std::thread::spawn(move || guest.write(0x04, 0x6, 2));
+    // Other registers, of this function too, can be used meanwhile: no lock is held while it waits.
+    s.write(0x10, BAR0 as u32, 4);
+    s.write(0x3c, 0x0b, 1);
+    assert_eq!(s.read(0x04) & 0xffff, 2);
+    assert_eq!(told(&s.host.take()), None);
+    gate.settled(1);
+    vcpu.join().unwrap();
+    assert_eq!(told(&s.host.take()).unwrap(), "write Config 0x4 [06, 00]");
+    gate.expect(1);
+    s.write(0x04, 0x6, 2);
+    s.write(0x04, 0x2, 2);
+    assert_eq!(told(&s.host.take()).unwrap(), "write Config 0x4 [02, 00]");
+}
+
+#[test]
+fn who_is_let_go_before_ram_is_mapped_does_not_master_the_bus() {
+    for failed in [false, true] {
+        let gate = Arc::new(Gate::default());
+        gate.expect(1);
+        match failed {
+            true => gate.fail(),
+            false => gate.release(true),
+        }
+        let s = Setup::of(FakePci { gate: Some(gate), ..FakePci::new(sample(), &[(0, 0x4000), (3, 0x4000)]) });
+        s.write(0x04, 0x406, 2);
+        assert_eq!(told(&s.host.take()).unwrap(), "write Config 0x4 [02, 00]");
+        s.write(0x04, 0x6, 1);
+        assert_eq!(told(&s.host.take()), None, "whatever the width");
+    }
 }
 
 #[test]

@@ -1,0 +1,110 @@
+//! What keeps a device from DMA until all of the guest's RAM is mapped for it.
+//!
+//! A guest's first write of Bus Master Enable waits here, on the vCPU's thread and without any lock; and whatever
+//! happened to the waiting, the bit reaches the hardware only while the gate is open.
+
+use parking_lot::{Condvar, Mutex};
+
+/// One for each IOMMU address space.
+#[derive(Default)]
+pub struct Gate {
+    /// Innermost: nothing else is locked or called with it.
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Pieces of RAM that are not mapped yet.
+    missing: usize,
+    /// One of them was refused: the guest will end.
+    failed: bool,
+    /// Nobody may wait: the vCPUs are being stopped.
+    released: bool,
+}
+
+impl State {
+    fn open(&self) -> bool {
+        self.missing == 0 && !self.failed
+    }
+}
+
+impl Gate {
+    /// Whether everything is mapped.
+    pub fn is_open(&self) -> bool {
+        self.state.lock().open()
+    }
+
+    /// Waits until it is open, or never will be, or waiting has no sense any more; says whether it is open.
+    pub fn wait(&self) -> bool {
+        let mut state = self.state.lock();
+        while !state.open() && !state.failed && !state.released {
+            self.changed.wait(&mut state);
+        }
+        state.open()
+    }
+
+    /// Lets every vCPU go on that waits, and those that come: they are to stop. `false` undoes it.
+    pub fn release(&self, released: bool) {
+        self.state.lock().released = released;
+        self.changed.notify_all();
+    }
+
+    /// So many more pieces will be mapped.
+    pub(in crate::vfio) fn expect(&self, pieces: usize) {
+        self.state.lock().missing += pieces;
+    }
+
+    /// So many of them are mapped now, or will not be wanted any more.
+    pub(in crate::vfio) fn settled(&self, pieces: usize) {
+        let mut state = self.state.lock();
+        state.missing = state.missing.saturating_sub(pieces);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// A piece was refused: it stays closed for good.
+    pub(in crate::vfio) fn fail(&self) {
+        self.state.lock().failed = true;
+        self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn it_opens_with_the_last_piece_and_never_after_a_refusal() {
+        let gate = Gate::default();
+        assert!(gate.is_open() && gate.wait());
+        gate.expect(2);
+        gate.settled(1);
+        assert!(!gate.is_open());
+        gate.settled(1);
+        assert!(gate.is_open());
+        gate.expect(1);
+        gate.fail();
+        assert!(!gate.wait());
+        gate.settled(1);
+        assert!(!gate.is_open() && !gate.wait());
+    }
+
+    #[test]
+    fn who_waits_is_let_go_by_the_last_piece_or_by_a_release() {
+        for release in [false, true] {
+            let gate = Arc::new(Gate::default());
+            gate.expect(1);
+            let waiting = gate.clone();
+            let waiter = std::thread::spawn(move || waiting.wait());
+            match release {
+                true => gate.release(true),
+                false => gate.settled(1),
+            }
+            assert_eq!(waiter.join().unwrap(), !release);
+            gate.release(false);
+            assert_eq!(gate.is_open(), !release);
+        }
+    }
+}
