@@ -22,6 +22,7 @@
 pub mod backends;
 pub mod bdf;
 pub mod boot;
+pub mod boot_trace;
 pub mod cli;
 pub mod cpu;
 pub mod device;

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use passthru::boot_trace;
 use passthru::cli::{self, Platform};
 use passthru::error::Result;
 use passthru::host::Host;
@@ -10,6 +11,7 @@ use passthru::machine::{self, types};
 use passthru::object::Catalogue;
 
 fn main() -> ExitCode {
+    boot_trace::begin();
     ExitCode::from(cli::main(std::env::args_os(), &ThisHost { host: Host::real() }))
 }
 

@@ -40,6 +40,7 @@ use running::Running;
 
 use crate::boot::layout::Layout;
 use crate::boot::linux::LinuxImage;
+use crate::boot_trace::{self, phases};
 use crate::cpu::CpuPlan;
 use crate::error::{Code, Error, Result, explain_io};
 use crate::event_loop::EventLoop;
@@ -56,6 +57,11 @@ use crate::vfio::space::Vfio;
 
 /// Runs a guest until it powers off, reboots with `--no-reboot`, or the user ends it.
 pub fn run(options: RunOptions, host: &Host) -> Result<()> {
+    boot_trace::lap(phases::OPTIONS);
+    match &options.boot_trace {
+        Some(path) => boot_trace::to_file(path)?,
+        None => boot_trace::off(),
+    }
     Machine::new(options, host)?.run()
 }
 
@@ -85,6 +91,7 @@ impl Machine {
     /// Builds the machine and all of its devices. Nothing runs yet.
     pub fn new(options: RunOptions, host: &Host) -> Result<Machine> {
         let Plan { machine, image, kvm, cpus, phys_bits, mut places } = preflight::plan(&options, host)?;
+        boot_trace::lap(phases::CHECKS);
         let events = VmEvents::new()?;
         // Before any thread is started: threads inherit which signals are blocked.
         let job_control = JobControl::default();
@@ -98,6 +105,7 @@ impl Machine {
         let board = Board::new(&memory, &router, &mut event_loop, &events, &job_control, &options.serial)?;
         let plugged = Plugged::new(&root, &memory, &router, &decode, &vfio, &mut places)?;
 
+        boot_trace::lap(phases::DEVICES);
         let layout = Layout::new(options.memory.size.0, phys_bits, plugged.last_bus())?;
         preflight::check_reserved(&layout, &vfio)?;
         let cf8 = Cf8::new(root.clone(), board.reset_control(), !machine.cf8);
@@ -107,6 +115,7 @@ impl Machine {
             map.add(Space::Mmio, layout.ecam.start, ecam.region(layout.last_bus));
         })?;
         add_ram(&memory, &layout, &options.memory)?;
+        boot_trace::lap(phases::MEMORY);
         Ok(Machine {
             running: None,
             plugged,

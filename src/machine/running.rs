@@ -8,6 +8,7 @@ use super::board::SILENT_PORTS;
 use crate::boot::acpi::{AcpiInput, Tables};
 use crate::boot::cpu_state::CpuState;
 use crate::boot::layout::{Layout, PIO_BARS};
+use crate::boot_trace::{self, phases};
 use crate::devices::rtc::RTC_BASE;
 use crate::error::Result;
 use crate::irq::Router;
@@ -51,6 +52,7 @@ impl Running {
         };
         vfio.set_kvm(Some(KvmVfio::new(vm.clone())))?;
 
+        boot_trace::lap(phases::KVM);
         assign::plan(&root.nodes(), &apertures(layout))?.apply(root);
         if machine.config_pages {
             let ecam: Arc<dyn IoHandler> = machine.ecam.clone();
@@ -65,8 +67,11 @@ impl Running {
         })?;
         tables.write(ram.memory())?;
         let entry = machine.image.load(ram.memory(), layout, tables.rsdp())?;
+        boot_trace::lap(phases::LOAD);
         let vcpus = VcpuSet::new(&vm, cpus, Some(&CpuState::at(entry)), memory, &machine.events)?;
         running.vcpus.insert(vcpus).start()?;
+        boot_trace::lap(phases::ENTRY);
+        boot_trace::started();
         Ok(running)
     }
 }

@@ -35,6 +35,7 @@ use queue::{Job, State, Use};
 pub use refusal::first_reserved;
 
 use super::seams::DmaMapper;
+use crate::boot_trace::phases;
 use crate::error::{Error, Result};
 use crate::guest_error;
 use crate::memory::{Backing, FlatRange, HostMem, HostSlice, MemoryListener};
@@ -178,7 +179,7 @@ impl Shared {
     /// Maps pieces of RAM one after the other, all or none.
     fn map_now(&self, state: &mut State, jobs: Vec<Job>) -> Result<()> {
         for (at, job) in jobs.iter().enumerate() {
-            prefault::prefault(&job.host, self.pinning.threads, &self.abandoned);
+            self.prefault(job);
             if let Err(refusal) = job.request(&*self.mapper) {
                 let missing = jobs[at..].iter().map(|job| job.host.len()).sum();
                 let error = state.ram_error(refusal, &job.range, missing);
@@ -189,6 +190,11 @@ impl Shared {
             state.mapped.insert(job.range.start, job.host.len());
         }
         Ok(())
+    }
+
+    fn prefault(&self, job: &Job) {
+        let _span = job.span(phases::PREFAULT);
+        prefault::prefault(&job.host, self.pinning.threads, &self.abandoned);
     }
 
     /// The thread: maps what is queued, RAM first, and ends when nothing is.
@@ -216,7 +222,7 @@ impl Shared {
     }
 
     fn map_ram(&self, job: &Job) {
-        prefault::prefault(&job.host, self.pinning.threads, &self.abandoned);
+        self.prefault(job);
         if self.abandoned.load(Ordering::Relaxed) {
             self.finish(&mut self.state.lock(), |state| state.give_back(1));
             return self.gate.settled(1);

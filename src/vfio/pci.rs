@@ -25,6 +25,7 @@ use super::seams::{BARS, HostPci, IrqKind, RegionIndex, RegionInfo};
 use super::space::Vfio;
 use super::trap::BarTrap;
 use crate::bdf::Bdf;
+use crate::boot_trace::{self, phases};
 use crate::device::Device;
 use crate::error::{Code, Error, Result, explain_io};
 use crate::guest_error;
@@ -414,6 +415,7 @@ impl PciFunction for VfioPci {
     fn before_write(&self, off: u16, data: &[u8]) {
         let masters = off == regs::COMMAND && data.first().is_some_and(|low| low & regs::COMMAND_BUS_MASTER as u8 != 0);
         if let Some(gate) = self.host.gate().filter(|_| masters && !self.core.bus_master()) {
+            let _span = boot_trace::phase(phases::BUS_MASTER).what(|| self.host.name().to_owned()).once();
             gate.wait();
         }
     }

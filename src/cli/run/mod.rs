@@ -54,6 +54,9 @@ pub struct RunArgs {
     /// End when the guest reboots
     #[arg(long)]
     no_reboot: bool,
+    /// Writes what the start spends its time on to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    boot_trace: Option<PathBuf>,
     /// Name of the guest
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -153,6 +156,7 @@ impl Given {
             devices: self.devices,
             serial: serial::parse(&args.serial)?,
             no_reboot: args.no_reboot,
+            boot_trace: args.boot_trace,
             name: name(self.name)?,
         })
     }

@@ -14,6 +14,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use crate::backends::chardev::CharSink;
+use crate::boot_trace::{self, phases};
 use crate::backends::chardev::stdio::CharInput;
 use crate::irq::IrqLine;
 use crate::memory::IoHandler;
@@ -105,6 +106,7 @@ impl Serial {
 
     fn write_register(&self, state: &mut State, register: u8, value: u8) {
         if let Some(byte) = state.uart.write(register, value) {
+            boot_trace::moment(phases::CONSOLE);
             self.sink.write(&[byte]);
             state.uart.set_ready(self.sink.ready());
         }

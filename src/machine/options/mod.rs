@@ -36,6 +36,8 @@ pub struct RunOptions {
     pub serial: SerialOption,
     /// A reboot of the guest ends the process.
     pub no_reboot: bool,
+    /// Where the phases of the start are written.
+    pub boot_trace: Option<PathBuf>,
     /// The guest's name.
     pub name: Option<String>,
 }

@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use super::PeerToPeer;
-use super::refusal::{Refusal, first_reserved};
+use super::refusal::{Refusal, first_reserved, text};
+use crate::boot_trace::{self, Span, phases};
 use crate::error::{Error, Result};
 use crate::guest_error;
 use crate::memory::{FlatRange, HostMem, HostSlice};
@@ -32,7 +33,13 @@ impl Job {
         Job { range: range.start..range.end(), name: range.name.clone(), host: host.clone(), kind }
     }
 
+    /// A phase of the start that is about this range, named as errors name it.
+    pub(super) fn span(&self, phase: &'static str) -> Span {
+        boot_trace::phase(phase).bytes(self.host.len()).what(|| text(&self.range))
+    }
+
     pub(super) fn request(&self, mapper: &dyn DmaMapper) -> Result<(), Refusal> {
+        let _span = self.span(phases::DMA_MAP);
         mapper.map(self.range.start, self.host.clone(), self.kind != Use::Rom).map_err(Refusal::Kernel)
     }
 }

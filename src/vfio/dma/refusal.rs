@@ -77,7 +77,7 @@ pub(super) fn no_memory(what: &str, needed: u64, answer: &io::Error, rights: &Lo
     }
 }
 
-fn text(range: &Range<u64>) -> String {
+pub(super) fn text(range: &Range<u64>) -> String {
     format!("{:#x}-{:#x}", range.start, range.end.saturating_sub(1))
 }
 
