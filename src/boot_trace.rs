@@ -249,8 +249,7 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&trace.json()).unwrap();
         assert_eq!(json["version"], 1);
         assert_eq!(json["phases"][0], serde_json::json!({ "name": "exec", "start": 0, "end": 7 }));
-        let map =
-            serde_json::json!({ "name": "dma-map", "start": 50, "end": 90, "bytes": 4096, "what": "0x0-0xfff" });
+        let map = serde_json::json!({ "name": "dma-map", "start": 50, "end": 90, "bytes": 4096, "what": "0x0-0xfff" });
         assert_eq!(json["phases"][1], map);
     }
 
@@ -263,7 +262,8 @@ mod tests {
             let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
             // Other tests run in this process, and have phases.
             let ours = |name: &String| ["exec", "a", "b", "late", "m", "the guest's second start"].contains(&&**name);
-            let names = json["phases"].as_array().unwrap().iter().map(|phase| phase["name"].as_str().unwrap().to_owned());
+            let names =
+                json["phases"].as_array().unwrap().iter().map(|phase| phase["name"].as_str().unwrap().to_owned());
             names.filter(ours).collect::<Vec<_>>()
         };
         begin();

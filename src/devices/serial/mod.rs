@@ -14,8 +14,8 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use crate::backends::chardev::CharSink;
-use crate::boot_trace::{self, phases};
 use crate::backends::chardev::stdio::CharInput;
+use crate::boot_trace::{self, phases};
 use crate::irq::IrqLine;
 use crate::memory::IoHandler;
 use uart::{FIFO_SIZE, RBR_THR_DLL, Uart};
