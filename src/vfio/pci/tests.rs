@@ -438,7 +438,7 @@ fn who_is_let_go_before_ram_is_mapped_does_not_master_the_bus() {
             false => gate.release(true),
         }
         let s = Setup::of(FakePci { gate: Some(gate), ..FakePci::new(sample(), &[(0, 0x4000), (3, 0x4000)]) });
-        s.write(0x04, 0x406, 2);
+        s.write(0x04, 0x6, 2);
         assert_eq!(told(&s.host.take()).unwrap(), "write Config 0x4 [02, 00]");
         s.write(0x04, 0x6, 1);
         assert_eq!(told(&s.host.take()), None, "whatever the width");
