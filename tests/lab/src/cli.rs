@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::l0::machines::{self, Machine};
 use crate::l1::{L1, Programs, Vmm};
 use crate::runner::{self, Tally};
-use crate::{agent, bench, build, demo, report, scenarios, setup, shell};
+use crate::{agent, bench, build, demo, edu, report, scenarios, setup, shell};
 
 /// passthru's laboratory: a PC with an IOMMU, in software.
 ///
@@ -50,6 +50,20 @@ enum Command {
     /// L1's side of the lab
     #[command(hide = true)]
     Agent,
+    /// What the matrix asks of QEMU's edu device, in L1 and in L2
+    #[command(hide = true)]
+    Edu(EduArgs),
+}
+
+#[derive(Args)]
+struct EduArgs {
+    /// Folder of the device in sysfs
+    device: PathBuf,
+    /// Its node of uio_pci_generic
+    uio: PathBuf,
+    /// Leave DMA out: an IOMMU keeps the device off this process's memory
+    #[arg(long)]
+    no_dma: bool,
 }
 
 #[derive(Args)]
@@ -148,6 +162,7 @@ pub fn run() -> Result<ExitCode> {
         Command::Test(args) => run_tests(&args),
         Command::Bench(args) => run_bench(&args),
         Command::Measure(args) => run_measure(&args),
+        Command::Edu(args) => edu::run(&args.device, &args.uio, !args.no_dma).map(|()| ExitCode::SUCCESS),
         Command::Agent => agent::serve().map(|()| ExitCode::SUCCESS),
     }
 }

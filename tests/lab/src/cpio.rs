@@ -15,7 +15,7 @@ const TYPE_LINK: u32 = 0o120_000;
 const TYPE_CHAR: u32 = 0o020_000;
 
 /// An archive under construction. Parent directories are added as needed.
-#[derive(Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Archive {
     bytes: Vec<u8>,
     dirs: BTreeSet<String>,

@@ -10,6 +10,7 @@ mod build;
 mod cli;
 mod cpio;
 mod demo;
+mod edu;
 mod l0;
 mod l1;
 mod pattern;

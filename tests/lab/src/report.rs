@@ -6,6 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
+use crate::scenario::Part;
+
 /// Runs whose consoles are kept.
 const KEPT_RUNS: usize = 20;
 
@@ -33,6 +35,38 @@ fn plain(line: &str) -> String {
         } else if c == '\t' || !c.is_control() {
             out.push(c);
         }
+    }
+    out
+}
+
+/// Parts of scenarios as a table, subjects down and steps across; nothing if there are none.
+pub fn table(parts: &[Part]) -> String {
+    if parts.is_empty() {
+        return String::new();
+    }
+    let (mut subjects, mut steps): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
+    for part in parts {
+        if !subjects.contains(&part.subject) {
+            subjects.push(part.subject);
+        }
+        if !steps.contains(&part.step) {
+            steps.push(part.step);
+        }
+    }
+    let width = subjects.iter().map(|s| s.len()).max().unwrap_or(0);
+    let mut out = format!("{:width$}", "");
+    for step in &steps {
+        out += &format!("  {step}");
+    }
+    out.push('\n');
+    for subject in subjects {
+        out += &format!("{subject:width$}");
+        for step in &steps {
+            let cell = parts.iter().find(|part| part.subject == subject && part.step == *step);
+            let word = cell.map_or("-", |part| if part.result.is_ok() { "pass" } else { "FAIL" });
+            out += &format!("  {word:0$}", step.len());
+        }
+        out = out.trim_end().to_owned() + "\n";
     }
     out
 }
@@ -93,6 +127,18 @@ mod tests {
         assert_eq!(tail("a\nb\nc\n", 2), "b\nc");
         assert_eq!(tail("\x1b[2J\x1b[01;01Hhello\r\n", 5), "hello");
         assert_eq!(tail("", 3), "");
+    }
+
+    #[test]
+    fn a_table_shows_what_was_not_reached() {
+        let part = |subject, step, fine: bool| Part {
+            subject,
+            step,
+            result: if fine { Ok(()) } else { Err(anyhow::anyhow!("no")) },
+        };
+        let parts = [part("nvme", "works", true), part("nvme", "reboot", false), part("e1000", "works", true)];
+        assert_eq!(table(&parts), "       works  reboot\nnvme   pass   FAIL\ne1000  pass   -\n");
+        assert_eq!(table(&[]), "");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::l0::machines::Machine;
 use crate::l1::{L1, Programs, Stalled, State};
 use crate::report;
-use crate::scenario::{Lab, Scenario, Skip};
+use crate::scenario::{Lab, Part, Scenario, Skip};
 use crate::server::{self, Server};
 use crate::setup::Image;
 
@@ -55,6 +55,8 @@ struct Run<'a> {
     waiting: Mutex<Vec<&'static Scenario>>,
     /// Held only to add a result.
     tally: Mutex<Tally>,
+    /// Results of scenarios that have several, for the table at the end; held only to add some.
+    parts: Mutex<Vec<Part>>,
 }
 
 /// Runs all of `scenarios`.
@@ -70,6 +72,7 @@ pub fn run(image: &Image, programs: &Programs, folder: &Path, mut scenarios: Vec
         server: server::start()?,
         waiting: Mutex::new(scenarios),
         tally: Mutex::new(Tally::default()),
+        parts: Mutex::new(Vec::new()),
     };
     thread::scope(|scope| {
         for number in 1..=workers {
@@ -78,6 +81,7 @@ pub fn run(image: &Image, programs: &Programs, folder: &Path, mut scenarios: Vec
         }
     });
     let tally = *run.tally.lock().unwrap_or_else(|e| e.into_inner());
+    print!("{}", report::table(&run.parts.into_inner().unwrap_or_else(|e| e.into_inner())));
     Ok(tally)
 }
 
@@ -111,14 +115,16 @@ impl<'a> Worker<'a> {
     fn work(&mut self) {
         while let Some(scenario) = self.take() {
             let started = Instant::now();
-            let mut result = self.attempt(scenario);
+            let mut parts = Vec::new();
+            let mut result = self.attempt(scenario, &mut parts);
             if result.as_ref().is_err_and(|e| e.is::<Stalled>()) {
                 eprintln!("lab: {}: L1 stalled; once more", scenario.name);
                 self.keep_evidence();
                 self.l1 = None;
-                result = self.attempt(scenario);
+                parts.clear();
+                result = self.attempt(scenario, &mut parts);
             }
-            self.note(scenario, result, started.elapsed());
+            self.note(scenario, result, parts, started.elapsed());
         }
     }
 
@@ -133,7 +139,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn attempt(&mut self, scenario: &'static Scenario) -> Result<()> {
+    fn attempt(&mut self, scenario: &'static Scenario, parts: &mut Vec<Part>) -> Result<()> {
         let fits =
             self.l1.as_ref().is_some_and(|(l1, _)| !scenario.exclusive && l1.machine().name == scenario.machine.name);
         if !fits {
@@ -143,7 +149,7 @@ impl<'a> Worker<'a> {
         }
         let (l1, _) = self.l1.as_mut().context("no L1")?;
         l1.limit(Some(scenario.limit));
-        let result = (scenario.run)(&mut Lab { l1, server: &self.run.server });
+        let result = (scenario.run)(&mut Lab { l1, server: &self.run.server, parts });
         l1.limit(None);
         match &result {
             Ok(()) => {
@@ -207,24 +213,44 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    fn note(&self, scenario: &Scenario, result: Result<()>, took: Duration) {
+    /// Prints and counts what came of a scenario: its parts where it has any, and itself where it failed or has none.
+    fn note(&self, scenario: &Scenario, result: Result<()>, parts: Vec<Part>, took: Duration) {
         let mut tally = self.run.tally.lock().unwrap_or_else(|e| e.into_inner());
         let (name, seconds) = (scenario.name, took.as_secs());
+        let failed = result.is_err() || parts.iter().any(|part| part.result.is_err());
+        for Part { subject, step, result } in &parts {
+            match result {
+                Ok(()) => tally.passed += 1,
+                Err(e) => {
+                    tally.failed += 1;
+                    println!("FAIL  {name}: {subject}, {step}: {e:#}");
+                }
+            }
+        }
         match result {
-            Ok(()) => {
+            Ok(()) if parts.is_empty() => {
                 tally.passed += 1;
                 println!("pass  {name} ({seconds} s)");
+            }
+            Ok(()) => {
+                let passed = parts.iter().filter(|part| part.result.is_ok()).count();
+                println!("{}  {name} ({passed} of {}, {seconds} s)", if failed { "FAIL" } else { "pass" }, parts.len());
             }
             Err(e) if e.is::<Skip>() => {
                 tally.skipped += 1;
                 println!("skip  {name}: {e:#}");
+                return;
             }
             Err(e) => {
                 tally.failed += 1;
                 println!("FAIL  {name} ({seconds} s): {e:#}");
-                print!("{}", report::consoles(&self.folder(), CONSOLE_LINES, SystemTime::now() - took));
             }
         }
+        if failed {
+            print!("{}", report::consoles(&self.folder(), CONSOLE_LINES, SystemTime::now() - took));
+        }
+        drop(tally);
+        self.run.parts.lock().unwrap_or_else(|e| e.into_inner()).extend(parts);
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::l0::machines::{self, Machine};
-use crate::l1::L1;
+use crate::l1::{L1, Stalled};
 use crate::server::Server;
 
 /// Limit of a scenario that names none.
@@ -16,6 +16,33 @@ pub struct Lab<'a> {
     pub l1: &'a mut L1,
     /// The server on L0 that guests fetch from.
     pub server: &'a Server,
+    /// Results of its own, which count instead of the scenario's.
+    pub parts: &'a mut Vec<Part>,
+}
+
+impl Lab<'_> {
+    /// Notes one result of several; a failure does not end the scenario.
+    ///
+    /// # Errors
+    /// A stall, after which the whole scenario is run again.
+    pub fn part(&mut self, subject: &'static str, step: &'static str, result: Result<()>) -> Result<()> {
+        match result {
+            Err(e) if e.is::<Stalled>() => Err(e),
+            result => {
+                self.parts.push(Part { subject, step, result });
+                Ok(())
+            }
+        }
+    }
+}
+
+/// One result of a scenario that has several: a cell of a table.
+pub struct Part {
+    /// Row of the table.
+    pub subject: &'static str,
+    /// Column of the table.
+    pub step: &'static str,
+    pub result: Result<()>,
 }
 
 /// One scenario. Scenarios of the same machine share one boot of L1 unless marked exclusive.

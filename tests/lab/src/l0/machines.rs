@@ -1,6 +1,8 @@
 //! The PCs that scenarios run on, as data. Every machine puts its devices behind root
 //! ports at fixed slots, so that their addresses in L1 are known.
 
+use crate::scenarios::matrix::rows::{self, Row};
+
 /// What translates the devices' memory accesses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Iommu {
@@ -37,6 +39,8 @@ pub struct Machine {
     pub memory_mib: u64,
     /// QEMU arguments; `{drive}` stands for the drive's image.
     pub devices: &'static [&'static str],
+    /// Devices of the matrix: they bring their own arguments and modules.
+    pub rows: &'static [Row],
     /// Modules that L1 loads at start.
     pub modules: &'static [&'static str],
     /// Whether L1's VFIO is the one that the lab has built, with iommufd and device nodes, not Debian's.
@@ -61,6 +65,7 @@ pub static DEFAULT: Machine = Machine {
     iommu: Iommu::Intel,
     memory_mib: MEMORY_MIB,
     devices: &[ROOT_PORT_1, ROOT_PORT_2, NIC, DRIVE, NVME],
+    rows: &[],
     modules: MODULES,
     iommufd: false,
 };
@@ -128,9 +133,51 @@ pub static LARGE: Machine =
 pub static IOMMUFD: Machine =
     Machine { name: "iommufd", about: "as default, with iommufd and VFIO device nodes", iommufd: true, ..DEFAULT };
 
+/// Modules without those of any device.
+const NO_DEVICES: &[&str] = &["kvm-amd", "vfio-pci", "vfio_iommu_type1"];
+
+pub static MATRIX_NICS: Machine = Machine {
+    name: "matrix-nics",
+    about: "network cards of the device matrix",
+    devices: &[],
+    rows: rows::NICS,
+    modules: NO_DEVICES,
+    ..DEFAULT
+};
+
+pub static MATRIX_DRIVES: Machine = Machine {
+    name: "matrix-drives",
+    about: "drives of the device matrix",
+    devices: &[],
+    rows: rows::DRIVES,
+    modules: NO_DEVICES,
+    ..DEFAULT
+};
+
+pub static MATRIX_OTHERS: Machine = Machine {
+    name: "matrix-others",
+    about: "sound and displays of the device matrix",
+    devices: &[],
+    rows: rows::OTHERS,
+    modules: NO_DEVICES,
+    ..DEFAULT
+};
+
 /// All machines.
-pub static ALL: &[&Machine] =
-    &[&DEFAULT, &NVME_EXCLUSIVE, &SRIOV, &SHARED_GROUP, &NO_IOMMU, &NO_INTREMAP, &AMD_IOMMU, &LARGE, &IOMMUFD];
+pub static ALL: &[&Machine] = &[
+    &DEFAULT,
+    &NVME_EXCLUSIVE,
+    &SRIOV,
+    &SHARED_GROUP,
+    &NO_IOMMU,
+    &NO_INTREMAP,
+    &AMD_IOMMU,
+    &LARGE,
+    &IOMMUFD,
+    &MATRIX_NICS,
+    &MATRIX_DRIVES,
+    &MATRIX_OTHERS,
+];
 
 /// The machine of that name.
 pub fn find(name: &str) -> Option<&'static Machine> {

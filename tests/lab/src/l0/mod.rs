@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::agent;
+use crate::scenarios::matrix::rows;
 use crate::setup::{Image, name, tools};
 use machines::{Iommu, Machine};
 
@@ -138,14 +139,17 @@ fn arguments(image: &Image, machine: &Machine) -> Vec<String> {
     }
     let mut words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
     let drive = format!("{images}/{}", name::NVME);
-    for argument in machine.devices {
+    let devices = machine.devices.iter().map(|argument| (*argument).to_owned()).chain(rows::arguments(machine.rows));
+    for argument in devices {
         words.extend(argument.split_whitespace().map(|w| w.replace("{drive}", &drive)));
     }
+    let modules: Vec<&str> =
+        machine.modules.iter().copied().chain(machine.rows.iter().flat_map(|row| row.modules.split(' '))).collect();
     words.push("-append".into());
     words.push(format!(
-        "console=ttyS0 quiet panic=-1 mitigations=off nokaslr nmi_watchdog=0 {} lab_modules={}",
+        "console=ttyS0 quiet panic=-1 mitigations=off nokaslr nmi_watchdog=0 nvme_core.multipath=N {} lab_modules={}",
         machine.iommu.kernel_options(),
-        machine.modules.join(",")
+        modules.join(",")
     ));
     words
 }

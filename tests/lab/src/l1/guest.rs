@@ -36,6 +36,7 @@ pub struct Guest {
     reboots: bool,
     devices: Vec<String>,
     script: String,
+    files: Archive,
 }
 
 impl Default for Guest {
@@ -57,6 +58,7 @@ impl Guest {
             reboots: false,
             devices: Vec::new(),
             script: String::new(),
+            files: Archive::new(),
         }
     }
 
@@ -118,9 +120,15 @@ impl Guest {
         self
     }
 
-    /// The archive that carries the script into the guest.
+    /// A file that the guest finds.
+    pub fn file(mut self, path: &str, data: &[u8]) -> Self {
+        self.files.file(path, 0o755, data);
+        self
+    }
+
+    /// The archive that carries the script and other files into the guest.
     pub fn archive(&self) -> Vec<u8> {
-        let mut archive = Archive::new();
+        let mut archive = self.files.clone();
         archive.file("script", 0o755, self.script.as_bytes());
         archive.finish()
     }

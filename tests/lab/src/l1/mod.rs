@@ -4,6 +4,7 @@
 mod client;
 pub mod guest;
 pub mod l2_scripts;
+pub mod session;
 mod state;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub use client::Stalled;
 pub use guest::{Ended, Guest, Kernel, Vmm};
+pub use session::Session;
 pub use state::State;
 
 use crate::agent::protocol::{Answer, Command, Op, Output};
@@ -181,11 +183,16 @@ impl L1 {
 
     /// Waits until `text` stands on the background command's console.
     pub fn expect(&mut self, job: &Job, text: &str, limit: Duration) -> Result<()> {
+        self.expect_times(job, text, 1, limit)
+    }
+
+    /// Waits until `text` stands on the background command's console `times` times.
+    pub fn expect_times(&mut self, job: &Job, text: &str, times: usize, limit: Duration) -> Result<()> {
         let end = Instant::now() + limit;
         loop {
             let code = self.wait(job, Duration::from_millis(200))?;
             let console = job.text();
-            if console.contains(text) {
+            if console.matches(text).count() >= times {
                 return Ok(());
             }
             if let Some(code) = code {
@@ -209,10 +216,20 @@ impl L1 {
 
     /// Waits until a guest that was started has ended.
     pub fn ended(&mut self, job: &Job) -> Result<Ended> {
-        let Some(code) = self.wait(job, GUEST_LIMIT)? else {
+        self.ended_within(job, GUEST_LIMIT)
+    }
+
+    /// As [`L1::ended`], with a limit of its own. An error says where the VMM's threads are.
+    pub fn ended_within(&mut self, job: &Job, limit: Duration) -> Result<Ended> {
+        let Some(code) = self.wait(job, limit)? else {
+            let threads = self.sh(&format!(
+                "for t in /proc/{}/task/*; do echo \"$(cat $t/comm): $(tr '\\n' ' ' < $t/stack)\"; done",
+                job.pid
+            ))?;
             bail!(
-                "the guest has not ended within {} s:\n{}",
-                GUEST_LIMIT.as_secs(),
+                "the guest has not ended within {} s:\n{}\n{}",
+                limit.as_secs(),
+                threads.stdout,
                 crate::report::tail(&job.text(), 30)
             );
         };

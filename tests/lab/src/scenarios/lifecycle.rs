@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 
 use serde_json::json;
 
+use super::matrix;
 use super::steps::{self, DRIVE, NIC};
 use crate::l1::{Guest, l2_scripts as l2};
 use crate::scenario::{Lab, Scenario};
@@ -15,7 +16,7 @@ pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("reboot-10-times-1-vcpu", |lab| reboots(lab, 10, 1)).limit(1500),
     Scenario::new("reboot-10-times-4-vcpus", |lab| reboots(lab, 10, 4)).limit(1800),
     Scenario::new("start-and-stop-20-times", |lab| starts_and_stops(lab, 20)).limit(900),
-    Scenario::new("kill-9-then-release", kill_then_release),
+    Scenario::new("kill-9-during-dma-then-recover", kill_then_recover),
     Scenario::new("reboot-with-no-reboot-ends", no_reboot_ends),
     Scenario::new("panic-reboots-or-ends", panic_ends),
     Scenario::new("serial-and-stdin-variants", serial_variants),
@@ -82,21 +83,25 @@ fn starts_and_stops(lab: &mut Lab, count: u32) -> Result<()> {
     })
 }
 
-fn kill_then_release(lab: &mut Lab) -> Result<()> {
+/// Killed in the middle of DMA: `recover` alone gives the devices back, and both work on the host.
+fn kill_then_recover(lab: &mut Lab) -> Result<()> {
     let read = steps::host_sum(lab.l1)?;
     let guest = Guest::new().passes(NIC).passes(DRIVE).script(&l2::nvme_up()).script(
         "echo LAB busy=1; while :; do dd if=/dev/nvme0n1 of=/dev/null bs=1M count=64 iflag=direct 2>/dev/null; done",
     );
-    steps::with_bound(lab, &[NIC, DRIVE], |lab| {
-        let job = lab.l1.start_guest(&guest)?;
-        lab.l1.expect(&job, "LAB busy=1", Duration::from_secs(180))?;
-        lab.l1.kill(&job, Signal::SIGKILL)?;
-        let code = lab.l1.wait(&job, Duration::from_secs(60))?;
-        ensure!(code == Some(128 + 9), "it ended with {code:?}");
-        Ok(())
-    })?;
+    lab.l1.ok(&format!("passthru bind {NIC} {DRIVE}"))?;
+    let job = lab.l1.start_guest(&guest)?;
+    lab.l1.expect(&job, "LAB busy=1", Duration::from_secs(180))?;
+    lab.l1.kill(&job, Signal::SIGKILL)?;
+    let code = lab.l1.wait(&job, Duration::from_secs(60))?;
+    ensure!(code == Some(128 + 9), "it ended with {code:?}");
+    lab.l1.ok("passthru recover")?;
+    for (bdf, former) in [(NIC, "e1000e"), (DRIVE, "nvme")] {
+        let now = steps::driver(lab.l1, bdf)?;
+        ensure!(now == former, "{bdf} is on {now} after passthru recover");
+    }
     ensure!(steps::host_sum(lab.l1)? == read, "the drive has changed");
-    Ok(())
+    matrix::nic_works_on_host(lab, NIC)
 }
 
 fn no_reboot_ends(lab: &mut Lab) -> Result<()> {

@@ -7,12 +7,20 @@ mod groups;
 pub mod lab;
 mod lifecycle;
 mod main_job;
+pub mod matrix;
 pub mod steps;
 
 use crate::scenario::Scenario;
 
-static TABLES: &[&[Scenario]] =
-    &[lab::SCENARIOS, main_job::SCENARIOS, bars::SCENARIOS, lifecycle::SCENARIOS, errors::SCENARIOS, groups::SCENARIOS];
+static TABLES: &[&[Scenario]] = &[
+    lab::SCENARIOS,
+    main_job::SCENARIOS,
+    bars::SCENARIOS,
+    lifecycle::SCENARIOS,
+    errors::SCENARIOS,
+    groups::SCENARIOS,
+    matrix::SCENARIOS,
+];
 
 /// Every scenario, in the order in which they run.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {

@@ -16,7 +16,7 @@ use crate::pattern;
 const DRIVE_MIB: u64 = 256;
 /// How much of it is filled with numbers that no two blocks share, MiB.
 const FILLED_MIB: usize = 64;
-const DRIVE_SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+pub const DRIVE_SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Builds all images in the empty folder `to`; `iommufd` has the modules that Debian leaves out.
 pub fn build(tree: &Path, iommufd: &Path, to: &Path) -> Result<()> {
@@ -107,13 +107,13 @@ fn programs(archive: &mut Archive, tree: &Path) -> Result<()> {
             }
         }
     }
+    files.extend(recipe::L2_FAT_FILES.iter().map(|file| (*file).to_owned()));
     for file in &files {
         let data =
             fs::read(tree.join(file.trim_start_matches('/'))).with_context(|| format!("the tree lacks {file}"))?;
         archive.file(file, 0o755, &data);
     }
     archive.link("lib64", "usr/lib64");
-    archive.file("usr/share/misc/pci.ids", 0o644, &fs::read(tree.join("usr/share/misc/pci.ids"))?);
     Ok(())
 }
 

@@ -23,6 +23,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::pattern;
+
 /// The finished lab image.
 #[derive(Debug, Clone)]
 pub struct Image {
@@ -46,6 +48,11 @@ pub mod name {
     pub const L2_FAT_INITRAMFS: &str = "initramfs-fat";
     pub const QEMU: &str = "qemu-system-x86_64";
     pub const NVME: &str = "nvme.raw";
+}
+
+/// SHA-256 of the first `mib` MiB of the drive that every run starts with; they must lie in its pattern.
+pub fn drive_sum(mib: usize) -> String {
+    pattern::sha256(&pattern::bytes(images::DRIVE_SEED, mib << 20))
 }
 
 /// Makes whatever is missing; takes no time when nothing is.

@@ -8,6 +8,7 @@ pub const SUITE: &str = "trixie";
 
 /// Packages on top of mmdebstrap's `minbase`.
 pub const PACKAGES: &[&str] = &[
+    "alsa-utils",
     "busybox-static",
     "e2fsprogs",
     "ethtool",
@@ -16,6 +17,7 @@ pub const PACKAGES: &[&str] = &[
     "kmod",
     "linux-image-amd64",
     "netcat-openbsd",
+    "nvme-cli",
     "ovmf",
     "pciutils",
     "procps",
@@ -58,10 +60,31 @@ pub const L1_MODULES: &[&str] =
 pub const L2_MODULES: &[&str] = &["e1000e", "nvme"];
 
 /// Modules that the fat L2 initramfs has besides.
-pub const L2_FAT_MODULES: &[&str] = &["igb", "igbvf", "8139cp", "8139too", "snd-hda-intel", "snd-hda-codec-generic"];
+pub const L2_FAT_MODULES: &[&str] = &[
+    "8139cp",
+    "8139too",
+    "ahci",
+    "bochs",
+    "cirrus",
+    "e1000",
+    "igb",
+    "igbvf",
+    "sd_mod",
+    "snd-hda-codec-generic",
+    "snd-hda-intel",
+    "uio_pci_generic",
+    "usb-storage",
+    "virtio_net",
+    "xhci-pci",
+];
 
 /// Programs that the fat L2 initramfs has besides busybox, with their libraries.
-pub const L2_FAT_PROGRAMS: &[&str] = &["/usr/bin/lspci", "/usr/sbin/ethtool"];
+pub const L2_FAT_PROGRAMS: &[&str] = &["/usr/bin/aplay", "/usr/bin/lspci", "/usr/sbin/ethtool"];
+
+/// Other files of the tree that the fat L2 initramfs has: what those programs read, and the library that the lab's own
+/// binary needs when a scenario adds it.
+pub const L2_FAT_FILES: &[&str] =
+    &["/usr/lib/x86_64-linux-gnu/libgcc_s.so.1", "/usr/share/alsa/alsa.conf", "/usr/share/misc/pci.ids"];
 
 /// First program of L1's initramfs.
 pub const L1_INIT: &str = include_str!("l1-initramfs.sh");
@@ -99,6 +122,7 @@ pub fn images_key() -> String {
         L2_MODULES,
         L2_FAT_MODULES,
         L2_FAT_PROGRAMS,
+        L2_FAT_FILES,
     ])
 }
 

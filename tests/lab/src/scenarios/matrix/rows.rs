@@ -1,0 +1,166 @@
+//! The devices of the matrix. A new one is a line here.
+
+use super::work::Work;
+
+/// Where a device sits on the PC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Socket {
+    /// Behind a root port of its own.
+    Port,
+    /// On the root bus, as conventional devices must: behind QEMU's PCIe-to-PCI bridge their DMA has no translation.
+    Root,
+}
+
+/// First slot of root ports; slot 1 is an AMD IOMMU's.
+const FIRST_PORT: usize = 2;
+/// First slot of devices on the root bus.
+const FIRST_ROOT: usize = 0x10;
+
+/// A device.
+#[derive(Debug)]
+pub struct Row {
+    pub name: &'static str,
+    pub socket: Socket,
+    /// QEMU's device on L0. `{nic}` stands for a network, `{id}` for the row's own id; the place is added to the first
+    /// device, and more arguments may follow it.
+    device: &'static str,
+    /// Driver, as sysfs names it; an empty one for a device that has none.
+    pub driver: &'static str,
+    /// Modules that make it work, in L1 and in the guest.
+    pub modules: &'static str,
+    pub work: Work,
+    /// Shell text in L1 that makes the device's first virtual function: this is what is passed. `$pf` is the device.
+    pub virtual_function: Option<&'static str>,
+}
+
+impl Row {
+    const fn new(
+        name: &'static str,
+        socket: Socket,
+        device: &'static str,
+        driver: &'static str,
+        modules: &'static str,
+        work: Work,
+    ) -> Self {
+        Self { name, socket, device, driver, modules, work, virtual_function: None }
+    }
+
+    /// What is passed is the first virtual function, which `script` makes.
+    const fn virtual_function(mut self, script: &'static str) -> Self {
+        self.virtual_function = Some(script);
+        self
+    }
+}
+
+use Socket::{Port, Root};
+
+const IGB_VF: &str = "ip link set $(ls $pf/net) up; echo 1 > $pf/sriov_numvfs";
+
+/// Network cards.
+pub static NICS: &[Row] = &[
+    Row::new("e1000e", Port, "e1000e,{nic}", "e1000e", "e1000e", Work::Nic),
+    Row::new("e1000", Root, "e1000,{nic}", "e1000", "e1000", Work::Nic),
+    Row::new("igb", Port, "igb,{nic}", "igb", "igb", Work::Nic),
+    Row::new("igb VF", Port, "igb,{nic}", "igbvf", "igb igbvf", Work::Nic).virtual_function(IGB_VF),
+    Row::new("rtl8139", Root, "rtl8139,{nic}", "8139cp", "8139cp", Work::Nic),
+    Row::new(
+        "virtio-net",
+        Port,
+        "virtio-net-pci,{nic},disable-legacy=on,iommu_platform=on",
+        "virtio-pci",
+        "virtio_net",
+        Work::Nic,
+    ),
+];
+
+/// Drives and what has drives.
+pub static DRIVES: &[Row] = &[
+    Row::new("nvme", Port, "nvme,drive={id}d,serial={id}", "nvme", "nvme", Work::Drive),
+    Row::new(
+        "ich9-ahci",
+        Root,
+        "ich9-ahci,id={id} -device ide-hd,bus={id}.0,drive={id}d",
+        "ahci",
+        "ahci sd_mod",
+        Work::Drive,
+    ),
+    Row::new(
+        "qemu-xhci",
+        Port,
+        "qemu-xhci,id={id} -device usb-storage,bus={id}.0,drive={id}d",
+        "xhci_hcd",
+        "xhci-pci usb-storage sd_mod",
+        Work::Drive,
+    ),
+];
+
+/// Sound, displays, and what has no driver.
+pub static OTHERS: &[Row] = &[
+    Row::new(
+        "ich9-intel-hda",
+        Root,
+        "ich9-intel-hda,id={id} -device hda-output,bus={id}.0,audiodev={id}a,mixer=off",
+        "snd_hda_intel",
+        "snd-hda-codec-generic snd-hda-intel",
+        Work::Sound,
+    ),
+    Row::new("edu", Root, "edu", "", "uio_pci_generic", Work::Edu),
+    Row::new("VGA", Root, "VGA,id={id}", "bochs-drm", "bochs", Work::Display { bits: 8 }),
+    Row::new("bochs-display", Port, "bochs-display,id={id}", "bochs-drm", "bochs", Work::Display { bits: 8 }),
+    Row::new("cirrus-vga", Root, "cirrus-vga,id={id}", "cirrus", "cirrus", Work::Display { bits: 5 }),
+];
+
+/// The rows of all PCs.
+#[cfg(test)]
+pub static ALL: &[&[Row]] = &[NICS, DRIVES, OTHERS];
+
+/// Where each row's device sits: its slot on the root bus, or that of its root port, and then its bus.
+fn places(rows: &[Row]) -> Vec<(usize, Option<usize>)> {
+    let (mut ports, mut roots) = (0, 0);
+    let place = |row: &Row| match row.socket {
+        Port => {
+            ports += 1;
+            (FIRST_PORT + ports - 1, Some(ports))
+        }
+        Root => {
+            roots += 1;
+            (FIRST_ROOT + roots - 1, None)
+        }
+    };
+    rows.iter().map(place).collect()
+}
+
+/// Each row's address in L1, where buses are numbered in the order of their ports.
+pub fn addresses(rows: &[Row]) -> Vec<String> {
+    let address = |(slot, bus): (usize, Option<usize>)| match bus {
+        Some(bus) => format!("{bus:02x}:00.0"),
+        None => format!("00:{slot:02x}.0"),
+    };
+    places(rows).into_iter().map(address).collect()
+}
+
+/// A row's id on L0.
+pub fn id(index: usize) -> String {
+    format!("m{index}")
+}
+
+/// QEMU's arguments for a PC with `rows`; `{drive}` stands for the drive's image.
+pub fn arguments(rows: &[Row]) -> Vec<String> {
+    let mut words = Vec::new();
+    for (index, (row, (slot, bus))) in rows.iter().zip(places(rows)).enumerate() {
+        let id = id(index);
+        let at = match bus {
+            Some(bus) => {
+                words.push(format!("-device pcie-root-port,id={id}p,bus=pcie.0,addr={slot:x},chassis={bus}"));
+                format!("bus={id}p")
+            }
+            None => format!("bus=pcie.0,addr={slot:x}"),
+        };
+        words.push(row.work.backend(&id));
+        let nic = format!("netdev={id}n,mac=52:54:00:00:02:{index:02x}");
+        let device = row.device.replace("{nic}", &nic).replace("{id}", &id);
+        let (first, more) = device.split_once(' ').unwrap_or((&device, ""));
+        words.push(format!("-device {first},{at} {more}"));
+    }
+    words
+}
