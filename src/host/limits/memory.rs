@@ -1,10 +1,12 @@
 //! Memory for the guest: all of it is taken and pinned at the start, so what is not there now will not be there later.
 //!
 //! Ordinary and transparent huge pages come out of MemAvailable (/proc/meminfo), explicit huge pages out of a pool for
-//! each size (/sys/kernel/mm/hugepages, kernel: Documentation/admin-guide/mm/hugetlbpage.rst).
+//! each size (/sys/kernel/mm/hugepages, kernel: Documentation/admin-guide/mm/hugetlbpage.rst). The control groups of the
+//! process may allow less of both ([`super::cgroup`]).
 
 use serde::Serialize;
 
+use super::cgroup::{GroupLimit, tightest};
 use super::size_text;
 use crate::error::{Code, Error, Result};
 use crate::host::{Host, read};
@@ -28,6 +30,8 @@ pub struct FreeMemory {
     pub available: u64,
     /// The pools of huge pages.
     pub huge: Vec<HugePool>,
+    /// The limits of the control groups.
+    pub groups: Vec<GroupLimit>,
 }
 
 /// A pool of explicit huge pages.
@@ -44,9 +48,31 @@ pub struct HugePool {
 /// Whether `guest_ram` bytes can be had; `Code::NoMemory` names needed and available.
 pub fn check_memory(guest_ram: u64, kind: PageKind, free: &FreeMemory) -> Result<()> {
     match kind {
-        PageKind::Normal => check_normal(guest_ram, free),
-        PageKind::Huge(page) => check_huge(guest_ram, page, free),
+        PageKind::Normal => check_normal(guest_ram, free)?,
+        PageKind::Huge(page) => check_huge(guest_ram, page, free)?,
     }
+    check_groups(guest_ram, kind, &free.groups)
+}
+
+/// Control groups count page tables as memory of theirs, beside the guest's pages.
+fn check_groups(guest_ram: u64, kind: PageKind, groups: &[GroupLimit]) -> Result<()> {
+    let Some(group) = tightest(groups, kind) else { return Ok(()) };
+    let (needed, most) = match kind {
+        PageKind::Normal => (guest_ram.saturating_add(guest_ram / PAGE_TABLES), most_that_fits(group.left())),
+        PageKind::Huge(page) => (guest_ram.checked_next_multiple_of(page.max(1)).unwrap_or(u64::MAX), group.left()),
+    };
+    if needed <= group.left() {
+        return Ok(());
+    }
+    let file = group.file.display();
+    let cause = format!(
+        "the guest needs {}, and its control group may take {} more",
+        size_text(guest_ram),
+        size_text(group.left())
+    );
+    Err(Error::new(Code::NoMemory, cause)
+        .evidence(format!("{file}: {} bytes, of which {} are used and not reclaimable", group.limit, group.used))
+        .fix(format!("raise it (`MemoryMax=`, `MemoryHigh=` in a systemd unit), or give the guest at most -m {}M", most >> 20)))
 }
 
 fn check_normal(guest_ram: u64, free: &FreeMemory) -> Result<()> {
@@ -112,7 +138,8 @@ impl Host {
         };
         let mut huge: Vec<HugePool> = read::names(&pools).into_iter().filter_map(pool).collect();
         huge.sort_by_key(|pool| pool.page);
-        FreeMemory { available, huge }
+        let sizes: Vec<u64> = huge.iter().map(|pool| pool.page).collect();
+        FreeMemory { available, huge, groups: self.group_limits(&sizes) }
     }
 }
 
@@ -150,6 +177,7 @@ mod tests {
         let wanted = FreeMemory {
             available: GIB,
             huge: vec![HugePool { page: 2 * MIB, free: 64, extra: 6 }, HugePool { page: GIB, free: 1, extra: 0 }],
+            groups: vec![],
         };
         assert_eq!(tree().host().free_memory(), wanted);
         assert!(Host::real().free_memory().available > 0);
@@ -171,6 +199,22 @@ mod tests {
     }
 
     #[test]
+    fn control_groups_allow_less() {
+        let group = |kind, limit, used| GroupLimit { file: "/sys/fs/cgroup/vm/memory.max".into(), kind, limit, used };
+        let mut free = tree().host().free_memory();
+        free.groups = vec![group(PageKind::Normal, 768 * MIB, 256 * MIB), group(PageKind::Huge(2 * MIB), 64 * MIB, 0)];
+        let fits = |ram, kind| check_memory(ram, kind, &free).map_err(|error| error.code());
+        assert_eq!(fits(510 * MIB, PageKind::Normal), Ok(()));
+        assert_eq!(fits(512 * MIB, PageKind::Normal), Err(Code::NoMemory), "page tables count");
+        assert_eq!(fits(64 * MIB, PageKind::Huge(2 * MIB)), Ok(()));
+        assert_eq!(fits(65 * MIB, PageKind::Huge(2 * MIB)), Err(Code::NoMemory));
+        let error = check_memory(600 * MIB, PageKind::Normal, &free).unwrap_err();
+        assert_eq!(error.cause(), "the guest needs 600 MiB, and its control group may take 512 MiB more");
+        assert!(error.to_string().contains("memory.max: 805306368 bytes, of which 268435456"), "{error}");
+        assert!(error.fix_text().unwrap().ends_with("-m 510M"), "{error}");
+    }
+
+    #[test]
     fn errors_name_needed_and_available() {
         let free = tree().host().free_memory();
         let error = check_memory(4 * GIB, PageKind::Normal, &free).unwrap_err();
@@ -186,7 +230,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_size_that_is_offered_fits(available: u64, ram: u64) {
-            let free = FreeMemory { available, huge: vec![] };
+            let free = FreeMemory { available, ..FreeMemory::default() };
             let most = most_that_fits(available);
             prop_assert!(check_memory(most, PageKind::Normal, &free).is_ok());
             prop_assert!(most == available || check_memory(most + 1, PageKind::Normal, &free).is_err());
@@ -195,7 +239,7 @@ mod tests {
 
         #[test]
         fn no_pool_panics(ram: u64, page: u64, free: u64, extra: u64, available: u64) {
-            let _ = check_memory(ram, PageKind::Huge(page), &FreeMemory { available, huge: vec![HugePool { page, free, extra }] });
+            let _ = check_memory(ram, PageKind::Huge(page), &FreeMemory { available, huge: vec![HugePool { page, free, extra }], groups: vec![] });
         }
     }
 }

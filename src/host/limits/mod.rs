@@ -2,6 +2,7 @@
 //! physical addresses, and descriptors for interrupts. Each has a planner (data in, verdict out) and a method of [`Host`](super::Host) that reads
 //! the data.
 
+pub mod cgroup;
 pub mod descriptors;
 pub mod memlock;
 pub mod memory;
