@@ -72,7 +72,10 @@ fn check_groups(guest_ram: u64, kind: PageKind, groups: &[GroupLimit]) -> Result
     );
     Err(Error::new(Code::NoMemory, cause)
         .evidence(format!("{file}: {} bytes, of which {} are used and not reclaimable", group.limit, group.used))
-        .fix(format!("raise it (`MemoryMax=`, `MemoryHigh=` in a systemd unit), or give the guest at most -m {}M", most >> 20)))
+        .fix(format!(
+            "raise it (`MemoryMax=`, `MemoryHigh=` in a systemd unit), or give the guest at most -m {}M",
+            most >> 20
+        )))
 }
 
 fn check_normal(guest_ram: u64, free: &FreeMemory) -> Result<()> {
