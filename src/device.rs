@@ -21,6 +21,11 @@ pub trait Device: Send + Sync {
     /// [`Device::reset`].
     fn reset_shared(&self) {}
 
+    /// What there is to say of the device now, for people: name and value.
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
     /// Silences the host's side for good: no interrupt, no DMA. Later accesses by the guest read as ones. Idempotent.
     fn unplug(&self) {}
 }

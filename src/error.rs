@@ -156,6 +156,9 @@ codes! {
          brings it back.";
     SystemFailed = 33, Host, "the operating system refused a request",
         "A system call that normally succeeds has failed. The evidence has the call and the answer.";
+    ControlSocket = 34, Host, "the control socket cannot be made",
+        "--qmp makes a socket file, on which programs control the running guest. Its folder must be writable, its path \
+         short (107 bytes), and no other process may listen there.";
     RomUnusable = 50, Usage, "a file is no expansion ROM that can be used",
         "rom=file: takes the ROM of a card as tools read it: images with the signature 55h AAh and a PCI data structure, at \
          most 16 MiB. A header of NVIDIA's flash tools before the first image is left out. `passthru rom inspect FILE` \

@@ -23,6 +23,15 @@ pub const SIGNALS: [Signal; 6] =
 /// Events taken by one system call.
 const BATCH: usize = 16;
 
+/// Why [`EventLoop::run`] returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Return {
+    /// [`EventLoop::stop`]: the process ends. Goes before a yield.
+    Stopped,
+    /// [`EventLoop::yield_now`]: there is work that needs more than a callback has.
+    Yielded,
+}
+
 /// Names a source. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Token(u64);
@@ -67,6 +76,7 @@ pub struct EventLoop {
     sources: HashMap<Token, Source>,
     next_token: u64,
     stopped: bool,
+    yielded: bool,
     mailbox: Arc<Mailbox>,
 }
 
@@ -87,6 +97,7 @@ impl EventLoop {
             sources: HashMap::new(),
             next_token: 0,
             stopped: false,
+            yielded: false,
             mailbox: Arc::clone(&mailbox),
         };
         event_loop.add(WakeFd(mailbox), EpollFlags::EPOLLIN, |event_loop, _| event_loop.run_posted())?;
@@ -155,16 +166,25 @@ impl EventLoop {
         self.stopped = true;
     }
 
-    /// Runs callbacks until [`EventLoop::stop`]. May be called again.
+    /// As [`EventLoop::stop`], for work that the owner of the loop does before it runs the loop again.
+    pub fn yield_now(&mut self) {
+        self.yielded = true;
+    }
+
+    /// Runs callbacks until [`EventLoop::stop`] or [`EventLoop::yield_now`]. May be called again.
     ///
     /// # Errors
     /// The kernel's epoll fails, which it does not in a sound process.
-    pub fn run(&mut self) -> io::Result<()> {
-        while !self.stopped {
+    pub fn run(&mut self) -> io::Result<Return> {
+        loop {
+            if std::mem::take(&mut self.stopped) {
+                return Ok(Return::Stopped);
+            }
+            if std::mem::take(&mut self.yielded) {
+                return Ok(Return::Yielded);
+            }
             self.wait(EpollTimeout::NONE)?;
         }
-        self.stopped = false;
-        Ok(())
     }
 
     /// Waits for events, at most for `timeout`, and runs their callbacks.
@@ -175,7 +195,7 @@ impl EventLoop {
             result => result?,
         };
         for event in events.iter().take(count) {
-            if self.stopped {
+            if self.stopped || self.yielded {
                 break;
             }
             self.dispatch(Token(event.data()), event.events());
@@ -255,6 +275,17 @@ mod tests {
         event_loop.run().unwrap();
         event_loop.handle().stop();
         event_loop.run().unwrap();
+    }
+
+    #[test]
+    fn a_yield_returns_and_a_stop_goes_before_it() {
+        let mut event_loop = quiet();
+        event_loop.yield_now();
+        event_loop.stop();
+        assert_eq!(event_loop.run().unwrap(), Return::Stopped);
+        assert_eq!(event_loop.run().unwrap(), Return::Yielded);
+        event_loop.handle().post(EventLoop::yield_now);
+        assert_eq!(event_loop.run().unwrap(), Return::Yielded);
     }
 
     #[test]

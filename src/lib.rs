@@ -5,6 +5,7 @@
 //! | [`cli`] | the command line: one file per subcommand; [`error`] is the table of what can go wrong |
 //! | [`host`] | the host before any VFIO descriptor is opened: facts, uses, bind, release, recover |
 //! | [`machine`] | builds a machine from options, starts it, starts it again, takes it down |
+//! | [`monitor`] | the control socket: QEMU's machine protocol for a running machine |
 //! | [`object`] | the grammar of `type,key=value`, `props!`, the tables of types and their help |
 //! | [`memory`], [`irq`] | the guest's one memory map and its one table of interrupt routes |
 //! | [`pci`], [`vfio`] | PCI Express as the guest sees it; functions of the host on it |
@@ -35,6 +36,7 @@ pub mod kvm;
 pub mod log;
 pub mod machine;
 pub mod memory;
+pub mod monitor;
 pub mod object;
 pub mod pci;
 pub mod pci_names;

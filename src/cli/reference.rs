@@ -1,8 +1,10 @@
 //! The pages of docs/ that are made from the code: docs/devices.md from the tables of types, docs/troubleshooting.md from
-//! the table of error codes. tests/cli compares the files with these texts.
+//! the table of error codes, docs/qmp.md from the control socket's commands. tests/cli compares the files with these texts.
 
 use super::explain::meaning;
+use super::output;
 use crate::error::{Class, Code};
+use crate::monitor::commands;
 use crate::object::{Preset, Prop, Registry, TypeInfo};
 
 /// Columns of a page's running text.
@@ -94,6 +96,49 @@ pub fn errors() -> String {
     }
     out
 }
+
+/// docs/qmp.md: the commands and events of the control socket.
+pub fn qmp() -> String {
+    let mut out = format!("# The control socket: every command and event\n\n{MADE}");
+    out += QMP_INTRODUCTION;
+    for (heading, commands) in commands::GROUPS {
+        out += &format!("\n## {heading}\n");
+        for command in *commands {
+            out += &format!("\n### {}\n\n{}.\n", command.name, output::wrap(command.doc, WIDTH));
+            if !command.params.is_empty() {
+                out += "\n| argument | kind | | what it means |\n|---|---|---|---|\n";
+            }
+            for param in command.params {
+                let needed = if param.optional { "optional" } else { "must be given" };
+                out += &format!("| `{}` | {} | {needed} | {} |\n", param.name, param.kind.name(), cell(param.doc));
+            }
+        }
+    }
+    out += "\n## Events\n\n| event | data | when |\n|---|---|---|\n";
+    for event in commands::EVENTS {
+        out += &format!("| `{}` | {} | {} |\n", event.name, event.data, cell(event.doc));
+    }
+    out
+}
+
+const QMP_INTRODUCTION: &str = "
+`passthru run --qmp unix:/run/passthru/guest.sock,wait=off ...` makes a socket on which programs control the running
+guest. The protocol is QEMU's machine protocol, so clients of QEMU's can be used: a greeting, then JSON objects, one
+request and one answer each, and events in between. Every session begins with `qmp_capabilities`:
+
+```
+$ socat - UNIX-CONNECT:/run/passthru/guest.sock
+{\"QMP\": {\"capabilities\": [], \"version\": ...}}
+{\"execute\": \"qmp_capabilities\"}
+{\"return\": {}}
+{\"execute\": \"device_add\", \"arguments\": {\"driver\": \"vfio-pci\", \"id\": \"nic0\", \"bus\": \"rp1\", \"host\": \"01:00.0\"}, \"id\": 1}
+{\"return\": {}, \"id\": 1}
+```
+
+One client is served at a time, others wait. A request has 64 KiB at most. A client that leaves 1 MiB of answers and
+events unread is dropped. Where a command fails for a reason that has an error code, the error's `data` has the code,
+what was seen and what mends it ([troubleshooting.md](troubleshooting.md)).
+";
 
 /// `title` with a capital letter.
 fn sentence(title: &str) -> String {

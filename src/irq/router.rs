@@ -163,6 +163,12 @@ impl Router {
         }
     }
 
+    /// How many eventfds the chip injects interrupts for.
+    pub fn irqfds(&self) -> usize {
+        let state = self.state.lock();
+        state.routed.values().filter(|vector| vector.attached.is_some()).count() + state.levels.len()
+    }
+
     /// How many GSIs vectors hold.
     pub fn routes_in_use(&self) -> usize {
         self.state.lock().routed.len()

@@ -10,6 +10,7 @@
 
 pub mod events;
 mod exits;
+mod gate;
 mod kick;
 mod run;
 pub mod slots;

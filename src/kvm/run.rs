@@ -3,7 +3,6 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -11,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::events::{VmEvent, VmEvents};
 use super::exits::{Counters, Kind};
+use super::gate::{Gate, Pass};
 use super::kick::Armed;
 use crate::error::{Code, Error, explain_io};
 use crate::memory::{Memory, Space};
@@ -24,7 +24,7 @@ pub(super) struct Runner {
     pub(super) events: Arc<VmEvents>,
     pub(super) counters: Arc<Counters>,
     /// Set before the thread is called back.
-    pub(super) stop: Arc<AtomicBool>,
+    pub(super) gate: Arc<Gate>,
     /// Held while writes are taken out of the ring of collected ones, which all vCPUs of the VM share.
     pub(super) collected: Arc<Mutex<()>>,
 }
@@ -70,13 +70,21 @@ impl Runner {
                     .evidence(format!("panic in the thread of vCPU {}", self.index)),
             )),
         }
+        self.gate.ended();
     }
 
     fn run(&mut self) -> Option<VmEvent> {
         let immediate_exit = &raw mut self.fd.get_kvm_run().immediate_exit;
         // SAFETY: the byte is in the run page, which is mapped as long as `self.fd` exists, and `armed` ends before it.
         let armed = unsafe { Armed::new(immediate_exit) };
-        while !self.stop.load(Ordering::Acquire) {
+        loop {
+            match self.gate.pass() {
+                Pass::Run => {}
+                // Tells a guest with KVM's clock that it stood still, so that its watchdogs do not bark. A guest without
+                // one has no flag to set.
+                Pass::Resumed => drop(self.fd.kvmclock_ctrl()),
+                Pass::Stop => return None,
+            }
             match self.step() {
                 Next::Again => {}
                 Next::Interrupted => armed.clear(),
@@ -84,7 +92,6 @@ impl Runner {
                 Next::Fail(failure) => return Some(VmEvent::Failed(self.explain(failure))),
             }
         }
-        None
     }
 
     /// Enters the guest once and answers what made it come back.

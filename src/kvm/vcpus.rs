@@ -1,13 +1,13 @@
 //! All vCPUs of a VM: made together, started together, stopped together.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 
 use parking_lot::Mutex;
 
 use super::events::VmEvents;
 use super::exits::{Counters, ExitCounts};
+use super::gate::Gate;
 use super::run::Runner;
 use super::{Vm, kick, refused, vcpu};
 use crate::boot::cpu_state::CpuState;
@@ -23,7 +23,7 @@ pub struct VcpuSet {
     idle: Vec<Runner>,
     threads: Vec<JoinHandle<()>>,
     counters: Vec<Arc<Counters>>,
-    stop: Arc<AtomicBool>,
+    gate: Arc<Gate>,
 }
 
 impl VcpuSet {
@@ -40,7 +40,7 @@ impl VcpuSet {
         events: &Arc<VmEvents>,
     ) -> Result<VcpuSet> {
         kick::install()?;
-        let stop = Arc::new(AtomicBool::new(false));
+        let gate = Arc::<Gate>::default();
         let collected = Arc::new(Mutex::new(()));
         let mut idle = Vec::new();
         let mut counters = Vec::new();
@@ -55,11 +55,11 @@ impl VcpuSet {
                 memory: memory.clone(),
                 events: events.clone(),
                 counters: own,
-                stop: stop.clone(),
+                gate: gate.clone(),
                 collected: collected.clone(),
             });
         }
-        Ok(VcpuSet { idle, threads: Vec::new(), counters, stop })
+        Ok(VcpuSet { idle, threads: Vec::new(), counters, gate })
     }
 
     /// Lets the vCPUs run, each on a thread of its own with the name `vcpu0`, `vcpu1` and so on.
@@ -83,8 +83,21 @@ impl VcpuSet {
 
     /// Asks every vCPU to leave the guest for good, wherever it is. Returns at once; idempotent.
     pub fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
+        self.gate.stop();
         self.threads.iter().for_each(kick::kick);
+    }
+
+    /// Makes every vCPU stand still; when this returns, none runs guest code or a device's code. Idempotent. Before
+    /// [`VcpuSet::start`], the vCPUs begin paused.
+    pub fn pause(&self) {
+        self.gate.pause();
+        self.threads.iter().for_each(kick::kick);
+        self.gate.wait_settled(self.threads.len());
+    }
+
+    /// Lets the vCPUs go on after [`VcpuSet::pause`].
+    pub fn resume(&self) {
+        self.gate.resume();
     }
 
     /// Waits until every vCPU's thread has ended: after [`VcpuSet::stop`], none runs guest code or a device's code.

@@ -97,6 +97,11 @@ impl Board {
         self.reset_control.clone()
     }
 
+    /// Presses the power button.
+    pub fn power_button(&self) {
+        self.pm.power_button();
+    }
+
     /// Whether there is a serial port.
     pub fn has_serial(&self) -> bool {
         self.console.is_some()
@@ -150,13 +155,13 @@ impl Console {
     }
 }
 
-/// The main loop: it stops when an event comes from the guest, and when a signal or the terminal ends the process.
+/// The main loop: it yields when an event comes from the guest, and stops when a signal or the terminal ends the process.
 pub fn event_loop(events: &Arc<VmEvents>, job_control: &JobControl) -> Result<EventLoop> {
     let terminal = job_control.clone();
     let mut event_loop = EventLoop::new(move |event_loop, signal| on_signal(event_loop, signal, &terminal))
         .map_err(|error| Error::system("make the main loop", &error))?;
     event_loop
-        .add(events.clone(), EpollFlags::EPOLLIN, |event_loop, _| event_loop.stop())
+        .add(events.clone(), EpollFlags::EPOLLIN, |event_loop, _| event_loop.yield_now())
         .map_err(|error| Error::system("wait for the guest's events", &error))?;
     Ok(event_loop)
 }

@@ -9,6 +9,7 @@
 //! | [`plug`] | the one path by which every device comes into the machine; [`types`] are the tables of types |
 //! | [`board`] | the devices that sit in no slot |
 //! | [`pinning`] | when and by how many threads RAM is pinned |
+//! | [`control`] | what the control socket's commands do |
 //! | [`running`] | a VM descriptor with its vCPUs: one for each start of the guest |
 //!
 //! **Lock order**, outermost first: the VFIO context ([`crate::vfio::space`], opening and closing) -> `decode` (one for the
@@ -21,6 +22,7 @@
 //! pins. So no state of KVM's can survive: no MSR that makes it write to guest memory, no pending interrupt.
 
 mod board;
+mod control;
 mod functions;
 pub mod options;
 mod pinning;
@@ -31,6 +33,8 @@ mod running;
 pub mod types;
 
 use std::sync::Arc;
+
+use serde_json::json;
 
 use board::{Board, JobControl};
 use options::{HugePages, MemoryOptions, RunOptions};
@@ -43,12 +47,14 @@ use crate::boot::linux::LinuxImage;
 use crate::boot_trace::{self, phases};
 use crate::cpu::CpuPlan;
 use crate::error::{Code, Error, Result, explain_io};
-use crate::event_loop::EventLoop;
+use crate::event_loop::{EventLoop, Return};
 use crate::host::Host;
 use crate::irq::Router;
 use crate::kvm::{Kvm, VmEvent, VmEvents};
 use crate::memory::host::PageSize;
 use crate::memory::{Backing, HostMem, Memory, PRIORITY_PLATFORM, Region, Space};
+use crate::monitor::Monitor;
+use crate::monitor::control::Status;
 use crate::pci::PciRoot;
 use crate::pci::cf8::{self, Cf8};
 use crate::pci::decode::Decode;
@@ -80,11 +86,34 @@ pub struct Machine {
     memory: Arc<Memory>,
     events: Arc<VmEvents>,
     event_loop: EventLoop,
+    monitor: Monitor,
+    status: Status,
+    /// How a client of the control socket wants this start of the guest to end.
+    wish: Option<End>,
     kvm: Kvm,
     cpus: CpuPlan,
     image: LinuxImage,
     layout: Layout,
     no_reboot: bool,
+    /// Start only when a client of the control socket is there.
+    wait: bool,
+}
+
+/// How a start of the guest ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The machine is reset.
+    Reset { by_guest: bool },
+    /// The guest switched the machine off.
+    Shutdown,
+    /// A signal or the terminal ends the process.
+    Signal,
+    /// A client of the control socket does.
+    Quit,
+}
+
+fn reset_reason(by_guest: bool) -> &'static str {
+    if by_guest { "guest-reset" } else { "host-qmp-system-reset" }
 }
 
 impl Machine {
@@ -96,6 +125,10 @@ impl Machine {
         // Before any thread is started: threads inherit which signals are blocked.
         let job_control = JobControl::default();
         let mut event_loop = board::event_loop(&events, &job_control)?;
+        let monitor = match &options.qmp {
+            Some(qmp) => Monitor::listen(qmp, &mut event_loop)?,
+            None => Monitor::default(),
+        };
         let memory = Memory::new();
         let router = Router::new();
         let decode = Decode::new(memory.clone());
@@ -129,25 +162,61 @@ impl Machine {
             memory,
             events,
             event_loop,
+            monitor,
+            status: Status::Prelaunch,
+            wish: None,
             kvm,
             cpus,
             image,
             layout,
             no_reboot: options.no_reboot,
+            wait: options.qmp.is_some_and(|qmp| qmp.wait),
         })
     }
 
     /// Starts the guest, and starts it again whenever it resets, until it ends.
     pub fn run(&mut self) -> Result<()> {
+        if self.wait && self.monitor.wait_for_client(&mut self.event_loop)? == Return::Stopped {
+            return Ok(());
+        }
+        self.status = Status::Running;
         loop {
             self.running = Some(Running::start(self)?);
-            self.event_loop.run().map_err(|error| Error::system("wait for events", &error))?;
+            let end = self.serve();
             self.running = None;
+            let (name, reason, by_guest) = match &end {
+                Ok(End::Reset { by_guest }) if self.no_reboot => ("SHUTDOWN", reset_reason(*by_guest), *by_guest),
+                Ok(End::Reset { by_guest }) => ("RESET", reset_reason(*by_guest), *by_guest),
+                Ok(End::Shutdown) => ("SHUTDOWN", "guest-shutdown", true),
+                Ok(End::Signal) => ("SHUTDOWN", "host-signal", false),
+                Ok(End::Quit) => ("SHUTDOWN", "host-qmp-quit", false),
+                Err(_) => ("SHUTDOWN", "host-error", false),
+            };
+            self.monitor.event(name, Some(json!({ "guest": by_guest, "reason": reason })));
+            match end? {
+                End::Reset { .. } if !self.no_reboot => self.reset(),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Waits for events and does what they ask for, until this start of the guest ends.
+    fn serve(&mut self) -> Result<End> {
+        let monitor = self.monitor.clone();
+        loop {
+            monitor.serve(self);
+            if let Some(end) = self.wish.take() {
+                return Ok(end);
+            }
+            monitor.settle(&mut self.event_loop);
+            if self.event_loop.run().map_err(|error| Error::system("wait for events", &error))? == Return::Stopped {
+                return Ok(End::Signal);
+            }
             match self.events.take() {
-                Some(VmEvent::Reset) if !self.no_reboot => self.reset(),
+                Some(VmEvent::Reset) => return Ok(End::Reset { by_guest: true }),
+                Some(VmEvent::Shutdown) => return Ok(End::Shutdown),
                 Some(VmEvent::Failed(error)) => return Err(error),
-                // The guest is done, or the user is.
-                Some(VmEvent::Reset | VmEvent::Shutdown) | None => return Ok(()),
+                None => {}
             }
         }
     }

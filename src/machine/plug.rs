@@ -7,6 +7,7 @@ use crate::device::{Cx, Plug};
 use crate::error::{Code, Error, Result};
 use crate::irq::Router;
 use crate::memory::Memory;
+use crate::monitor::control::DeviceView;
 use crate::pci::decode::Decode;
 use crate::pci::host_bridge::{self, HostBridge};
 use crate::pci::{PciBus, PciFunction, PciRoot, Slot};
@@ -16,7 +17,14 @@ use crate::vfio::space::Vfio;
 pub struct Plugged {
     buses: Vec<Arc<PciBus>>,
     /// In the order in which they were plugged; what is behind a port comes after it and goes before it.
-    devices: Vec<(Slot, Arc<dyn PciFunction>)>,
+    devices: Vec<Device>,
+}
+
+/// A device in its place.
+struct Device {
+    of_type: &'static str,
+    slot: Slot,
+    function: Arc<dyn PciFunction>,
 }
 
 impl Plugged {
@@ -32,7 +40,7 @@ impl Plugged {
         let mut plugged = Plugged { buses: vec![root.bus().clone()], devices: Vec::new() };
         let bridge = HostBridge::new();
         let slot = root.bus().attach(bridge.clone(), Some(host_bridge::ADDRESS))?;
-        plugged.devices.push((slot, bridge));
+        plugged.devices.push(Device { of_type: host_bridge::ID, slot, function: bridge });
         for place in places {
             plugged.plug(place, memory, router, decode, vfio)?;
         }
@@ -64,7 +72,7 @@ impl Plugged {
             .attach(function.clone(), Some(&place.addr.to_string()))
             .map_err(|error| error.evidence(place.args.written()))?;
         self.buses.extend(adds);
-        self.devices.push((slot, function));
+        self.devices.push(Device { of_type: place.of_type.name(), slot, function });
         Ok(())
     }
 
@@ -76,18 +84,31 @@ impl Plugged {
 
     /// Puts every device into the state after power-on.
     pub fn reset(&self) {
-        for (_, function) in &self.devices {
-            function.reset();
+        for device in &self.devices {
+            device.function.reset();
         }
-        for (_, function) in &self.devices {
+        for Device { function, .. } in &self.devices {
             function.reset_shared();
         }
+    }
+
+    /// Every device, for people.
+    pub fn views(&self) -> Vec<DeviceView> {
+        let view = |device: &Device| DeviceView {
+            id: device.function.id().to_owned(),
+            of_type: device.of_type.to_owned(),
+            bus: device.slot.bus().name().to_owned(),
+            addr: device.slot.devfn().to_string(),
+            adds: device.function.secondary().map(|bus| bus.name().to_owned()),
+            facts: device.function.facts(),
+        };
+        self.devices.iter().map(view).collect()
     }
 }
 
 impl Drop for Plugged {
     fn drop(&mut self) {
-        while let Some((slot, function)) = self.devices.pop() {
+        while let Some(Device { slot, function, .. }) = self.devices.pop() {
             // Off the bus first: from here on its BARs cannot be mapped again.
             drop(slot);
             function.unplug();

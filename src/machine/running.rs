@@ -15,6 +15,7 @@ use crate::irq::Router;
 use crate::kvm::{KvmSlots, KvmVfio, VcpuSet, Vm};
 use crate::memory::ram::GuestRam;
 use crate::memory::{IoHandler, Listening, Space, Stage};
+use crate::monitor::control::Status;
 use crate::pci::assign::{self, Apertures};
 use crate::pci::cf8;
 use crate::pci::pages::ConfigPages;
@@ -25,13 +26,14 @@ pub struct Running {
     vcpus: Option<VcpuSet>,
     pages: Option<ConfigPages>,
     slots: Option<Listening>,
+    kvm_slots: Arc<KvmSlots>,
     router: Arc<Router>,
     vfio: Arc<Vfio>,
 }
 
 impl Running {
     /// Makes a VM on the machine's memory and devices, which are in the state after power-on, loads the kernel, and lets
-    /// the vCPUs run.
+    /// the vCPUs run, or stand still if the machine is paused.
     pub fn start(machine: &Machine) -> Result<Running> {
         let Machine { memory, router, vfio, layout, cpus, root, .. } = machine;
         vfio.release_waiters(false);
@@ -42,11 +44,13 @@ impl Running {
         for port in SILENT_PORTS.into_iter().chain(hidden) {
             vm.ignore_writes(port)?;
         }
+        let kvm_slots = KvmSlots::new(vm.clone())?;
         // Each of these is undone by the drop of `running` from here on.
         let mut running = Running {
             vcpus: None,
             pages: None,
-            slots: Some(memory.listen(Stage::Guest, KvmSlots::new(vm.clone())?)?),
+            slots: Some(memory.listen(Stage::Guest, kvm_slots.clone())?),
+            kvm_slots,
             router: router.clone(),
             vfio: vfio.clone(),
         };
@@ -69,10 +73,29 @@ impl Running {
         let entry = machine.image.load(ram.memory(), layout, tables.rsdp())?;
         boot_trace::lap(phases::LOAD);
         let vcpus = VcpuSet::new(&vm, cpus, Some(&CpuState::at(entry)), memory, &machine.events)?;
-        running.vcpus.insert(vcpus).start()?;
+        let vcpus = running.vcpus.insert(vcpus);
+        if machine.status != Status::Running {
+            vcpus.pause();
+        }
+        vcpus.start()?;
         boot_trace::lap(phases::ENTRY);
         boot_trace::started();
         Ok(running)
+    }
+
+    /// Makes the vCPUs stand still.
+    pub fn pause(&self) {
+        self.vcpus.iter().for_each(VcpuSet::pause);
+    }
+
+    /// Lets the vCPUs go on.
+    pub fn resume(&self) {
+        self.vcpus.iter().for_each(VcpuSet::resume);
+    }
+
+    /// How many memory slots are in use.
+    pub fn memory_slots(&self) -> usize {
+        self.kvm_slots.in_use()
     }
 }
 

@@ -34,6 +34,7 @@ pub mod root_port;
 #[cfg(test)]
 mod testing;
 mod vectors;
+pub mod view;
 
 use std::sync::Arc;
 

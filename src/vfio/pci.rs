@@ -482,6 +482,10 @@ impl Device for VfioPci {
         }
     }
 
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        vec![("host", self.host.name().to_owned()), ("interrupts", self.interrupts.mode().to_string())]
+    }
+
     fn unplug(&self) {
         if !self.gone.swap(true, Ordering::AcqRel) {
             self.page.end();

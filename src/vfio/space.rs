@@ -252,6 +252,11 @@ impl Vfio {
         self.state.lock().devices()
     }
 
+    /// How many ranges the IOMMUs map for the guest, all together.
+    pub fn mappings(&self) -> usize {
+        self.state.lock().domains.iter().map(|domain| domain.dma.mappings()).sum()
+    }
+
     /// What the crate's error is in the user's terms.
     fn explain(&self, bdf: Bdf, error: VfioError) -> Error {
         let Some((step, answer)) = refusal(error) else {

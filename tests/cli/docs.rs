@@ -19,6 +19,11 @@ fn the_page_of_errors_is_what_the_code_says() {
 }
 
 #[test]
+fn the_page_of_the_control_socket_is_what_the_code_says() {
+    golden::check_file("docs/qmp.md", &reference::qmp());
+}
+
+#[test]
 fn every_link_leads_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let pages = fs::read_dir(root.join("docs")).expect("docs/").map(|entry| entry.expect("a page").path());

@@ -9,6 +9,7 @@ use clap::ArgAction;
 use super::{Platform, output};
 use crate::error::{Code, Error, Result};
 use crate::machine::options::{RunOptions, cpu, memory, serial, smp};
+use crate::monitor::options as qmp;
 use crate::object::{Args, Catalogue, HelpTopic, Props, options_help, props};
 
 /// Run a guest that owns devices of this host
@@ -16,8 +17,8 @@ use crate::object::{Args, Catalogue, HelpTopic, Props, options_help, props};
 /// The options are QEMU's and may be written as QEMU takes them, with one dash (-kernel) or two. TYPE,KEY=VALUE lists
 /// may also be JSON objects; a comma in a value is written twice.
 ///
-/// `-M help` and `--device help` list the types, `--device TYPE,help` a type's properties; `-m help`, `--smp help` and
-/// `--cpu help` list what those options take.
+/// `-M help` and `--device help` list the types, `--device TYPE,help` a type's properties; `-m help`, `--smp help`,
+/// `--cpu help` and `--qmp help` list what those options take.
 ///
 /// The guest's console is the terminal: Ctrl-A x ends passthru, Ctrl-A h shows the keys. When the guest powers off, the
 /// exit code is 0.
@@ -51,6 +52,9 @@ pub struct RunArgs {
     /// Where the serial port goes: stdio, file:PATH, null (attached to nothing) or none (no port)
     #[arg(long, value_name = "TO", default_value = "stdio")]
     serial: String,
+    /// Socket by which programs control the running guest (QMP)
+    #[arg(long, value_name = "unix:PATH[,wait=off]")]
+    qmp: Option<String>,
     /// End when the guest reboots
     #[arg(long)]
     no_reboot: bool,
@@ -86,6 +90,7 @@ struct Given {
     cpu: Args,
     machine: Args,
     devices: Vec<Args>,
+    qmp: Option<Args>,
     name: Args,
 }
 
@@ -108,6 +113,7 @@ impl Given {
             cpu: Args::parse("--cpu", Some("model"), &text(&args.cpu))?,
             machine: Args::parse("-M", Some(machine), &text(&args.machine))?.with_default(machine, "q35"),
             devices: args.device.iter().map(device).collect::<Result<_>>()?,
+            qmp: args.qmp.as_ref().map(|text| Args::parse("--qmp", Some(qmp::IMPLIED), text)).transpose()?,
             name: Args::parse("--name", Some("guest"), &text(&args.name))?,
         })
     }
@@ -134,6 +140,8 @@ impl Given {
             Some(smp::help())
         } else if asks(&self.cpu, "model") {
             Some(cpu::help())
+        } else if self.qmp.as_ref().is_some_and(|args| asks(args, qmp::IMPLIED)) {
+            Some(qmp::help())
         } else if asks(&self.name, "guest") {
             Some(options_help("--name options", &[Name::TABLE]))
         } else {
@@ -155,6 +163,7 @@ impl Given {
             machine: self.machine,
             devices: self.devices,
             serial: serial::parse(&args.serial)?,
+            qmp: self.qmp.map(qmp::parse).transpose()?,
             no_reboot: args.no_reboot,
             boot_trace: args.boot_trace,
             name: name(self.name)?,

@@ -11,6 +11,7 @@ pub use memory::{HugePages, MemoryOptions};
 pub use serial::SerialOption;
 
 use crate::cpu::{Model, Topology};
+use crate::monitor::QmpOptions;
 use crate::object::Args;
 
 /// What `passthru run` was asked for, checked as far as that is possible without the host.
@@ -34,6 +35,8 @@ pub struct RunOptions {
     pub devices: Vec<Args>,
     /// Where the serial port goes.
     pub serial: SerialOption,
+    /// The control socket.
+    pub qmp: Option<QmpOptions>,
     /// A reboot of the guest ends the process.
     pub no_reboot: bool,
     /// Where the phases of the start are written.

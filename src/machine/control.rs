@@ -1,0 +1,85 @@
+//! What the commands of the control socket do to the machine.
+
+use super::types::DEVICES;
+use super::{End, Machine};
+use crate::monitor::control::{Control, DeviceView, Removal, Resources, Status};
+use crate::monitor::message::Failure;
+use crate::object::{Args, Prop};
+use crate::pci::view::{self, BusView};
+
+impl Machine {
+    /// Makes the guest stand still, for the reason that `status` says.
+    fn pause(&mut self, status: Status) {
+        if self.status == Status::Running {
+            self.running.iter().for_each(super::Running::pause);
+            self.status = status;
+            self.monitor.event("STOP", None);
+        }
+    }
+}
+
+impl Control for Machine {
+    fn status(&self) -> Status {
+        self.status
+    }
+
+    fn stop(&mut self) {
+        self.pause(Status::Paused);
+    }
+
+    fn cont(&mut self) {
+        if self.status != Status::Running {
+            self.status = Status::Running;
+            self.monitor.event("RESUME", None);
+            self.running.iter().for_each(super::Running::resume);
+        }
+    }
+
+    fn reset(&mut self) {
+        self.wish = Some(End::Reset { by_guest: false });
+    }
+
+    fn power_button(&mut self) {
+        self.monitor.event("POWERDOWN", None);
+        self.board.power_button();
+    }
+
+    fn quit(&mut self) {
+        self.wish = Some(End::Quit);
+    }
+
+    fn device_add(&mut self, _args: Args) -> Result<(), Failure> {
+        Err(Failure::generic("Bus 'pcie.0' does not support hotplugging"))
+    }
+
+    fn device_del(&mut self, removal: &Removal) -> Result<(), Failure> {
+        Err(Failure::no_device(&removal.id))
+    }
+
+    fn properties(&self, of_type: &str) -> Result<Vec<&'static Prop>, Failure> {
+        Ok(DEVICES.find(of_type)?.props().iter().chain(DEVICES.common).collect())
+    }
+
+    fn pci(&self) -> BusView {
+        view::bus(self.root.bus(), 0)
+    }
+
+    fn devices(&self) -> Vec<DeviceView> {
+        self.plugged.views()
+    }
+
+    fn resources(&self) -> Resources {
+        // The folder's own descriptor, which is open while it is read, is not counted.
+        let entries = |path: &str| std::fs::read_dir(path).map_or(0, Iterator::count);
+        Resources {
+            descriptors: entries("/proc/self/fd").saturating_sub(1),
+            threads: entries("/proc/self/task"),
+            memory_slots: self.running.as_ref().map_or(0, super::Running::memory_slots),
+            gsi_routes: self.router.routes_in_use(),
+            irqfds: self.router.irqfds(),
+            iova_mappings: self.vfio.mappings(),
+            host_devices: self.vfio.devices(),
+            functions: self.plugged.views().len(),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! One connection: bytes in, bytes out, both bounded. Never blocks.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::sys::epoll::EpollFlags;
+use serde_json::Value;
+
+use super::message::{self, Failure, Request, Stream};
+
+/// Bytes taken at once; requests are answered before more is read.
+const CHUNK: usize = 4096;
+/// Output that a client may leave unread. One that leaves more is dropped.
+const MAX_UNREAD: usize = 1 << 20;
+
+/// A client.
+pub(super) struct Client {
+    stream: Rc<UnixStream>,
+    input: Stream,
+    output: Vec<u8>,
+    negotiated: bool,
+    /// The client has sent all that it will.
+    ended: bool,
+    /// Nothing more can be sent.
+    broken: bool,
+}
+
+impl Client {
+    pub(super) fn new(stream: UnixStream) -> Client {
+        Client {
+            stream: Rc::new(stream),
+            input: Stream::default(),
+            output: Vec::new(),
+            negotiated: false,
+            ended: false,
+            broken: false,
+        }
+    }
+
+    /// What the event loop waits for.
+    pub(super) fn descriptor(&self) -> Rc<UnixStream> {
+        self.stream.clone()
+    }
+
+    pub(super) fn interest(&self) -> EpollFlags {
+        let input = if self.ended { EpollFlags::empty() } else { EpollFlags::EPOLLIN };
+        if self.output.is_empty() { input } else { input | EpollFlags::EPOLLOUT }
+    }
+
+    pub(super) fn is_negotiated(&self) -> bool {
+        self.negotiated
+    }
+
+    /// The client may use all commands from now on, and hears of events.
+    pub(super) fn negotiated(&mut self) {
+        self.negotiated = true;
+    }
+
+    /// Whether the connection can be closed.
+    pub(super) fn is_over(&self) -> bool {
+        self.broken || self.ended && self.output.is_empty()
+    }
+
+    /// Takes some of the bytes that have come.
+    pub(super) fn receive(&mut self) {
+        let mut chunk = [0; CHUNK];
+        match (&*self.stream).read(&mut chunk) {
+            Ok(0) => self.ended = true,
+            Ok(count) => self.input.feed(chunk.get(..count).unwrap_or_default()),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(_) => self.broken = true,
+        }
+    }
+
+    /// The next request, or what is wrong with what was sent in the place of one.
+    pub(super) fn next_request(&mut self) -> Option<Result<Request, (Option<Value>, Failure)>> {
+        let message = self.input.next_message()?;
+        Some(message.map_err(|failure| (None, failure)).and_then(message::request))
+    }
+
+    /// Sends a message, now or when there is room.
+    pub(super) fn send(&mut self, message: &Value) {
+        if self.broken {
+            return;
+        }
+        self.output.extend_from_slice(message.to_string().as_bytes());
+        self.output.extend_from_slice(b"\r\n");
+        self.flush();
+        if self.output.len() > MAX_UNREAD {
+            crate::log::warn(format_args!("a client of the control socket does not read and is dropped"));
+            self.broken = true;
+        }
+    }
+
+    /// Writes what there is room for.
+    pub(super) fn flush(&mut self) {
+        while !self.output.is_empty() && !self.broken {
+            match (&*self.stream).write(&self.output) {
+                Ok(count) => drop(self.output.drain(..count)),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => self.broken = true,
+            }
+        }
+    }
+
+    /// The end of the process: gives a slow client a moment to read the rest.
+    pub(super) fn finish(&mut self, limit: Duration) {
+        self.flush();
+        if self.output.is_empty() || self.broken {
+            return;
+        }
+        let patient = self.stream.set_nonblocking(false).and_then(|()| self.stream.set_write_timeout(Some(limit)));
+        if patient.is_ok() {
+            // Nobody is left to tell.
+            let _ = (&*self.stream).write_all(&self.output);
+        }
+    }
+}

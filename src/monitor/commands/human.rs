@@ -1,0 +1,157 @@
+//! `human-monitor-command`: the few words of QEMU's other monitor that people and scripts use most.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+use super::super::control::{Control, DeviceView, Removal};
+use super::super::message::Failure;
+use super::{Command, Kind, param};
+use crate::object::Args;
+use crate::pci::BarKind;
+use crate::pci::bar::ROM_INDEX;
+use crate::pci::view::{BusView, FunctionView};
+use crate::pci_names;
+
+/// The commands of this file.
+pub static COMMANDS: &[Command] = &[Command {
+    name: "human-monitor-command",
+    doc: "Runs a command of the other monitor and answers with its text; `help` lists them",
+    params: &[param("command-line", Kind::String, "The command")],
+    open: false,
+    run: |control, arguments| Ok(Value::String(run(control, arguments.text("command-line")))),
+}];
+
+/// A command line of the other monitor.
+struct Line {
+    words: &'static str,
+    doc: &'static str,
+    run: fn(&mut dyn Control, &str) -> Result<String, Failure>,
+}
+
+static LINES: &[Line] = &[
+    Line { words: "info pci", doc: "the PCI functions", run: |control, _| Ok(pci(&control.pci())) },
+    Line { words: "info qtree", doc: "the devices on their buses", run: |control, _| Ok(tree(&control.devices())) },
+    Line { words: "info vfio", doc: "the passed-through devices", run: |control, _| Ok(vfio(&control.devices())) },
+    Line {
+        words: "info status",
+        doc: "whether the guest runs",
+        run: |control, _| Ok(format!("VM status: {}\n", control.status().name())),
+    },
+    Line {
+        words: "device_add",
+        doc: "TYPE,KEY=VALUE,...: plugs a device",
+        run: |control, rest| control.device_add(Args::parse("--device", Some("driver"), rest)?).map(|()| String::new()),
+    },
+    Line {
+        words: "device_del",
+        doc: "ID: asks the guest to give a device up",
+        run: |control, rest| {
+            let removal = Removal { id: rest.to_owned(), timeout: None, force: false };
+            control.device_del(&removal).map(|()| String::new())
+        },
+    },
+    Line {
+        words: "stop",
+        doc: "makes the guest stand still",
+        run: |control, _| {
+            control.stop();
+            Ok(String::new())
+        },
+    },
+    Line {
+        words: "cont",
+        doc: "lets it go on",
+        run: |control, _| {
+            control.cont();
+            Ok(String::new())
+        },
+    },
+];
+
+/// The text that a command line gives; a mistake is text too.
+fn run(control: &mut dyn Control, line: &str) -> String {
+    let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let found = LINES.iter().find_map(|known| {
+        let rest = line.strip_prefix(known.words)?;
+        (rest.is_empty() || rest.starts_with(' ')).then(|| (known, rest.trim_start()))
+    });
+    let text = match found {
+        Some((known, rest)) => {
+            (known.run)(control, rest).unwrap_or_else(|failure| format!("Error: {}\n", failure.text))
+        }
+        None if line == "help" => LINES.iter().map(|known| format!("{} -- {}\n", known.words, known.doc)).collect(),
+        None => format!("unknown command: '{line}'\n"),
+    };
+    text.replace('\n', "\r\n")
+}
+
+fn pci(bus: &BusView) -> String {
+    let mut out = String::new();
+    for function in &bus.functions {
+        describe(bus.number, function, &mut out);
+        if let Some(bridge) = &function.bridge {
+            out += &pci(&bridge.bus);
+        }
+    }
+    out
+}
+
+/// Writing to a text cannot fail.
+fn describe(bus: u8, function: &FunctionView, out: &mut String) {
+    let [sub, base] = function.class.to_le_bytes();
+    let (vendor, device) = function.ids;
+    let name = pci_names::class(base, sub).unwrap_or("Class");
+    let _ = writeln!(out, "  Bus {bus:2}, device {:3}, function {}:", function.devfn.slot(), function.devfn.function());
+    let _ = writeln!(out, "    {name} [{:04x}]: PCI device {vendor:04x}:{device:04x}", function.class);
+    if let Some((pin, line)) = function.interrupt {
+        let _ = writeln!(out, "      IRQ {line}, pin {}", char::from(b'A' + pin));
+    }
+    if let Some(bridge) = &function.bridge {
+        let _ = writeln!(out, "      BUS {bus}, secondary {}, subordinate {}", bridge.bus.number, bridge.subordinate);
+    }
+    for bar in &function.bars {
+        let end = bar.address.saturating_add(bar.size - 1);
+        let kind = match bar.kind {
+            BarKind::Io => "I/O at",
+            BarKind::Mem64 if bar.index != ROM_INDEX && bar.prefetchable => "64 bit prefetchable memory at",
+            BarKind::Mem64 if bar.index != ROM_INDEX => "64 bit memory at",
+            _ => "32 bit memory at",
+        };
+        let _ = writeln!(out, "      BAR{}: {kind} {:#x} [{end:#x}].", bar.index, bar.address);
+    }
+    let _ = writeln!(out, "      id \"{}\"", function.id);
+}
+
+fn tree(devices: &[DeviceView]) -> String {
+    let mut out = String::new();
+    branch(devices, "pcie.0", 0, &mut out);
+    out
+}
+
+/// Ports come before what is behind them, so every level is deeper than the one before and the recursion ends.
+fn branch(devices: &[DeviceView], bus: &str, depth: usize, out: &mut String) {
+    let space = "  ".repeat(depth);
+    let _ = writeln!(out, "{space}bus: {bus}");
+    for (index, device) in devices.iter().enumerate().filter(|(_, device)| device.bus == bus) {
+        let _ = writeln!(out, "{space}  dev: {}, id \"{}\"", device.of_type, device.id);
+        let _ = writeln!(out, "{space}    addr = {}", device.addr);
+        for (name, value) in &device.facts {
+            let _ = writeln!(out, "{space}    {name} = {value}");
+        }
+        if let Some(adds) = &device.adds {
+            branch(devices.get(index + 1..).unwrap_or_default(), adds, depth + 2, out);
+        }
+    }
+}
+
+fn vfio(devices: &[DeviceView]) -> String {
+    let mut out = String::new();
+    for device in devices.iter().filter(|device| device.of_type == crate::vfio::front_end::NAME) {
+        let _ = writeln!(out, "{}: at {} of {}", device.id, device.addr, device.bus);
+        for (name, value) in &device.facts {
+            let _ = writeln!(out, "  {name}: {value}");
+        }
+    }
+    out
+}

@@ -1,0 +1,59 @@
+//! The protocol itself, and what there is.
+
+use serde_json::{Value, json};
+
+use super::super::message::{self, Failure};
+use super::{Command, Kind, all, nothing, optional};
+
+/// The commands of the protocol.
+pub static PROTOCOL: &[Command] = &[
+    Command {
+        name: "qmp_capabilities",
+        doc: "Ends the negotiation, which every session begins with; there are no capabilities to enable",
+        params: &[optional("enable", Kind::Array, "Capabilities to enable; none are offered")],
+        open: false,
+        run: |_, arguments| match arguments.0.get("enable").and_then(Value::as_array).and_then(|list| list.first()) {
+            Some(name) => Err(Failure::generic(format!("Capability {name} not available"))),
+            None => Ok(nothing()),
+        },
+    },
+    Command {
+        name: "query-version",
+        doc: "Version of passthru",
+        params: &[],
+        open: false,
+        run: |_, _| Ok(message::version()),
+    },
+    Command {
+        name: "query-commands",
+        doc: "Names of all commands",
+        params: &[],
+        open: false,
+        run: |_, _| Ok(all().map(|command| json!({ "name": command.name })).collect()),
+    },
+];
+
+/// The other questions.
+pub static COMMANDS: &[Command] = &[
+    Command {
+        name: "query-status",
+        doc: "Whether the guest runs: running, paused, io-error (a device's error stopped it) or prelaunch",
+        params: &[],
+        open: false,
+        run: |control, _| {
+            let status = control.status();
+            let running = status == super::super::control::Status::Running;
+            Ok(json!({ "status": status.name(), "running": running, "singlestep": false }))
+        },
+    },
+    Command {
+        name: "x-query-resources",
+        doc: "Counts of what is held for the guest: descriptors, threads, memory slots, routes, irqfds, IOMMU mappings, \
+              devices. They are the same before a device comes and after it has gone",
+        params: &[],
+        open: false,
+        run: |control, _| {
+            serde_json::to_value(control.resources()).map_err(|error| Failure::generic(error.to_string()))
+        },
+    },
+];

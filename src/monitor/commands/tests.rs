@@ -1,0 +1,145 @@
+//! The commands against a machine that only remembers what it was told.
+
+use super::*;
+use crate::monitor::control::{DeviceView, Removal, Resources, Status};
+use crate::object::{Args, Prop};
+use crate::pci::view::BusView;
+
+#[derive(Default)]
+pub(in crate::monitor) struct Fake {
+    pub(in crate::monitor) calls: Vec<String>,
+    pub(in crate::monitor) status: Status,
+}
+
+impl Control for Fake {
+    fn status(&self) -> Status {
+        self.status
+    }
+    fn stop(&mut self) {
+        self.calls.push("stop".into());
+    }
+    fn cont(&mut self) {
+        self.calls.push("cont".into());
+    }
+    fn reset(&mut self) {
+        self.calls.push("reset".into());
+    }
+    fn power_button(&mut self) {
+        self.calls.push("power button".into());
+    }
+    fn quit(&mut self) {
+        self.calls.push("quit".into());
+    }
+    fn device_add(&mut self, mut args: Args) -> Result<(), Failure> {
+        args.take("driver");
+        self.calls.push(format!("add {:?}", args.take_rest()));
+        Ok(())
+    }
+    fn device_del(&mut self, removal: &Removal) -> Result<(), Failure> {
+        self.calls.push(format!("del {} {:?} {}", removal.id, removal.timeout, removal.force));
+        Err(Failure::no_device(&removal.id))
+    }
+    fn properties(&self, _: &str) -> Result<Vec<&'static Prop>, Failure> {
+        Ok(Vec::new())
+    }
+    fn pci(&self) -> BusView {
+        BusView { number: 0, name: "pcie.0".into(), functions: Vec::new() }
+    }
+    fn devices(&self) -> Vec<DeviceView> {
+        let device = |id: &str, of_type: &str, bus: &str, adds: Option<&str>| DeviceView {
+            id: id.into(),
+            of_type: of_type.into(),
+            bus: bus.into(),
+            addr: "00.0".into(),
+            adds: adds.map(Into::into),
+            facts: vec![("host", "0000:01:00.0".into())],
+        };
+        vec![device("rp1", "pcie-root-port", "pcie.0", Some("rp1")), device("nic0", "vfio-pci", "rp1", None)]
+    }
+    fn resources(&self) -> Resources {
+        Resources { descriptors: 7, ..Resources::default() }
+    }
+}
+
+fn run(fake: &mut Fake, command: &str, arguments: Value) -> Result<Value, Failure> {
+    let arguments = arguments.as_object().cloned().unwrap_or_default();
+    execute(Request { id: None, command: command.into(), arguments }, true, fake)
+}
+
+#[test]
+fn names_are_unique_and_every_row_has_its_text() {
+    let mut names: Vec<&str> = all().map(|command| command.name).collect();
+    names.sort_unstable();
+    assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
+    for command in all() {
+        assert!(!command.doc.is_empty() && !command.doc.ends_with('.'), "{}", command.name);
+        assert!(command.params.iter().all(|param| !param.doc.is_empty()), "{}", command.name);
+    }
+}
+
+#[test]
+fn nothing_but_the_negotiation_goes_before_it_and_it_goes_once() {
+    let mut fake = Fake::default();
+    let request = |command: &str| Request { id: None, command: command.into(), arguments: Map::new() };
+    let failure = execute(request("stop"), false, &mut fake).unwrap_err();
+    assert_eq!(failure.class, FailureClass::CommandNotFound);
+    assert!(failure.text.contains("qmp_capabilities"));
+    assert_eq!(execute(request("qmp_capabilities"), false, &mut fake).unwrap(), json!({}));
+    assert!(execute(request("qmp_capabilities"), true, &mut fake).is_err());
+    assert!(fake.calls.is_empty());
+}
+
+#[test]
+fn arguments_are_checked_by_their_row() {
+    let mut fake = Fake::default();
+    for (command, arguments, text) in [
+        ("device_del", json!({}), "Parameter 'id' is missing"),
+        ("device_del", json!({"id": 1}), "Invalid parameter type for 'id', expected: string"),
+        ("device_del", json!({"id": "a", "timeout": -1}), "Invalid parameter type for 'timeout', expected: integer"),
+        ("stop", json!({"now": true}), "Parameter 'now' is unexpected"),
+        ("no-such", json!({}), "The command no-such has not been found"),
+        ("device_del", json!({"id": "a", "timeout": 5, "force": true}), "Device 'a' not found"),
+    ] {
+        assert_eq!(run(&mut fake, command, arguments).unwrap_err().text, text);
+    }
+    assert_eq!(fake.calls, ["del a Some(5) true"]);
+}
+
+#[test]
+fn a_device_s_arguments_are_properties_of_any_kind() {
+    let mut fake = Fake::default();
+    run(&mut fake, "device_add", json!({"driver": "vfio-pci", "host": "01:00.0", "rombar": 0, "x-no-mmap": true}))
+        .unwrap();
+    assert_eq!(fake.calls, [r#"add [("host", "01:00.0"), ("rombar", "0"), ("x-no-mmap", "on")]"#]);
+}
+
+#[test]
+fn questions_are_answered_in_qmp_s_form() {
+    let mut fake = Fake { status: Status::Paused, ..Fake::default() };
+    let status = run(&mut fake, "query-status", json!({})).unwrap();
+    assert_eq!((&status["status"], &status["running"]), (&json!("paused"), &json!(false)));
+    assert_eq!(run(&mut fake, "query-pci", json!({})).unwrap(), json!([{"bus": 0, "devices": []}]));
+    assert_eq!(run(&mut fake, "x-query-resources", json!({})).unwrap()["descriptors"], 7);
+    let commands = run(&mut fake, "query-commands", json!({})).unwrap();
+    assert_eq!(commands.as_array().unwrap().len(), all().count());
+    assert_eq!(run(&mut fake, "query-version", json!({})).unwrap()["package"].as_str().unwrap(), "passthru 0.1.0");
+}
+
+#[test]
+fn the_other_monitor_answers_with_text() {
+    let mut fake = Fake::default();
+    let mut human = |line: &str| {
+        let text = run(&mut fake, "human-monitor-command", json!({"command-line": line})).unwrap();
+        text.as_str().unwrap().to_owned()
+    };
+    assert_eq!(human("info  status"), "VM status: running\r\n");
+    assert_eq!(human("infostatus"), "unknown command: 'infostatus'\r\n");
+    assert!(human("help").contains("info qtree -- "));
+    let tree = human("info qtree");
+    assert!(tree.starts_with("bus: pcie.0\r\n  dev: pcie-root-port, id \"rp1\""), "{tree}");
+    assert!(tree.contains("    bus: rp1\r\n      dev: vfio-pci, id \"nic0\"\r\n        addr = 00.0"), "{tree}");
+    assert_eq!(human("info vfio"), "nic0: at 00.0 of rp1\r\n  host: 0000:01:00.0\r\n");
+    assert_eq!(human("device_del nic0"), "Error: Device 'nic0' not found\r\n");
+    human("device_add vfio-pci,host=01:00.0");
+    assert_eq!(fake.calls, ["del nic0 None false", r#"add [("host", "01:00.0")]"#]);
+}

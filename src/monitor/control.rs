@@ -1,0 +1,120 @@
+//! What the commands need of a machine: the seam between the protocol and what it controls.
+
+use serde::Serialize;
+
+use super::message::Failure;
+use crate::object::{Args, Prop};
+use crate::pci::view::BusView;
+
+/// Whether the guest runs (QMP's `RunState`, those that there are).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Status {
+    /// It has not started yet.
+    Prelaunch,
+    /// It runs.
+    #[default]
+    Running,
+    /// A client stopped it.
+    Paused,
+    /// A device's error stopped it (`on-error=pause`).
+    IoError,
+}
+
+impl Status {
+    /// QMP's word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Prelaunch => "prelaunch",
+            Status::Running => "running",
+            Status::Paused => "paused",
+            Status::IoError => "io-error",
+        }
+    }
+}
+
+/// A device that was plugged.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DeviceView {
+    /// Its id, or the one that was made.
+    pub id: String,
+    /// Its type.
+    pub of_type: String,
+    /// The bus that it is on.
+    pub bus: String,
+    /// Its address there.
+    pub addr: String,
+    /// The bus that it adds.
+    pub adds: Option<String>,
+    /// What there is to say of it: name and value.
+    pub facts: Vec<(&'static str, String)>,
+}
+
+/// What the process and the kernel hold for the guest. A device that comes and goes leaves each count as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Resources {
+    /// Open file descriptors of the process.
+    pub descriptors: usize,
+    /// Threads of the process.
+    pub threads: usize,
+    /// KVM's memory slots.
+    pub memory_slots: usize,
+    /// GSIs that message-signalled interrupts hold, with a route each.
+    pub gsi_routes: usize,
+    /// Eventfds that KVM injects interrupts for.
+    pub irqfds: usize,
+    /// Ranges that IOMMUs map.
+    pub iova_mappings: usize,
+    /// Passed-through functions that are open.
+    pub host_devices: usize,
+    /// Functions on the guest's buses, those of the board too.
+    pub functions: usize,
+}
+
+/// A wish to take a device out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    /// The device's id.
+    pub id: String,
+    /// How long the guest has to give it up, in milliseconds; `None`: as long as it likes.
+    pub timeout: Option<u64>,
+    /// Take it away then, whatever the guest does. Without a time: at once.
+    pub force: bool,
+}
+
+/// A machine under control. Called on the main thread, while no callback of the event loop runs.
+pub trait Control {
+    /// Whether the guest runs.
+    fn status(&self) -> Status;
+    /// Makes the guest stand still; idempotent.
+    fn stop(&mut self);
+    /// Lets it go on; idempotent.
+    fn cont(&mut self);
+    /// Resets the machine, once the request is answered.
+    fn reset(&mut self);
+    /// Presses the power button.
+    fn power_button(&mut self);
+    /// Ends the process, once the request is answered.
+    fn quit(&mut self);
+    /// Plugs a device by the properties that `--device` takes.
+    ///
+    /// # Errors
+    /// What keeps it from being plugged; nothing of it is left then.
+    fn device_add(&mut self, args: Args) -> Result<(), Failure>;
+    /// Begins to take a device out. That it is done is told by an event.
+    ///
+    /// # Errors
+    /// There is none of that id, or it cannot be taken out.
+    fn device_del(&mut self, removal: &Removal) -> Result<(), Failure>;
+    /// The properties of a device type.
+    ///
+    /// # Errors
+    /// There is no such type.
+    fn properties(&self, of_type: &str) -> Result<Vec<&'static Prop>, Failure>;
+    /// The root bus with all that is behind it.
+    fn pci(&self) -> BusView;
+    /// The devices, in the order in which they were plugged.
+    fn devices(&self) -> Vec<DeviceView>;
+    /// What is held for the guest.
+    fn resources(&self) -> Resources;
+}

@@ -1,0 +1,142 @@
+//! The socket with real clients, and a machine that only remembers.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+
+use super::commands::tests::Fake;
+use super::*;
+
+struct Bench {
+    folder: tempfile::TempDir,
+    event_loop: EventLoop,
+    monitor: Monitor,
+    fake: Fake,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let folder = tempfile::tempdir().unwrap();
+        let mut event_loop = EventLoop::new(|_, signal| panic!("{signal}")).unwrap();
+        let options = QmpOptions { path: folder.path().join("qmp"), wait: false };
+        let monitor = Monitor::listen(&options, &mut event_loop).unwrap();
+        Bench { folder, event_loop, monitor, fake: Fake::default() }
+    }
+
+    fn connect(&self) -> BufReader<UnixStream> {
+        BufReader::new(UnixStream::connect(self.folder.path().join("qmp")).unwrap())
+    }
+
+    /// One turn of the machine's loop: wait for something, and do it.
+    fn turn(&mut self) {
+        assert_eq!(self.event_loop.run().unwrap(), Return::Yielded);
+        self.monitor.serve(&mut self.fake);
+        self.monitor.settle(&mut self.event_loop);
+    }
+
+    /// A client that has negotiated.
+    fn session(&mut self) -> BufReader<UnixStream> {
+        let mut client = self.connect();
+        self.turn();
+        assert!(line(&mut client)["QMP"].is_object());
+        send(&mut client, r#"{"execute": "qmp_capabilities"}"#);
+        self.turn();
+        assert_eq!(line(&mut client), json!({"return": {}}));
+        client
+    }
+}
+
+fn send(client: &mut BufReader<UnixStream>, text: &str) {
+    client.get_mut().write_all(text.as_bytes()).unwrap();
+}
+
+fn line(client: &mut BufReader<UnixStream>) -> Value {
+    let mut line = String::new();
+    client.read_line(&mut line).unwrap();
+    serde_json::from_str(&line).unwrap()
+}
+
+#[test]
+fn requests_may_be_sent_ahead_and_are_answered_in_order() {
+    let mut bench = Bench::new();
+    let mut client = bench.session();
+    send(&mut client, r#"{"execute":"stop","id":1}{"execute":"nonsense","id":"b"}{"execute":"co"#);
+    bench.turn();
+    assert_eq!(line(&mut client), json!({"return": {}, "id": 1}));
+    let failed = line(&mut client);
+    assert_eq!((&failed["id"], &failed["error"]["class"]), (&json!("b"), &json!("CommandNotFound")));
+    send(&mut client, "nt\",\"id\":3}\n");
+    bench.turn();
+    assert_eq!(line(&mut client)["id"], 3);
+    assert_eq!(bench.fake.calls, ["stop", "cont"]);
+}
+
+#[test]
+fn events_come_after_the_negotiation_only() {
+    let mut bench = Bench::new();
+    bench.monitor.event("RESET", None);
+    let mut early = bench.connect();
+    bench.turn();
+    bench.monitor.event("RESET", None);
+    assert!(line(&mut early)["QMP"].is_object());
+    send(&mut early, r#"{"execute": "qmp_capabilities"}"#);
+    bench.turn();
+    assert_eq!(line(&mut early), json!({"return": {}}), "and no event before it");
+    bench.monitor.event("DEVICE_DELETED", Some(device_data("nic0")));
+    let event = line(&mut early);
+    assert_eq!(event["data"], json!({"device": "nic0", "path": "/machine/peripheral/nic0"}));
+    assert!(event["timestamp"]["seconds"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_second_client_waits_until_the_first_has_left() {
+    let mut bench = Bench::new();
+    let first = bench.session();
+    let mut second = bench.connect();
+    second.get_ref().set_nonblocking(true).unwrap();
+    bench.event_loop.handle().post(EventLoop::yield_now);
+    bench.turn();
+    assert!(second.read(&mut [0]).is_err(), "no greeting yet");
+    drop(first);
+    bench.turn();
+    bench.turn();
+    second.get_ref().set_nonblocking(false).unwrap();
+    assert!(line(&mut second)["QMP"].is_object());
+}
+
+#[test]
+fn a_client_that_sends_and_closes_gets_its_answers() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect();
+    send(&mut client, r#"{"execute":"qmp_capabilities"} {"execute":"query-status"}"#);
+    client.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+    while bench.monitor.0.borrow().client.is_some() || bench.fake.calls.is_empty() {
+        bench.turn();
+        bench.fake.calls.push("turn".into());
+    }
+    let mut rest = String::new();
+    client.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest.lines().count(), 3, "{rest}");
+}
+
+#[test]
+fn a_client_that_does_not_read_is_dropped_and_the_next_is_served() {
+    let mut bench = Bench::new();
+    let deaf = bench.session();
+    while bench.monitor.0.borrow().client.is_some() {
+        bench.monitor.event("RESET", Some(json!({"filler": "x".repeat(4096)})));
+        bench.monitor.settle(&mut bench.event_loop);
+    }
+    bench.session();
+    drop(deaf);
+}
+
+#[test]
+fn the_file_goes_with_the_machine() {
+    let bench = Bench::new();
+    let path = bench.folder.path().join("qmp");
+    let Bench { monitor, event_loop, folder: _folder, .. } = bench;
+    assert!(path.exists());
+    drop(monitor);
+    drop(event_loop);
+    assert!(!path.exists());
+}
