@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::epoll::EpollFlags;
 use serde_json::Value;
 
-use super::message::{self, Failure, Request, Stream};
+use super::message::{self, Parsed, Stream};
 
 /// Bytes taken at once; requests are answered before more is read.
 const CHUNK: usize = 4096;
@@ -75,7 +75,7 @@ impl Client {
     }
 
     /// The next request, or what is wrong with what was sent in the place of one.
-    pub(super) fn next_request(&mut self) -> Option<Result<Request, (Option<Value>, Failure)>> {
+    pub(super) fn next_request(&mut self) -> Option<Parsed> {
         let message = self.input.next_message()?;
         Some(message.map_err(|failure| (None, failure)).and_then(message::request))
     }

@@ -20,6 +20,9 @@ pub struct Request {
     pub arguments: Map<String, Value>,
 }
 
+/// A request, or why there is none, with the id that the answer needs all the same.
+pub type Parsed = Result<Request, (Option<Value>, Failure)>;
+
 /// QMP's classes of errors (QEMU qapi/error.json).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureClass {
@@ -123,7 +126,7 @@ impl Stream {
 ///
 /// # Errors
 /// What QEMU says of such a message.
-pub fn request(message: Value) -> Result<Request, (Option<Value>, Failure)> {
+pub fn request(message: Value) -> Parsed {
     let Value::Object(mut members) = message else {
         return Err((None, Failure::generic("QMP input must be a JSON object")));
     };

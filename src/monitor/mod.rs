@@ -31,7 +31,7 @@ use crate::event_loop::{EventLoop, Return, Token};
 use client::Client;
 pub use control::Control;
 use listener::Listener;
-use message::{Failure, Request};
+use message::Parsed;
 pub use options::QmpOptions;
 
 /// How long the end of the process waits for a client that does not read.
@@ -154,7 +154,7 @@ impl Monitor {
         event_loop.yield_now();
     }
 
-    fn next_request(&self) -> Option<(Result<Request, (Option<Value>, Failure)>, bool)> {
+    fn next_request(&self) -> Option<(Parsed, bool)> {
         let mut inner = self.0.borrow_mut();
         let client = inner.client.as_mut()?;
         let negotiated = client.is_negotiated();
