@@ -1,0 +1,149 @@
+//! The corpora that the targets start from, made by code: each shows the fuzzer one thing that real devices or users do.
+
+/// A fuzz target.
+pub struct Target {
+    /// The name of its program.
+    pub name: &'static str,
+    /// Its seeds.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+}
+
+/// All targets.
+pub static TARGETS: &[Target] = &[
+    Target { name: "arguments", seeds: arguments },
+    Target { name: "capabilities", seeds: capabilities },
+    Target { name: "config_space", seeds: config_space },
+    Target { name: "msix_table", seeds: msix_table },
+];
+
+/// One line of each option, as users write them: the first letter says which.
+const LINES: &[&str] = &[
+    "dvfio-pci,host=01:00.0,id=nic,bus=rp1,addr=0x1.0,p2p=off",
+    "dvfio-pci,sysfsdev=/sys/bus/pci/devices/0000:01:00.0,rombar=0,x-no-mmap=on",
+    "dpcie-root-port,id=rp1,slot=3,bus=pcie.0,addr=4",
+    "d{\"driver\":\"vfio-pci\",\"host\":\"0000:01:00.0\",\"id\":\"a,b\"}",
+    "dvfio-pci,id=a,,b,host=1:2.3",
+    "Mq35,cf8=on,config-pages=off",
+    "m2G,hugepages=2M,share=on",
+    "m256",
+    "s4,sockets=1,cores=2,threads=2",
+    "chost,+avx2,-svm",
+    "-file:/tmp/x",
+    "-stdio",
+];
+
+fn arguments() -> Vec<Vec<u8>> {
+    LINES.iter().map(|line| line.as_bytes().to_vec()).collect()
+}
+
+/// An endpoint with power management, MSI, MSI-X and PCI Express, and two extended capabilities.
+fn endpoint() -> Vec<u8> {
+    let mut space = vec![0; 4096];
+    let mut put = |at: usize, bytes: &[u8]| space[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0x00, &[0x86, 0x80, 0xd3, 0x10, 0, 0, 0x10, 0, 0, 0, 0, 2]);
+    // BAR 0: 64-bit; BAR 2: ports; BAR 3: 32-bit, prefetchable.
+    put(0x10, &[4, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0]);
+    put(0x34, &[0x40]);
+    put(0x3d, &[1]);
+    put(0x40, &[0x01, 0x50, 0x03, 0, 0, 0, 0, 0]);
+    put(0x50, &[0x05, 0x60, 0x86, 0x01]);
+    put(0x60, &[0x11, 0x70, 0x04, 0, 0, 0x20, 0, 0, 0, 0x30, 0, 0]);
+    put(0x70, &[0x10, 0, 0x02, 0, 0, 0, 0, 0x10]);
+    put(0x100, &[0x01, 0, 0x02, 0x14]);
+    put(0x140, &[0x15, 0, 0x01, 0x20]);
+    put(0x200, &[0x10, 0, 0x01, 0]);
+    space
+}
+
+fn capabilities() -> Vec<Vec<u8>> {
+    let accesses = [0x04, 0, 2, 0x42, 0, 1, 0x50, 0, 2, 0x00, 1, 2].repeat(2);
+    let with = |flags: u8, space: &[u8]| [&[flags], &accesses[..], space].concat();
+    let mut looping = endpoint();
+    looping[0x71] = 0x40;
+    let mut extended_loop = endpoint();
+    extended_loop[0x202..0x204].copy_from_slice(&[0x01, 0x10]);
+    vec![
+        with(0xf, &endpoint()),
+        with(0x7, &endpoint()[..256]),
+        with(0xf, &looping),
+        with(0xb, &extended_loop),
+        with(0, &[0xff; 256]),
+    ]
+}
+
+/// Flags, sizes of the BARs and the ROM as powers of two, which can be mapped, vectors.
+fn description(flags: u8, sizes: [u8; 7], mappable: u8, vectors: u16) -> Vec<u8> {
+    [&[flags][..], &sizes, &[mappable], &vectors.to_le_bytes()].concat()
+}
+
+/// A guest's step: what, where, the value, its length.
+fn step(kind: u8, at: u32, value: u32, more: u8) -> Vec<u8> {
+    [&[kind][..], &at.to_le_bytes(), &value.to_le_bytes(), &[more]].concat()
+}
+
+fn config_space() -> Vec<Vec<u8>> {
+    let device = || description(1, [16, 0, 5, 14, 0, 0, 16], 0b1001, 5);
+    // A driver's first steps: size BAR 0, place the BARs, decode, MSI-X on, a table entry, a reset by the register.
+    let steps = [
+        step(0, 0x10, 0xffff_ffff, 2),
+        step(2, 0x10, 0, 2),
+        step(0, 0x10, 0xc000_0000, 2),
+        step(0, 0x14, 0, 2),
+        step(0, 0x18, 0x1000, 2),
+        step(0, 0x1c, 0xc100_0000, 2),
+        step(0, 0x30, 0xc200_0001, 2),
+        step(0, 0x04, 0x0007, 1),
+        step(0, 0x62, 0x8000, 1),
+        step(4, 0xc000_2000, 0xfee0_0000, 2),
+        step(5, 0xc000_3000, 0, 2),
+        step(0, 0x52, 0x0001, 1),
+        step(0, 0x44, 0x0003, 1),
+        step(0, 0x44, 0x0000, 1),
+        step(0, 0x78, 0x8000, 1),
+        step(7, 0, 0, 0),
+    ];
+    let count = [steps.len() as u8];
+    let steps = steps.concat();
+    let with = |description: Vec<u8>, space: &[u8]| [&description[..], &count, &steps, space].concat();
+    vec![
+        with(device(), &endpoint()),
+        with(description(0, [12, 8, 4, 0, 20, 0, 0], 0xff, 1), &endpoint()[..256]),
+        with(description(0x7f, [30, 0, 30, 0, 30, 0, 20], 0xff, 8), &endpoint()),
+    ]
+}
+
+fn msix_table() -> Vec<Vec<u8>> {
+    // Table and pending bits: in a page of their own, in one page, over the border of a page, at the end of the BAR.
+    let places = [(0x2000u32, 0x3000u32), (0x2000, 0x2800), (0x1ff8, 0x0008), (0x3ff0, 0x4000), (3, 4)];
+    let accesses = [
+        step(0, 0x2000, 0xfee0_0000, 0x02)[..].to_vec(),
+        step(0, 0x0c, 0, 0xc2),
+        step(0, 0x3000, 0, 0x43),
+        step(0, 0, 0, 0x80),
+    ]
+    .concat();
+    places
+        .iter()
+        .map(|(table, pending)| {
+            let spec = [&4u16.to_le_bytes()[..], &table.to_le_bytes(), &pending.to_le_bytes()].concat();
+            [description(0, [14, 14, 0, 12, 16, 0, 0], 0xff, 8), spec, accesses.clone()].concat()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::DESCRIPTION;
+
+    #[test]
+    fn every_target_has_seeds() {
+        assert!(TARGETS.windows(2).all(|w| w[0].name < w[1].name));
+        for target in TARGETS {
+            let seeds = (target.seeds)();
+            assert!(!seeds.is_empty() && seeds.iter().all(|seed| !seed.is_empty()), "{}", target.name);
+        }
+        assert_eq!(description(0, [0; 7], 0, 0).len(), DESCRIPTION);
+        assert_eq!(step(0, 0, 0, 0).len(), crate::guest::STEP);
+    }
+}
