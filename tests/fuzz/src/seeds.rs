@@ -14,6 +14,7 @@ pub static TARGETS: &[Target] = &[
     Target { name: "capabilities", seeds: capabilities },
     Target { name: "config_space", seeds: config_space },
     Target { name: "msix_table", seeds: msix_table },
+    Target { name: "rom", seeds: rom },
 ];
 
 /// One line of each option, as users write them: the first letter says which.
@@ -129,6 +130,39 @@ fn msix_table() -> Vec<Vec<u8>> {
             [description(0, [14, 14, 0, 12, 16, 0, 0], 0xff, 8), spec, accesses.clone()].concat()
         })
         .collect()
+}
+
+/// An image of `blocks` times 512 bytes with its data structure at 1Ch (PCI Firmware 5.1.2).
+fn image(code: u8, blocks: u8, last: bool) -> Vec<u8> {
+    let mut image = vec![0; usize::from(blocks) * 512];
+    image[..3].copy_from_slice(&[0x55, 0xaa, blocks]);
+    image[0x18..0x1a].copy_from_slice(&[0x1c, 0]);
+    image[0x1c..0x20].copy_from_slice(b"PCIR");
+    image[0x20..0x24].copy_from_slice(&[0x86, 0x80, 0xd3, 0x10]);
+    image[0x26..0x2c].copy_from_slice(&[0x1c, 0, 3, 0, 0, 2]);
+    image[0x2c] = blocks;
+    image[0x30] = code;
+    image[0x31] = if last { 0x80 } else { 0 };
+    if code == 3 {
+        // EFI signature, subsystem, machine, compression.
+        image[0x04..0x0e].copy_from_slice(&[0xf1, 0x0e, 0, 0, 11, 0, 0x64, 0x86, 1, 0]);
+    }
+    let sum = image.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+    let end = image.len() - 1;
+    image[end] = 0u8.wrapping_sub(sum);
+    image
+}
+
+fn rom() -> Vec<Vec<u8>> {
+    let both = [image(0, 2, false), image(3, 1, true)].concat();
+    vec![
+        image(0, 1, true),
+        both.clone(),
+        [b"NVGI".to_vec(), vec![0; 0x1fc], both.clone()].concat(),
+        both[..both.len() - 100].to_vec(),
+        vec![0xff; 64],
+        [image(0, 1, false), vec![0; 512]].concat(),
+    ]
 }
 
 #[cfg(test)]

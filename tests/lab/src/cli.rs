@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::l0::machines::{self, Machine};
 use crate::l1::{L1, Programs, Vmm};
 use crate::runner::{self, Tally};
-use crate::{agent, bench, build, demo, edu, report, scenarios, setup, shell};
+use crate::{agent, bench, build, demo, edu, fuzz, report, scenarios, setup, shell};
 
 /// passthru's laboratory: a PC with an IOMMU, in software.
 ///
@@ -38,8 +38,12 @@ enum Command {
     /// to a guest and back: a group that holds a mounted file system, swap or the default route
     /// is refused, drives are only read.
     Demo(DemoArgs),
-    /// Run unit and integration tests, then every scenario
+    /// Run unit and integration tests, then the fuzz targets, then every scenario
     Test(TestArgs),
+    /// Let the fuzz targets look for crashes
+    ///
+    /// Each starts from seeds made by code and from what earlier runs found, which is kept in cargo's output folder.
+    Fuzz(FuzzArgs),
     /// Compare passthru with QEMU: exits, ioctls, memory, time
     ///
     /// Counts are exact in the lab. Times are not: only their ratio means something.
@@ -120,6 +124,15 @@ struct TestArgs {
 }
 
 #[derive(Args)]
+struct FuzzArgs {
+    /// Run only the targets with this in their name
+    filter: Option<String>,
+    /// Time of each target, seconds
+    #[arg(long, value_name = "N", default_value_t = fuzz::SHORT.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
+}
+
+#[derive(Args)]
 struct BenchArgs {
     /// Rounds in which time is measured; at most 3 of as many more count everything
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=50))]
@@ -160,6 +173,7 @@ pub fn run() -> Result<ExitCode> {
         Command::Shell(args) => run_shell(&args),
         Command::Demo(args) => run_demo(&args),
         Command::Test(args) => run_tests(&args),
+        Command::Fuzz(args) => run_fuzz(&args),
         Command::Bench(args) => run_bench(&args),
         Command::Measure(args) => run_measure(&args),
         Command::Edu(args) => edu::run(&args.device, &args.uio, !args.no_dma).map(|()| ExitCode::SUCCESS),
@@ -217,11 +231,15 @@ fn run_tests(args: &TestArgs) -> Result<ExitCode> {
             let long = if s.long { " (--long)" } else { "" };
             println!("{:32} {}{long}", s.name, s.machine.name);
         }
+        for target in fuzz::targets()?.iter().map(|target| fuzz::result_name(target)).filter(|t| t.contains(filter)) {
+            println!("{target:32} no machine");
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let mut tally = Tally::default();
     if !args.scenarios_only {
         tally += build::cargo_test(filter)?;
+        tally += fuzz::run(filter, if args.long { fuzz::LONG } else { fuzz::SHORT })?;
     }
     let (chosen, left_out): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|s| args.long || !s.long);
     tally.skipped += left_out.len() as u64;
@@ -236,6 +254,12 @@ fn run_tests(args: &TestArgs) -> Result<ExitCode> {
         setup::progress(&format!("consoles are kept in {}", folder.display()));
         tally += runner::run(&image, &Programs { passthru }, &folder, chosen)?;
     }
+    println!("{tally}");
+    Ok(ExitCode::from(u8::from(tally.failed > 0)))
+}
+
+fn run_fuzz(args: &FuzzArgs) -> Result<ExitCode> {
+    let tally = fuzz::run(args.filter.as_deref().unwrap_or_default(), Duration::from_secs(args.seconds))?;
     println!("{tally}");
     Ok(ExitCode::from(u8::from(tally.failed > 0)))
 }

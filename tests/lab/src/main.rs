@@ -11,6 +11,7 @@ mod cli;
 mod cpio;
 mod demo;
 mod edu;
+mod fuzz;
 mod l0;
 mod l1;
 mod pattern;
