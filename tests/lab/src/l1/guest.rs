@@ -34,6 +34,7 @@ pub struct Guest {
     fat: bool,
     quiet: bool,
     reboots: bool,
+    append: String,
     devices: Vec<String>,
     script: String,
     files: Archive,
@@ -56,6 +57,7 @@ impl Guest {
             fat: false,
             quiet: true,
             reboots: false,
+            append: String::new(),
             devices: Vec::new(),
             script: String::new(),
             files: Archive::new(),
@@ -98,6 +100,13 @@ impl Guest {
     /// The guest may reboot in the same process.
     pub fn reboots(mut self) -> Self {
         self.reboots = true;
+        self
+    }
+
+    /// Words for the kernel's command line.
+    pub fn append(mut self, words: &str) -> Self {
+        self.append.push(' ');
+        self.append.push_str(words);
         self
     }
 
@@ -164,7 +173,7 @@ impl Guest {
         words.push(format!("{dashes}smp {}", self.cpus));
         words.push(format!("{dashes}kernel /images/{kernel}"));
         words.push(format!("{dashes}initrd {initrd}"));
-        words.push(format!("{dashes}append 'console=ttyS0 panic=-1 rdinit=/init{quiet}'"));
+        words.push(format!("{dashes}append 'console=ttyS0 panic=-1 rdinit=/init{quiet}{}'", self.append));
         if !self.reboots {
             words.push(format!("{dashes}no-reboot"));
         }

@@ -4,10 +4,12 @@
 mod bars;
 mod errors;
 mod groups;
+mod interrupts;
 pub mod lab;
 mod lifecycle;
 mod main_job;
 pub mod matrix;
+mod rom;
 pub mod steps;
 
 use crate::scenario::Scenario;
@@ -20,6 +22,8 @@ static TABLES: &[&[Scenario]] = &[
     errors::SCENARIOS,
     groups::SCENARIOS,
     matrix::SCENARIOS,
+    interrupts::SCENARIOS,
+    rom::SCENARIOS,
 ];
 
 /// Every scenario, in the order in which they run.
