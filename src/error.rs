@@ -163,6 +163,10 @@ codes! {
         "rom=file: takes the ROM of a card as tools read it: images with the signature 55h AAh and a PCI data structure, at \
          most 16 MiB. A header of NVIDIA's flash tools before the first image is left out. `passthru rom inspect FILE` \
          shows what is in a file.";
+    Asleep = 52, Device, "the device has no power and does not wake",
+        "A device that nothing uses may be in D3cold, where its power is off. It is woken before it is opened, and did not \
+         answer. `echo on > /sys/bus/pci/devices/ADDRESS/power/control` and `echo 0 > .../d3cold_allowed` keep it awake; \
+         vfio-pci's parameter disable_idle_d3=1 does so for all. If it stays away, power the host off and on.";
     TooManyDescriptors = 53, Host, "the limit of open files is too low",
         "Every interrupt vector of a device is an open descriptor of the process, and a device has up to 2048 of them. \
          passthru raises the soft limit RLIMIT_NOFILE to the hard one by itself. Raise the hard one: \

@@ -82,6 +82,9 @@ fn text(seen: &Inspection) -> String {
         let best = format!("{} x{}", link.max_speed, link.max_width);
         line("link", &format!("{} x{}, at best {best}", link.speed, link.width));
     }
+    for quirk in &seen.quirks {
+        line("quirk", &format!("{} ({}; {})", quirk.kind, quirk.reason, quirk.source));
+    }
     let methods = match &seen.reset.facts.methods {
         None => "unknown: the kernel is older than 5.15".to_owned(),
         Some(methods) if methods.is_empty() => "none".to_owned(),

@@ -5,6 +5,7 @@ use std::io::Read;
 
 use serde::Serialize;
 
+use super::quirks::{self, Quirk};
 use super::reset::ResetPlan;
 use super::viable::Verdict;
 use super::{Host, PciDevice, Use, read};
@@ -42,6 +43,8 @@ pub struct Inspection {
     pub link: Option<Link>,
     /// Its interrupts; `None`: only root may read the registers that tell.
     pub interrupts: Option<Interrupts>,
+    /// What is known to be wrong with devices of its kind.
+    pub quirks: Vec<&'static Quirk>,
     /// How it would be reset.
     pub reset: ResetPlan,
     /// Why it is quarantined.
@@ -92,6 +95,7 @@ impl Host {
             power_state: read::text(self.device_path(bdf).join("power_state")).filter(|state| !state.is_empty()),
             link: self.link(bdf),
             interrupts: self.interrupts(bdf),
+            quirks: quirks::of(device.vendor, device.device, (device.class >> 16) as u8).collect(),
             reset: self.reset_plan(&device),
             quarantine,
             device,

@@ -10,6 +10,7 @@
 //! | [`usage`] | what the host uses a function for: mounts, swap, holders, routes |
 //! | [`busy`], [`viable`] | who holds a group; what keeps a group from being handed out |
 //! | [`check`] | which error a failed open or VFIO request really is |
+//! | [`quirks`], [`wake`] | devices that do not do what their registers say; devices without power |
 //! | [`limits`] | memory, locked memory and address bits, planned before anything is allocated |
 //! | [`mod@bind`], [`mod@release`] | driver changes: `bind`, and `release` and `recover` that undo it |
 //! | [`acs`] | the kernel option that makes groups look smaller than they are |
@@ -32,12 +33,14 @@ pub mod journal;
 pub mod limits;
 pub mod pci;
 pub mod quarantine;
+pub mod quirks;
 mod read;
 mod record;
 pub mod release;
 pub mod reset;
 pub mod usage;
 pub mod viable;
+pub mod wake;
 
 #[cfg(test)]
 pub(crate) mod testtree;

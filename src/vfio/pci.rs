@@ -31,6 +31,7 @@ use crate::error::{Code, Error, Result, explain_io};
 use crate::guest_error;
 use crate::host::Host;
 use crate::host::limits::descriptors;
+use crate::host::quirks::{self, Kind};
 use crate::irq::Router;
 use crate::memory::{Backing, HostSlice, Piece};
 use crate::pci::bar::ROM_INDEX;
@@ -134,6 +135,13 @@ impl VfioPci {
         let regions: [RegionInfo; BARS] = std::array::from_fn(|bar| host.region(RegionIndex::Bar(bar as u8)));
         let rom = match rom {
             RomSource::Off => None,
+            RomSource::Auto if has_quirk(&source, Kind::NoRom) => {
+                guest_error!(
+                    host.name(),
+                    "its expansion ROM is hidden, because it is known to hang guests; rom=file: shows one"
+                );
+                None
+            }
             RomSource::Auto => Rom::of_device(&*host)?,
             RomSource::File(path) => {
                 Some(Rom::of_file(&path, host.name(), source.u16(regs::VENDOR), source.u16(regs::DEVICE))?)
@@ -144,7 +152,7 @@ impl VfioPci {
         let abilities = Abilities {
             msi: host.irq(IrqKind::Msi).count > 0,
             msix: msix.is_some(),
-            intx: deliverable_pin(&*host),
+            intx: deliverable_pin(&*host) && !has_quirk(&source, Kind::NoIntx),
             attachment,
         };
         let (mut space, division) = config::plan(&image, abilities);
@@ -367,6 +375,16 @@ fn read_config(host: &dyn HostPci) -> Result<Vec<u8>> {
     Ok(image)
 }
 
+/// What is known to be wrong with devices of its kind.
+fn quirks_of(source: &ConfigSpace) -> impl Iterator<Item = Kind> {
+    let class = source.u8(regs::CLASS + 2);
+    quirks::of(source.u16(regs::VENDOR), source.u16(regs::DEVICE), class).map(|quirk| quirk.kind)
+}
+
+fn has_quirk(source: &ConfigSpace, kind: Kind) -> bool {
+    quirks_of(source).any(|known| known == kind)
+}
+
 /// Whether the pin's interrupt can reach the guest. One that the kernel did not mask when it fires would flood the host.
 fn deliverable_pin(host: &dyn HostPci) -> bool {
     let pin = host.irq(IrqKind::Intx);
@@ -379,9 +397,14 @@ fn deliverable_pin(host: &dyn HostPci) -> bool {
 /// The device's MSI-X, if VFIO can deliver it and a guest can reach its table.
 fn msix_spec(source: &ConfigSpace, host: &dyn HostPci, specs: &[Option<BarSpec>; 7]) -> Option<MsixSpec> {
     let mut spec = MsixSpec::parse(source, source.find(regs::CAP_MSIX)?);
+    for kind in quirks_of(source) {
+        if let Kind::PendingBitsAt(offset) = kind {
+            spec.pending_offset = offset;
+        }
+    }
     let deliverable = host.irq(IrqKind::Msix).count;
     spec.vectors = spec.vectors.min(u16::try_from(deliverable).unwrap_or(u16::MAX));
-    let fits = bars::msix_fits(&spec, specs);
+    let fits = bars::table_fits(&spec, specs);
     if spec.vectors > 0 && !fits {
         guest_error!(host.name(), "its MSI-X is hidden: the table is in no BAR of it");
     }

@@ -82,7 +82,7 @@ impl Vfio {
     /// returns, or will be when its [`super::dma::Gate`] opens, and what comes later follows.
     ///
     /// # Errors
-    /// What keeps the device from being handed out ([`Host::ready`]), the kernel's refusal of a request explained
+    /// What keeps the device from being handed out ([`Host::ready`]), [`Code::Asleep`], the kernel's refusal of a request explained
     /// ([`Host::vfio_error`]), or that of mapping the guest's memory ([`Code::Memlock`], [`Code::ReservedIova`],
     /// [`Code::DmaLimit`], [`Code::DmaFailed`]).
     pub fn open(self: &Arc<Self>, bdf: Bdf) -> Result<Arc<VfioDevice>> {
@@ -91,6 +91,8 @@ impl Vfio {
             let why = self.host.ready(bdf).err();
             return Err(why.unwrap_or_else(|| Error::new(Code::DeviceAbsent, format!("{bdf} has vanished"))));
         };
+        // Until it is open: from then on the kernel keeps it awake.
+        let _awake = self.host.wake(bdf)?;
         let mut state = self.state.lock();
         if state.has(bdf) {
             return Err(Error::new(Code::Busy, format!("{bdf} is given to this guest twice")));

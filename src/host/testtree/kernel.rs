@@ -139,6 +139,7 @@ impl FakeKernel {
                 let driver = fs::canonicalize(file)?.parent().and_then(|at| Some(at.file_name()?.to_owned())).unwrap();
                 self.unbind(driver.to_str().unwrap(), value)
             }
+            Some("control") => fs::write(file, format!("{value}\n")),
             other => panic!("{other:?} must never be written"),
         }
     }

@@ -281,6 +281,24 @@ fn the_status_of_the_pin_is_the_hardwares() {
 }
 
 #[test]
+fn quirks_of_the_table_are_applied() {
+    let with_ids = |vendor: u16, device: u16| {
+        let mut config = sample();
+        config[..2].copy_from_slice(&vendor.to_le_bytes());
+        config[2..4].copy_from_slice(&device.to_le_bytes());
+        let mut host = FakePci::new(config, &[(0, 0x4000), (3, 0x4000)]);
+        let rom = RegionInfo { size: 0x1000, readable: true, ..RegionInfo::default() };
+        host.regions.insert(RegionIndex::Rom, rom);
+        Setup::of(host)
+    };
+    let shown = |s: &Setup| (s.device.bar(6).is_some(), s.read(0x3c) >> 8 & 0xff, s.read(0xb8));
+    assert_eq!(shown(&with_ids(0x8086, 0x10d3)), (true, 1, 0x2003));
+    assert_eq!(shown(&with_ids(0x14e4, 0x168e)), (false, 1, 0x2003), "no ROM");
+    assert_eq!(shown(&with_ids(0x8086, 0x1572)), (true, 0, 0x2003), "no pin");
+    assert_eq!(shown(&with_ids(0x1425, 0x5801)), (true, 1, 0x1003), "pending bits elsewhere");
+}
+
+#[test]
 fn a_pin_that_the_kernel_does_not_mask_is_hidden() {
     let s = Setup::of(FakePci { pin_automasked: false, ..FakePci::new(sample(), &[(0, 0x4000), (3, 0x4000)]) });
     s.write(0x04, 0x002, 2);
