@@ -179,6 +179,23 @@ codes! {
         "A kernel with the option `pcie_acs_override=` takes devices apart that the hardware does not keep apart: they can \
          reach each other's registers and memory behind the IOMMU's back. Guests with devices of such groups are not \
          isolated from each other, nor from the host. Without the option the groups are larger and true.";
+    VfRefused = 57, Device, "the virtual function's physical function refused a setting",
+        "The address, the VLAN and the rights of a virtual function are set through the network interface of its physical \
+         function (as `ip link set IFACE vf N ...` does). The evidence has the kernel's answer. Not every driver offers \
+         every setting, and some want the interface to be up.";
+    NotVirtual = 58, Usage, "the device is not a virtual function",
+        "--vf-mac, --vlan, --trust and --spoofchk are for virtual functions, which `echo N > \
+         /sys/bus/pci/devices/ADDRESS/sriov_numvfs` makes of a network card. A whole card's own driver sets its address.";
+    NoPhysicalInterface = 59, Device, "the physical function has no network interface",
+        "Only the driver of the physical function can set what its virtual functions are. It is unbound, is on vfio-pci \
+         itself, or is no network driver. Leave the physical function on its host driver.";
+    BarSize = 61, Device, "a BAR cannot have that size",
+        "--bar-size needs a device with resizable BARs, one of the sizes that it offers (they are listed), and room below \
+         the bridges above it. The firmware's switch \"Above 4G decoding\" makes room.";
+    BootConsole = 62, Device, "the host's boot console holds the device",
+        "The host draws its console on the framebuffer that the firmware set up on this card. passthru takes the console \
+         away at `bind` and gives it back at `release`; where the kernel refuses, `initcall_blacklist=sysfb_init` on its \
+         command line keeps the console off the card.";
 }
 
 impl Code {

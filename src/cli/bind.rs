@@ -1,12 +1,14 @@
 //! `passthru bind`: devices from their host drivers to vfio-pci.
 
-use clap::Args;
+use clap::{ArgAction, Args, ValueEnum};
 
 use super::output;
 use crate::bdf::DeviceAddr;
-use crate::error::Result;
-use crate::host::bind::Bound;
+use crate::error::{Code, Error, Result};
+use crate::host::bind::{BindOptions, Bound};
+use crate::host::setting::{MAX_VLAN, Mac, Request, VfAttribute};
 use crate::host::{self, Host};
+use crate::object::{PropValue, Size};
 
 /// Take devices from their host drivers, so that guests can own them
 ///
@@ -21,17 +23,81 @@ pub(super) struct BindArgs {
     /// Take a device even if the host itself uses it
     #[arg(long)]
     force: bool,
+    /// Which members of the IOMMU group to take: the named ones, or (auto) all that would keep the group from a guest;
+    /// those that are not named are held on vfio-pci
+    #[arg(long, value_name = "WHICH", default_value = "named")]
+    group: Group,
+    /// Ethernet address of a virtual function
+    #[arg(long, value_name = "MAC", help_heading = SETTINGS)]
+    vf_mac: Option<Mac>,
+    /// VLAN that a virtual function is in without knowing, 1 to 4094; 0: none
+    #[arg(long, value_name = "ID", help_heading = SETTINGS, value_parser = clap::value_parser!(u16).range(0..=MAX_VLAN))]
+    vlan: Option<u16>,
+    /// Whether a virtual function may change its address and hear everything
+    #[arg(long, value_name = "on|off", help_heading = SETTINGS, value_parser = on_off, action = ArgAction::Set)]
+    trust: Option<bool>,
+    /// Whether frames with another sender than a virtual function's own address are dropped
+    #[arg(long, value_name = "on|off", help_heading = SETTINGS, value_parser = on_off, action = ArgAction::Set)]
+    spoofchk: Option<bool>,
+    /// Size of a resizable BAR, such as 1:16G; may be given for several BARs
+    #[arg(long, value_name = "BAR:SIZE", help_heading = SETTINGS, value_parser = bar_size)]
+    bar_size: Vec<(u8, u64)>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-pub(super) fn execute(args: &BindArgs, host: &Host) -> Result<()> {
-    let devices = output::functions(&args.devices, |addr| host.functions(addr))?;
-    output::each(&devices, args.json, |&device| host::bind(host, device, args.force), text)
+const SETTINGS: &str = "Settings of one device, put back by `passthru release`";
+/// Number of BARs.
+const BARS: u8 = 6;
+
+/// What `--group` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Group {
+    Named,
+    Auto,
 }
 
-/// What `bind` did: a line about the device, and one about each member of its group that must be bound, too.
+fn on_off(text: &str) -> Result<bool, String> {
+    bool::parse(text).map_err(|invalid| invalid.to_string())
+}
+
+fn bar_size(text: &str) -> Result<(u8, u64), String> {
+    let parse = || {
+        let (bar, size) = text.split_once(':')?;
+        let bar: u8 = bar.parse().ok().filter(|bar| *bar < BARS)?;
+        Some((bar, Size::parse(size).ok()?.0))
+    };
+    parse().ok_or_else(|| "expected a BAR from 0 to 5 and its size, such as 1:16G".to_owned())
+}
+
+impl BindArgs {
+    fn requests(&self) -> Vec<Request> {
+        let vf = [
+            self.vf_mac.map(VfAttribute::Mac),
+            self.vlan.map(|id| VfAttribute::Vlan { id, priority: 0 }),
+            self.trust.map(VfAttribute::Trust),
+            self.spoofchk.map(VfAttribute::SpoofCheck),
+        ];
+        let sizes = self.bar_size.iter().map(|&(bar, bytes)| Request::BarSize { bar, bytes });
+        vf.into_iter().flatten().map(Request::Vf).chain(sizes).collect()
+    }
+}
+
+pub(super) fn execute(args: &BindArgs, host: &Host) -> Result<()> {
+    let devices = output::functions(&args.devices, |addr| host.functions(addr))?;
+    let requests = args.requests();
+    if !requests.is_empty() && devices.len() > 1 {
+        return Err(Error::new(Code::Usage, "settings are for one device, and several are named")
+            .fix("`passthru bind` once for each device that is to have settings of its own"));
+    }
+    let group = args.group == Group::Auto;
+    let options = BindOptions { force: args.force, group, named: devices.clone(), requests };
+    output::each(&devices, args.json, |&device| host::bind(host, device, &options), text)
+}
+
+/// What `bind` did: a line about the device, what was set, and one about each member of its group that is held or must be
+/// bound, too.
 fn text(bound: &Bound) -> String {
     let device = &bound.device;
     let former = bound.former_driver.as_deref().unwrap_or("no driver");
@@ -45,9 +111,19 @@ fn text(bound: &Bound) -> String {
             device.driver_text()
         ),
     };
+    for setting in &bound.settings {
+        text += &format!("  {setting}\n");
+    }
+    for held in &bound.held {
+        let former = held.former_driver.as_deref().unwrap_or("no driver");
+        text += &format!("  {} is in the same IOMMU group and is held: {former} -> vfio-pci\n", held.bdf);
+    }
     for companion in bound.companions.iter().filter(|companion| companion.blocks) {
         let driver = companion.member.driver.as_deref().unwrap_or("no driver");
         text += &format!("  {} is in the same IOMMU group, on {driver}: bind it, too\n", companion.member.name);
+    }
+    for warning in &bound.warnings {
+        text += &format!("  warning: {}\n", warning.replace('\n', "\n  "));
     }
     text
 }
@@ -62,7 +138,7 @@ mod tests {
         let tree = TestTree::new();
         tree.pci("0000:01:00.0").driver("e1000e").group(1).add();
         tree.pci("0000:01:00.1").driver("igb").group(1).add();
-        let bind = |address| text(&host::bind(&tree.host(), bdf(address), false).unwrap());
+        let bind = |address| text(&host::bind(&tree.host(), bdf(address), &BindOptions::default()).unwrap());
         let name = tree.host().device(bdf("01:00.0")).unwrap().name();
         assert_eq!(
             bind("01:00.0"),
@@ -79,7 +155,7 @@ mod tests {
     fn a_device_that_someone_else_bound_is_told() {
         let tree = TestTree::new();
         tree.pci("0000:01:00.0").driver("vfio-pci").group(1).add();
-        let bound = host::bind(&tree.host(), bdf("01:00.0"), false).unwrap();
+        let bound = host::bind(&tree.host(), bdf("01:00.0"), &BindOptions::default()).unwrap();
         assert!(text(&bound).ends_with(": already on vfio-pci, but not by passthru, which will not release it\n"));
     }
 }

@@ -68,6 +68,7 @@ fn text(recovered: &Recovered) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::bind::BindOptions;
     use crate::host::busy::{Holders, Process};
     use crate::host::release::Kept;
     use crate::host::testtree::{TestTree, bdf};
@@ -77,7 +78,7 @@ mod tests {
         let tree = TestTree::new();
         tree.pci("0000:01:00.0").driver("e1000e").group(1).add();
         assert_eq!(text(&host::recover(&tree.host()).unwrap()), "nothing to recover\n");
-        host::bind(&tree.host(), bdf("01:00.0"), false).unwrap();
+        host::bind(&tree.host(), bdf("01:00.0"), &BindOptions::default()).unwrap();
         assert_eq!(text(&host::recover(&tree.host()).unwrap()), "0000:01:00.0: given back to e1000e\n");
     }
 

@@ -33,12 +33,14 @@ pub(super) fn text(released: &Released) -> String {
         Outcome::NotOurs => format!("not bound by passthru, left on {driver}"),
         Outcome::Gone => "no longer there, forgotten".to_owned(),
     };
-    format!("{}: {what}\n", released.bdf)
+    let held: String = released.held.iter().map(|held| format!("  {}", text(held))).collect();
+    format!("{}: {what}\n{held}", released.bdf)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::bind::BindOptions;
     use crate::host::testtree::{TestTree, bdf};
 
     #[test]
@@ -46,11 +48,11 @@ mod tests {
         let tree = TestTree::new();
         tree.pci("0000:01:00.0").driver("e1000e").group(1).add();
         tree.pci("0000:02:00.0").driver("igb").group(2).add();
-        host::bind(&tree.host(), bdf("01:00.0"), false).unwrap();
+        host::bind(&tree.host(), bdf("01:00.0"), &BindOptions::default()).unwrap();
         let release = |address| text(&host::release(&tree.host(), bdf(address)).unwrap());
         assert_eq!(release("01:00.0"), "0000:01:00.0: given back to e1000e\n");
         assert_eq!(release("02:00.0"), "0000:02:00.0: not bound by passthru, left on igb\n");
-        let gone = Released { bdf: bdf("03:00.0"), outcome: Outcome::Gone, driver: None };
+        let gone = Released::of(bdf("03:00.0"), Outcome::Gone);
         assert_eq!(text(&gone), "0000:03:00.0: no longer there, forgotten\n");
     }
 }

@@ -2,12 +2,34 @@
 
 use serde::Serialize;
 
+use super::busy::busy_error;
 use super::change::{Change, VFIO_PCI};
 use super::journal::{Entry, Journal, Step};
+use super::setting::{Request, Setting};
 use super::viable::Verdict;
 use super::{Host, PciDevice, Use};
 use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result, explain_io};
+
+/// How `bind` is to go about it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BindOptions {
+    /// Take a device even if the host itself uses it.
+    pub force: bool,
+    /// Also take the members of its group that would keep it from being handed out, and hold them.
+    pub group: bool,
+    /// Devices that are going to be bound by name: they are not held.
+    pub named: Vec<Bdf>,
+    /// What else is to be set.
+    pub requests: Vec<Request>,
+}
+
+impl BindOptions {
+    /// Only `force`.
+    pub fn forced() -> BindOptions {
+        BindOptions { force: true, ..BindOptions::default() }
+    }
+}
 
 /// What `bind` did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -22,48 +44,127 @@ pub struct Bound {
     pub former_driver: Option<String>,
     /// The other members of its group: those that block it must be bound too.
     pub companions: Vec<Verdict>,
+    /// Members of its group that are held for it.
+    pub held: Vec<Held>,
+    /// What was set besides.
+    pub settings: Vec<String>,
+    /// What is no error, and still to be known.
+    pub warnings: Vec<String>,
+}
+
+/// A member of a group that no guest is to have, on vfio-pci so that another one can.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Held {
+    /// The member.
+    pub bdf: Bdf,
+    /// The driver that it had.
+    pub former_driver: Option<String>,
 }
 
 /// A device that may be bound.
 struct Candidate {
     device: PciDevice,
     companions: Vec<Verdict>,
+    settings: Vec<Setting>,
 }
 
 /// Binds a device to vfio-pci. Binding twice changes nothing.
 ///
 /// Errors: `DeviceAbsent`; `BindFailed` for a bridge, or when the kernel refused a step, after the former driver has
-/// been given back; `Quarantined`; `NoIommu`; `InUse` if the host needs the device, unless `force`; `NoVfio` if the driver cannot be
-/// loaded; `JournalUnusable` if what was before cannot be written down, before anything is changed.
-pub fn bind(host: &Host, bdf: Bdf, force: bool) -> Result<Bound> {
+/// been given back; `Quarantined`; `NoIommu`; `InUse` if the host needs the device, unless `force`; `NoVfio` if the
+/// driver cannot be loaded; `JournalUnusable` if what was before cannot be written down, before anything is changed;
+/// those of the settings; `Busy` if something is to be set while a guest has the device.
+pub fn bind(host: &Host, bdf: Bdf, options: &BindOptions) -> Result<Bound> {
     // Asked before the lock, which needs root: a refusal should not need it. Asked again under the lock.
-    examine(host, bdf, force)?;
+    examine_all(host, bdf, options)?;
     let journal = Journal::open(host)?;
-    let Candidate { device, companions } = examine(host, bdf, force)?;
-    let known = journal.read(bdf)?.filter(|entry| entry.ours && entry.is_for(&device));
-    if device.on_vfio() {
+    let (candidate, mates) = examine_all(host, bdf, options)?;
+    let mut bound = bind_one(host, &journal, candidate, None)?;
+    let mut taken: Vec<Bdf> = bound.changed.then_some(bdf).into_iter().collect();
+    for mate in mates {
+        let held = mate.device.bdf;
+        match bind_one(host, &journal, mate, Some(bdf)) {
+            Ok(mate) => {
+                taken.push(held);
+                bound.held.push(Held { bdf: held, former_driver: mate.former_driver });
+            }
+            Err(error) => return Err(give_back_all(host, &journal, &taken, error)),
+        }
+    }
+    bound.companions = companions(host, &bound.device)?;
+    bound.warnings = warnings(host, &bound.device);
+    Ok(bound)
+}
+
+fn bind_one(host: &Host, journal: &Journal, candidate: Candidate, held_for: Option<Bdf>) -> Result<Bound> {
+    let Candidate { device, companions, settings } = candidate;
+    let bdf = device.bdf;
+    let known = journal.read(bdf)?.filter(|entry| entry.is_for(&device));
+    // Whoever was named once stays named.
+    let held_for = held_for.filter(|_| known.as_ref().is_none_or(|entry| entry.held_for.is_some()));
+    let known = known.filter(|entry| entry.ours || device.on_vfio());
+    let done = |device, changed, entry: &Entry| Bound {
+        device,
+        changed,
+        ours: entry.ours,
+        former_driver: entry.former_driver.clone().filter(|_| entry.ours),
+        companions: companions.clone(),
+        held: Vec::new(),
+        settings: settings.iter().map(Setting::to_string).collect(),
+        warnings: Vec::new(),
+    };
+    if device.on_vfio() && !needs_another_turn(host, &device, &settings)? {
         let mut entry = known.unwrap_or_else(|| Entry::new(&device));
-        entry.step = Step::Bound;
+        (entry.step, entry.held_for) = (Step::Bound, held_for);
         journal.write(&entry)?;
-        let former_driver = entry.former_driver.filter(|_| entry.ours);
-        return Ok(Bound { device, changed: false, ours: entry.ours, former_driver, companions });
+        let mut change = Change::new(host, journal, entry.clone());
+        let before = settings.iter().filter(|setting| !setting.comes_first()).map(|setting| setting.now(host, bdf));
+        let before = before.collect::<Result<Vec<Setting>>>()?;
+        if let Err(error) = change.change_between(&settings) {
+            // What fails here as well is left to `release`: the journal has it.
+            before.iter().rev().for_each(|setting| drop(setting.set(host, bdf)));
+            return Err(error);
+        }
+        return Ok(done(device, false, &entry));
     }
     load_vfio_pci(host)?;
-    let entry = resume(known, &device);
-    let former_driver = entry.former_driver.clone();
-    let mut change = Change::new(host, &journal, entry);
-    if let Err(error) = change.take() {
-        return Err(undo(&mut change, error, former_driver.as_deref()));
+    let mut entry = resume(known, &device)?;
+    entry.held_for = held_for;
+    let mut change = Change::new(host, journal, entry.clone());
+    let taken = change.take(&settings).and_then(|()| host.refuse_held_memory(&device));
+    if let Err(error) = taken {
+        return Err(undo(&mut change, error, entry.former_driver.as_deref()));
     }
-    Ok(Bound { device: host.device(bdf)?, changed: true, ours: true, former_driver, companions })
+    Ok(done(host.device(bdf)?, true, &entry))
+}
+
+/// Whether a device that is on vfio-pci must leave it for a moment, because something can only be set without a driver.
+fn needs_another_turn(host: &Host, device: &PciDevice, settings: &[Setting]) -> Result<bool> {
+    let mut another_turn = false;
+    let mut any = false;
+    for setting in settings.iter().filter(|setting| !setting.comes_first()) {
+        let differs = setting.now(host, device.bdf)? != *setting;
+        any |= differs;
+        another_turn |= differs && setting.needs_no_driver();
+    }
+    let holders = host.holders(device);
+    if any && !holders.processes.is_empty() {
+        return Err(busy_error(device, &holders, None));
+    }
+    Ok(another_turn)
 }
 
 /// The entry to go on with. One that a killed `bind` left knows what was before it; a driver that the device has
 /// now is the one to give back.
-fn resume(known: Option<Entry>, device: &PciDevice) -> Entry {
+fn resume(known: Option<Entry>, device: &PciDevice) -> Result<Entry> {
     let mut entry = known.unwrap_or_else(|| Entry::new(device));
-    entry.former_driver = device.driver.clone().or(entry.former_driver);
-    entry
+    if !entry.ours {
+        return Err(Error::new(Code::BindFailed, format!("{} is on vfio-pci, but not by passthru", device.bdf))
+            .evidence("what is to be set can only be set while it has no driver")
+            .fix("take it off vfio-pci by whatever put it there, then bind it"));
+    }
+    entry.former_driver = device.driver.clone().filter(|_| !device.on_vfio()).or(entry.former_driver);
+    Ok(entry)
 }
 
 fn undo(change: &mut Change, error: Error, former: Option<&str>) -> Error {
@@ -76,7 +177,32 @@ fn undo(change: &mut Change, error: Error, former: Option<&str>) -> Error {
     }
 }
 
-fn examine(host: &Host, bdf: Bdf, force: bool) -> Result<Candidate> {
+/// Undoes what this `bind` has done to other members of a group, the last first.
+fn give_back_all(host: &Host, journal: &Journal, taken: &[Bdf], error: Error) -> Error {
+    taken.iter().rev().fold(error, |error, &bdf| match journal.read(bdf) {
+        Ok(Some(entry)) => {
+            let former = entry.former_driver.clone();
+            let error = error.evidence(format!("{bdf}, which was bound before it, is given back"));
+            undo(&mut Change::new(host, journal, entry), error, former.as_deref())
+        }
+        Ok(None) => error,
+        Err(second) => error.evidence(format!("and giving {bdf} back failed: {}", second.cause())),
+    })
+}
+
+/// The device, and with `group` the members of its group that must be held for it.
+fn examine_all(host: &Host, bdf: Bdf, options: &BindOptions) -> Result<(Candidate, Vec<Candidate>)> {
+    let candidate = examine(host, bdf, options)?;
+    let mates = candidate.companions.iter().filter(|mate| options.group && mate.blocks);
+    let named = |mate: &&PciDevice| !options.named.contains(&mate.bdf);
+    let alone = BindOptions { group: false, requests: Vec::new(), ..options.clone() };
+    let mates =
+        mates.filter_map(|mate| mate.member.pci.as_ref()).filter(named).map(|mate| examine(host, mate.bdf, &alone));
+    let mates = mates.collect::<Result<Vec<Candidate>>>()?;
+    Ok((candidate, mates))
+}
+
+fn examine(host: &Host, bdf: Bdf, options: &BindOptions) -> Result<Candidate> {
     let device = host.device(bdf)?;
     if device.bridge {
         return Err(Error::new(Code::BindFailed, format!("{bdf} is a bridge and stays with the host"))
@@ -84,14 +210,28 @@ fn examine(host: &Host, bdf: Bdf, force: bool) -> Result<Candidate> {
             .fix("name a device behind it: `lspci -tv` shows what lies where"));
     }
     host.refuse_quarantined(&device)?;
-    let group = host.real_group(&device)?;
-    let mut companions = host.verdicts(&group);
-    companions.retain(|verdict| verdict.member.pci.as_ref().is_none_or(|member| member.bdf != bdf));
+    let companions = companions(host, &device)?;
     let uses = host.uses(bdf);
-    if !force && uses.iter().any(Use::is_vital) {
+    if !options.force && uses.iter().any(Use::is_vital) {
         return Err(in_use_error(&device, &uses, &companions));
     }
-    Ok(Candidate { device, companions })
+    let settings = host.settings_for(&device, &options.requests)?;
+    Ok(Candidate { device, companions, settings })
+}
+
+/// The other members of a device's group.
+fn companions(host: &Host, device: &PciDevice) -> Result<Vec<Verdict>> {
+    let mut companions = host.verdicts(&host.real_group(device)?);
+    companions.retain(|verdict| verdict.member.pci.as_ref().is_none_or(|member| member.bdf != device.bdf));
+    Ok(companions)
+}
+
+fn warnings(host: &Host, device: &PciDevice) -> Vec<String> {
+    let physfn = device.physfn.filter(|physfn| host.interface_is_down(*physfn));
+    let down = physfn.map(|physfn| {
+        format!("the interface of {physfn} is down, and its virtual functions have no link: `ip link set IFACE up`")
+    });
+    host.acs_overridden().map(|warning| warning.to_string()).into_iter().chain(down).collect()
 }
 
 fn in_use_error(device: &PciDevice, uses: &[Use], companions: &[Verdict]) -> Error {
@@ -137,7 +277,7 @@ mod tests {
 
     fn refusal(tree: &TestTree, force: bool) -> Error {
         let before = tree.snapshot();
-        let error = bind(&tree.host(), bdf(NIC), force).unwrap_err();
+        let error = bind(&tree.host(), bdf(NIC), &BindOptions { force, ..BindOptions::default() }).unwrap_err();
         assert_eq!(tree.snapshot(), before, "a refused device is not touched");
         error
     }
@@ -145,7 +285,7 @@ mod tests {
     #[test]
     fn only_the_named_twin_moves() {
         let tree = tree();
-        let bound = bind(&tree.host(), bdf(NIC), false).unwrap();
+        let bound = bind(&tree.host(), bdf(NIC), &BindOptions::default()).unwrap();
         assert!(bound.changed && bound.ours);
         assert_eq!(bound.former_driver.as_deref(), Some("e1000e"));
         assert_eq!(bound.device.driver.as_deref(), Some("vfio-pci"));
@@ -164,9 +304,9 @@ mod tests {
     #[test]
     fn twice_changes_nothing() {
         let tree = tree();
-        bind(&tree.host(), bdf(NIC), false).unwrap();
+        bind(&tree.host(), bdf(NIC), &BindOptions::default()).unwrap();
         let before = tree.snapshot();
-        let again = bind(&tree.host(), bdf(NIC), false).unwrap();
+        let again = bind(&tree.host(), bdf(NIC), &BindOptions::default()).unwrap();
         assert!(!again.changed && again.ours);
         assert_eq!(again.former_driver.as_deref(), Some("e1000e"));
         assert_eq!(tree.snapshot(), before);
@@ -176,7 +316,7 @@ mod tests {
     fn a_device_that_someone_else_bound_is_not_ours() {
         let tree = TestTree::new();
         tree.pci(NIC).driver("vfio-pci").group(2).add();
-        let bound = bind(&tree.host(), bdf(NIC), false).unwrap();
+        let bound = bind(&tree.host(), bdf(NIC), &BindOptions::default()).unwrap();
         assert!(!bound.changed && !bound.ours);
         assert!(tree.kernel().writes().is_empty());
     }
@@ -195,7 +335,7 @@ mod tests {
             error.evidence_lines(),
             ["eth0 has the default route", "0000:01:00.1, of the same IOMMU group: nvme0n1 mounted on /"]
         );
-        let bound = bind(&tree.host(), bdf(NIC), true).unwrap();
+        let bound = bind(&tree.host(), bdf(NIC), &BindOptions::forced()).unwrap();
         assert!(bound.companions[0].blocks);
         assert_eq!(bound.companions[0].uses.len(), 1);
     }
@@ -205,14 +345,14 @@ mod tests {
         let tree = tree();
         tree.net(NIC, "eth0");
         tree.route("eth0", "0000A8C0", "00FFFFFF");
-        assert!(bind(&tree.host(), bdf(NIC), false).unwrap().changed);
+        assert!(bind(&tree.host(), bdf(NIC), &BindOptions::default()).unwrap().changed);
     }
 
     #[test]
     fn bridges_and_devices_without_a_group_are_refused() {
         let tree = tree();
         tree.pci("0000:03:00.0").driver("e1000e").add();
-        let code = |address| bind(&tree.host(), bdf(address), true).unwrap_err().code();
+        let code = |address| bind(&tree.host(), bdf(address), &BindOptions::forced()).unwrap_err().code();
         assert_eq!(code("00:01.0"), Code::BindFailed);
         assert_eq!(code("03:00.0"), Code::NoIommu);
         assert_eq!(code("04:00.0"), Code::DeviceAbsent);
@@ -228,7 +368,7 @@ mod tests {
         assert_eq!(error.code(), Code::NoVfio);
         assert!(error.to_string().contains("Module vfio-pci not found"), "{error}");
         tree.kernel().add_module("vfio-pci");
-        assert!(bind(&tree.host(), bdf(NIC), false).unwrap().changed);
+        assert!(bind(&tree.host(), bdf(NIC), &BindOptions::default()).unwrap().changed);
     }
 
     #[test]
@@ -274,9 +414,9 @@ mod tests {
     #[test]
     fn an_entry_of_another_card_at_the_address_is_replaced() {
         let tree = tree();
-        bind(&tree.host(), bdf(NIC), false).unwrap();
+        bind(&tree.host(), bdf(NIC), &BindOptions::default()).unwrap();
         tree.attribute(NIC, "device", "0x1533\n");
-        let bound = bind(&tree.host(), bdf(NIC), false).unwrap();
+        let bound = bind(&tree.host(), bdf(NIC), &BindOptions::default()).unwrap();
         assert!(!bound.ours, "the new card was found on vfio-pci");
     }
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use super::journal::{Entry, Journal, Step};
 use super::pci::is_vfio_driver;
+use super::setting::Setting;
 use super::{Host, read};
 use crate::error::{Code, Error, Result, explain_io};
 
@@ -27,29 +28,73 @@ impl<'a> Change<'a> {
         Change { host, journal, entry }
     }
 
-    /// Brings the device to vfio-pci. On an error the device is somewhere between: call [`Change::give_back`].
-    pub(super) fn take(&mut self) -> Result<()> {
+    /// Brings the device to vfio-pci, and the settings to what they are to be. On an error everything is somewhere
+    /// between: call [`Change::give_back`].
+    pub(super) fn take(&mut self, settings: &[Setting]) -> Result<()> {
+        for setting in settings.iter().filter(|setting| setting.comes_first()) {
+            self.change(setting)?;
+        }
         // The override comes first: with it set, nothing else can bind the device once it has lost its driver.
         self.set_override(Step::SetOverride, Some(VFIO_PCI))?;
         self.unbind(Step::Unbind)?;
+        self.change_between(settings)?;
         self.probe(Step::Probe, VFIO_PCI)?;
         self.entry.step = Step::Bound;
         self.journal.write(&self.entry)
     }
 
-    /// Brings back the former driver and override, and forgets them when both are verified.
+    /// Changes settings of a device that has no host driver.
+    pub(super) fn change_between(&mut self, settings: &[Setting]) -> Result<()> {
+        settings.iter().filter(|setting| !setting.comes_first()).try_for_each(|setting| self.change(setting))
+    }
+
+    /// Brings back the former settings, driver and override, and forgets them when all are verified.
     pub(super) fn give_back(&mut self) -> Result<()> {
-        if self.path("").exists() {
+        if self.path("").exists() && !self.entry.ours {
+            self.restore(|_| true)?;
+        } else if self.path("").exists() {
             if self.driver().is_some_and(|driver| is_vfio_driver(&driver)) {
                 self.unbind(Step::LetGo)?;
             }
+            // In the reverse order. What fails keeps the rest from nothing: a host without its console is worse.
+            let between = self.restore(|setting| !setting.comes_first());
             let probed = self.probe_former();
+            let first = self.restore(Setting::comes_first);
             // The override goes back even if the driver would not: the device must not stay reserved.
             let former = self.entry.former_override.clone();
             self.set_override(Step::RestoreOverride, former.as_deref())?;
-            probed?;
+            probed.and(between).and(first)?;
         }
         self.journal.remove(self.entry.device)
+    }
+
+    /// Notes how a setting is, then changes it.
+    fn change(&mut self, setting: &Setting) -> Result<()> {
+        let (host, bdf) = (self.host, self.entry.device);
+        let now = setting.now(host, bdf)?;
+        if now == *setting {
+            return Ok(());
+        }
+        // Of what was changed before, the oldest state is the one to go back to.
+        if !self.entry.former_settings.iter().any(|former| former.is_about_the_same(setting)) {
+            self.entry.former_settings.push(now);
+        }
+        self.entry.step = Step::ChangeSetting;
+        self.journal.write(&self.entry)?;
+        setting.set(host, bdf)
+    }
+
+    /// Puts back the settings that `which` picks, the last change first. All are tried; the first failure is told.
+    fn restore(&mut self, which: impl Fn(&Setting) -> bool) -> Result<()> {
+        let (host, bdf) = (self.host, self.entry.device);
+        let mut result = Ok(());
+        for setting in self.entry.former_settings.clone().iter().rev().filter(|setting| which(setting)) {
+            self.entry.step = Step::RestoreSetting;
+            // As in `write`: the entry on disk says all that is needed.
+            let _ = self.journal.write(&self.entry);
+            result = result.and(setting.set(host, bdf));
+        }
+        result
     }
 
     fn probe_former(&mut self) -> Result<()> {

@@ -1,6 +1,6 @@
-//! The one place through which the host is changed: writes to sysfs and the loading of modules.
+//! The one place through which the host is changed: writes to sysfs, the loading of modules, rtnetlink.
 //!
-//! Both can block for ever inside the kernel (a driver that cannot let go of its device), so nothing else may do
+//! All can block for ever inside the kernel (a driver that cannot let go of its device), so nothing else may do
 //! them: whatever bounds them in time bounds them here.
 
 use std::fmt;
@@ -8,6 +8,9 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+
+use super::setting::VfAttribute;
+use super::setting::netlink::{self, VfState};
 
 /// Where `modprobe` is, in the order in which it is looked for. PATH is not trusted: units and hooks run without one.
 const MODPROBE: [&str; 3] = ["/usr/sbin/modprobe", "/sbin/modprobe", "/usr/bin/modprobe"];
@@ -19,6 +22,12 @@ pub trait Effects: fmt::Debug + Send + Sync {
 
     /// Loads a kernel module with what it needs. Built-in ones succeed.
     fn load_module(&self, name: &str) -> io::Result<()>;
+
+    /// What the network interface in a sysfs folder says about its virtual function `number`.
+    fn vf_state(&self, interface: &Path, number: u32) -> io::Result<VfState>;
+
+    /// Tells the network interface what its virtual function `number` is to be.
+    fn set_vf(&self, interface: &Path, number: u32, attribute: VfAttribute) -> io::Result<()>;
 }
 
 /// Changes the machine that the program runs on.
@@ -43,6 +52,14 @@ impl Effects for RealEffects {
         }
         let words = String::from_utf8_lossy(&output.stderr);
         Err(io::Error::other(words.lines().next().unwrap_or("modprobe failed").trim().to_owned()))
+    }
+
+    fn vf_state(&self, interface: &Path, number: u32) -> io::Result<VfState> {
+        netlink::vf_state(interface, number)
+    }
+
+    fn set_vf(&self, interface: &Path, number: u32, attribute: VfAttribute) -> io::Result<()> {
+        netlink::set_vf(interface, number, attribute)
     }
 }
 

@@ -16,7 +16,8 @@
 //! | [`acs`] | the kernel option that makes groups look smaller than they are |
 //! | [`reset`], [`quarantine`] | which reset a function gets and whom else it hits; devices that did not come back from one |
 //! | [`mod@inspect`] | all facts about one function together |
-//! | [`journal`], [`effects`] | what was there before a change, kept across a crash; the one place that writes to sysfs |
+//! | [`setting`] | what else `bind` changes: virtual functions, the size of BARs, the boot console |
+//! | [`journal`], [`effects`] | what was there before a change, kept across a crash; the one place that changes the host |
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,6 +39,7 @@ mod read;
 mod record;
 pub mod release;
 pub mod reset;
+pub mod setting;
 pub mod usage;
 pub mod viable;
 pub mod wake;

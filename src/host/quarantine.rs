@@ -127,6 +127,7 @@ fn file_name(bdf: Bdf) -> String {
 mod tests {
     use super::*;
     use crate::host::bind;
+    use crate::host::bind::BindOptions;
     use crate::host::testtree::{TestTree, bdf};
 
     const NIC: &str = "0000:01:00.0";
@@ -143,14 +144,14 @@ mod tests {
         let host = tree.host();
         host.quarantine(bdf(NIC), "after the reset its class code\nreads as ones").unwrap();
         assert_eq!(host.quarantine_list(), [bdf(NIC)]);
-        let error = bind(&host, bdf(NIC), false).unwrap_err();
+        let error = bind(&host, bdf(NIC), &BindOptions::default()).unwrap_err();
         assert_eq!((error.code(), error.code().entry().class.exit_code()), (Code::Quarantined, 4));
         assert_eq!(error.evidence_lines()[0], "after the reset its class code reads as ones");
         assert!(error.to_string().contains("`passthru recover --clear 0000:01:00.0`"), "{error}");
         assert!(tree.kernel().writes().is_empty());
         assert!(host.clear_quarantine(bdf(NIC)).unwrap());
         assert!(!host.clear_quarantine(bdf(NIC)).unwrap());
-        assert!(bind(&host, bdf(NIC), false).unwrap().changed);
+        assert!(bind(&host, bdf(NIC), &BindOptions::default()).unwrap().changed);
         host.quarantine(bdf(NIC), "again").unwrap();
         assert_eq!(host.ready(bdf(NIC)).unwrap_err().code(), Code::Quarantined);
     }
@@ -160,14 +161,14 @@ mod tests {
         let tree = tree();
         tree.host().quarantine(bdf(NIC), "dead").unwrap();
         tree.attribute(NIC, "device", "0x1533\n");
-        assert!(bind(&tree.host(), bdf(NIC), false).unwrap().changed);
+        assert!(bind(&tree.host(), bdf(NIC), &BindOptions::default()).unwrap().changed);
     }
 
     #[test]
     fn a_damaged_note_is_an_error_and_can_be_cleared() {
         let tree = tree();
         tree.file(format!("run/passthru/quarantine/{NIC}.json"), "{}");
-        assert_eq!(bind(&tree.host(), bdf(NIC), false).unwrap_err().code(), Code::JournalUnusable);
+        assert_eq!(bind(&tree.host(), bdf(NIC), &BindOptions::default()).unwrap_err().code(), Code::JournalUnusable);
         assert!(tree.host().clear_quarantine(bdf(NIC)).unwrap());
         assert!(tree.host().refuse_quarantined(&tree.host().device(bdf(NIC)).unwrap()).is_ok());
     }

@@ -32,6 +32,15 @@ pub struct Released {
     pub outcome: Outcome,
     /// The driver that it has now.
     pub driver: Option<String>,
+    /// Members of its group that were held for it, and are not any more.
+    pub held: Vec<Released>,
+}
+
+impl Released {
+    /// Without a driver, and with nothing that was held for it.
+    pub(crate) fn of(bdf: Bdf, outcome: Outcome) -> Released {
+        Released { bdf, outcome, driver: None, held: Vec::new() }
+    }
 }
 
 /// A device that `recover` left on vfio-pci because someone has its group open.
@@ -75,15 +84,18 @@ pub struct Recovered {
 pub fn release(host: &Host, bdf: Bdf) -> Result<Released> {
     if host.journal_entry(bdf)?.is_none() {
         let driver = host.device(bdf)?.driver;
-        return Ok(Released { bdf, outcome: Outcome::NotOurs, driver });
+        return Ok(Released { driver, ..Released::of(bdf, Outcome::NotOurs) });
     }
     let journal = Journal::open(host)?;
     let Some(entry) = journal.read(bdf)? else {
         // Another process released it while we waited for the lock.
-        return Ok(Released { bdf, outcome: Outcome::GivenBack, driver: host.driver(bdf) });
+        return Ok(Released { driver: host.driver(bdf), ..Released::of(bdf, Outcome::GivenBack) });
     };
     match settle(host, &journal, entry)? {
-        Settled::Done(released) => Ok(released),
+        Settled::Done(mut released) => {
+            released.held = let_go_of_held(host, &journal, bdf)?;
+            Ok(released)
+        }
         Settled::Held(device, holders) => Err(busy_error(&device, &holders, None)),
     }
 }
@@ -132,12 +144,12 @@ fn settle(host: &Host, journal: &Journal, entry: Entry) -> Result<Settled> {
         now => {
             journal.remove(bdf)?;
             let driver = now.ok().and_then(|device| device.driver);
-            return Ok(Settled::Done(Released { bdf, outcome: Outcome::Gone, driver }));
+            return Ok(Settled::Done(Released { driver, ..Released::of(bdf, Outcome::Gone) }));
         }
     };
-    if !entry.ours {
+    if !entry.ours && entry.former_settings.is_empty() {
         journal.remove(bdf)?;
-        return Ok(Settled::Done(Released { bdf, outcome: Outcome::NotOurs, driver: device.driver }));
+        return Ok(Settled::Done(Released { driver: device.driver, ..Released::of(bdf, Outcome::NotOurs) }));
     }
     // vfio-pci's unbind waits until the last descriptor is closed, and a member of a group that a guest owns must not
     // go back to a driver of the host (old kernels stop with BUG()).
@@ -145,8 +157,33 @@ fn settle(host: &Host, journal: &Journal, entry: Entry) -> Result<Settled> {
     if !holders.processes.is_empty() {
         return Ok(Settled::Held(Box::new(device), holders));
     }
+    let outcome = if entry.ours { Outcome::GivenBack } else { Outcome::NotOurs };
     Change::new(host, journal, entry).give_back()?;
-    Ok(Settled::Done(Released { bdf, outcome: Outcome::GivenBack, driver: host.driver(bdf) }))
+    Ok(Settled::Done(Released { driver: host.driver(bdf), ..Released::of(bdf, outcome) }))
+}
+
+/// Gives back the members of a group that were held for a device that has been released. As long as another member of the
+/// group is bound by name, they are held for that one.
+fn let_go_of_held(host: &Host, journal: &Journal, bdf: Bdf) -> Result<Vec<Released>> {
+    let entries: Vec<Entry> = journal.entries().into_iter().filter_map(|(_, entry)| entry.ok().flatten()).collect();
+    let group = |bdf: Bdf| host.device(bdf).ok().and_then(|device| device.iommu_group);
+    let mut released = Vec::new();
+    for mut entry in entries.iter().filter(|entry| entry.held_for == Some(bdf)).cloned() {
+        let id = group(entry.device);
+        let another = entries
+            .iter()
+            .find(|other| other.held_for.is_none() && other.device != bdf && id.is_some() && group(other.device) == id);
+        if let Some(another) = another {
+            entry.held_for = Some(another.device);
+            journal.write(&entry)?;
+            continue;
+        }
+        match settle(host, journal, entry)? {
+            Settled::Done(done) => released.push(done),
+            Settled::Held(device, holders) => return Err(busy_error(&device, &holders, None)),
+        }
+    }
+    Ok(released)
 }
 
 #[cfg(test)]
@@ -156,6 +193,7 @@ mod tests {
     use super::*;
     use crate::error::Code;
     use crate::host::bind;
+    use crate::host::bind::BindOptions;
     use crate::host::testtree::{Fault, Killed, TestTree, bdf};
 
     const NIC: &str = "0000:01:00.0";
@@ -216,7 +254,7 @@ mod tests {
     }
 
     fn bind_nic(host: &Host) {
-        bind(host, bdf(NIC), false).unwrap();
+        bind(host, bdf(NIC), &BindOptions::default()).unwrap();
     }
 
     #[test]
@@ -247,7 +285,7 @@ mod tests {
                 tree.kernel().set_fault(Some(fault));
                 assert!(killed(|| bind_nic(&tree.host())));
                 tree.kernel().set_fault(None);
-                let bound = bind(&tree.host(), bdf(NIC), false).unwrap();
+                let bound = bind(&tree.host(), bdf(NIC), &BindOptions::default()).unwrap();
                 assert_eq!((bound.ours, bound.former_driver.as_deref()), (true, Some("e1000e")));
                 release(&tree.host(), bdf(NIC)).unwrap();
                 assert_eq!(tree.snapshot(), before);

@@ -7,9 +7,12 @@ use serde::{Deserialize, Serialize};
 use crate::bdf::Bdf;
 use crate::host::PciDevice;
 use crate::host::pci::is_vfio_driver;
+use crate::host::setting::Setting;
 
 /// The version of the file's form.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The oldest form that is still understood: it knows no settings and nothing that is held.
+const OLDEST: u32 = 1;
 /// Longer names of drivers do not exist (a kernel module's name has 55 characters at most).
 const MAX_DRIVER_NAME: usize = 64;
 
@@ -33,12 +36,16 @@ pub enum Step {
     ProbeFormer,
     /// Put the former override back.
     RestoreOverride,
+    /// Change a setting of the host.
+    ChangeSetting,
+    /// Put a setting back.
+    RestoreSetting,
 }
 
 impl Step {
     /// Whether the step undoes: then the entry on disk already says all that is needed.
     pub(in crate::host) fn undoes(self) -> bool {
-        matches!(self, Step::LetGo | Step::SetFormer | Step::ProbeFormer | Step::RestoreOverride)
+        matches!(self, Step::LetGo | Step::SetFormer | Step::ProbeFormer | Step::RestoreOverride | Step::RestoreSetting)
     }
 }
 
@@ -53,6 +60,8 @@ impl fmt::Display for Step {
             Step::SetFormer => "reserve the device for its former driver",
             Step::ProbeFormer => "bind it to its former driver",
             Step::RestoreOverride => "put the former driver override back",
+            Step::ChangeSetting => "change a setting",
+            Step::RestoreSetting => "put a setting back",
         })
     }
 }
@@ -71,6 +80,12 @@ pub struct Entry {
     pub former_driver: Option<String>,
     /// The override that it had.
     pub former_override: Option<String>,
+    /// The device that it is only held for: it went to vfio-pci as a member of that one's group.
+    #[serde(default)]
+    pub held_for: Option<Bdf>,
+    /// Settings that were changed, as they were before, in the order of the changes.
+    #[serde(default)]
+    pub former_settings: Vec<Setting>,
     /// How far the change has come.
     pub step: Step,
 }
@@ -85,6 +100,8 @@ impl Entry {
             ours: !device.on_vfio(),
             former_driver: device.driver.clone(),
             former_override: device.driver_override.clone(),
+            held_for: None,
+            former_settings: Vec::new(),
             step: Step::SetOverride,
         }
     }
@@ -97,7 +114,7 @@ impl Entry {
     /// Reads an entry, believing nothing.
     pub(super) fn parse(text: &str, bdf: Bdf) -> Result<Entry, String> {
         let entry: Entry = serde_json::from_str(text).map_err(|error| format!("it is damaged: {error}"))?;
-        if entry.version != VERSION {
+        if !(OLDEST..=VERSION).contains(&entry.version) {
             return Err(format!("it has version {}, this passthru writes version {VERSION}", entry.version));
         }
         if entry.device != bdf {
@@ -112,6 +129,7 @@ impl Entry {
         if let Some(name) = self.former_driver.iter().chain(&self.former_override).find(|name| !is_driver_name(name)) {
             return Err(format!("{name:?} cannot be a driver's name"));
         }
+        self.former_settings.iter().try_for_each(Setting::check)?;
         match &self.former_driver {
             Some(name) if self.ours && is_vfio_driver(name) => Err(format!("it takes {name} for a host driver")),
             _ => Ok(()),

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 
 use crate::host::effects::Effects;
+use crate::host::setting::VfAttribute;
+use crate::host::setting::netlink::VfState;
 
 /// What goes wrong with one change of the host. Changes are counted from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +43,7 @@ struct State {
     fault: Option<Fault>,
     writes: Vec<(String, String)>,
     changes: usize,
+    vf: Vec<VfAttribute>,
 }
 
 impl FakeKernel {
@@ -135,6 +138,12 @@ impl FakeKernel {
             Some("driver_override") if value.is_empty() => fs::write(file, "(null)\n"),
             Some("driver_override") => fs::write(file, format!("{value}\n")),
             Some("drivers_probe") => self.probe(state, value),
+            Some("unbind" | "bind") if file.starts_with(self.root.join("sys/bus/platform")) => {
+                self.platform(file, value)
+            }
+            // A virtual console driver.
+            Some("bind") => fs::write(file, format!("{value}\n")),
+            Some(name) if name.starts_with("resource") => self.resize(file, value),
             Some("unbind") => {
                 let driver = fs::canonicalize(file)?.parent().and_then(|at| Some(at.file_name()?.to_owned())).unwrap();
                 self.unbind(driver.to_str().unwrap(), value)
@@ -142,6 +151,47 @@ impl FakeKernel {
             Some("control") => fs::write(file, format!("{value}\n")),
             other => panic!("{other:?} must never be written"),
         }
+    }
+
+    fn platform(&self, file: &Path, device: &str) -> io::Result<()> {
+        let driver = file.parent().unwrap();
+        let link = self.root.join("sys/bus/platform/devices").join(device).join("driver");
+        if file.ends_with("bind") {
+            return symlink(driver, link);
+        }
+        if self.state_keeps_memory() {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        fs::remove_file(link)?;
+        fs::write(self.root.join("proc/iomem"), "")
+    }
+
+    fn state_keeps_memory(&self) -> bool {
+        self.root.join("keeps-memory").exists()
+    }
+
+    /// As `__resource_resize_store` does.
+    fn resize(&self, file: &Path, value: &str) -> io::Result<()> {
+        let folder = file.parent().unwrap();
+        if folder.join("driver").exists() {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        let exponent: u32 = value.parse().unwrap();
+        let sizes = fs::read_to_string(file)?;
+        if u64::from_str_radix(sizes.trim(), 16).unwrap() >> exponent & 1 == 0 {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let size = (1u64 << 20) << exponent;
+        fs::write(folder.join("resource"), resource_line(size))
+    }
+
+    /// Lets a physical function's driver know its virtual functions; `None` for one that it does not offer.
+    pub(crate) fn set_vf_state(&self, state: Vec<VfAttribute>) {
+        self.state.lock().vf = state;
+    }
+
+    pub(crate) fn vf(&self) -> Vec<VfAttribute> {
+        self.state.lock().vf.clone()
     }
 
     /// Counts a change and lets the fault that is set for it happen; `true`: killed after it.
@@ -182,4 +232,28 @@ impl Effects for FakeKernel {
         }
         Ok(())
     }
+
+    fn vf_state(&self, _: &Path, number: u32) -> io::Result<VfState> {
+        assert_eq!(number, 1, "the virtual function of the tree is number 1");
+        Ok(self.state.lock().vf.clone())
+    }
+
+    fn set_vf(&self, _: &Path, _: u32, attribute: VfAttribute) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let killed = self.count(&mut state)?;
+        let same = |is: &&mut VfAttribute| std::mem::discriminant(*is) == std::mem::discriminant(&attribute);
+        match state.vf.iter_mut().find(same) {
+            Some(is) => *is = attribute,
+            None => return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+        }
+        if killed {
+            std::panic::panic_any(Killed);
+        }
+        Ok(())
+    }
+}
+
+/// The line of a 64-bit prefetchable BAR 0 of this size.
+pub(crate) fn resource_line(size: u64) -> String {
+    format!("{:#018x} {:#018x} 0x000000000014220c\n", 0x80_0000_0000u64, 0x80_0000_0000u64 + size - 1)
 }

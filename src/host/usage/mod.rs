@@ -98,7 +98,7 @@ impl Host {
 }
 
 /// Whether a resolved path of sysfs leads through a function's folder.
-fn lies_below(path: &Path, bdf: Bdf) -> bool {
+pub(super) fn lies_below(path: &Path, bdf: Bdf) -> bool {
     path.components().any(|part| match part {
         Component::Normal(name) => name.to_str().and_then(|name| name.parse().ok()) == Some(bdf),
         _ => false,
