@@ -189,6 +189,9 @@ codes! {
     NoPhysicalInterface = 59, Device, "the physical function has no network interface",
         "Only the driver of the physical function can set what its virtual functions are. It is unbound, is on vfio-pci \
          itself, or is no network driver. Leave the physical function on its host driver.";
+    VfToken = 60, Device, "the virtual function needs a token",
+        "Its physical function is on vfio-pci, too: whoever has that must know whoever has the virtual function, by a token \
+         that both give to VFIO. passthru cannot give one yet. Give the physical function back to its host driver.";
     BarSize = 61, Device, "a BAR cannot have that size",
         "--bar-size needs a device with resizable BARs, one of the sizes that it offers (they are listed), and room below \
          the bridges above it. The firmware's switch \"Above 4G decoding\" makes room.";
