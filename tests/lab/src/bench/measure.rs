@@ -22,8 +22,12 @@ use super::smaps::{self, Memory};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Run {
     pub marks: Vec<Mark>,
-    /// Time in VFIO_IOMMU_MAP_DMA, ms.
+    /// Time in VFIO_IOMMU_MAP_DMA that the start waits for, ms.
     pub map_ms: f64,
+    /// The same beside the guest, ms.
+    pub beside_ms: f64,
+    /// Requests of both.
+    pub map_calls: u64,
     /// Whether the VMM ended by itself, with 0.
     pub success: bool,
     /// The last lines of its output.
@@ -89,11 +93,12 @@ pub fn run(text: &str, counting: bool, limit: Duration) -> Result<Run> {
     // The watchdog has gone already if the limit was over.
     let _ = done.send(());
     let _ = watchdog.join();
-    let map_ms = map_time::read()?;
+    let map = map_time::read()?;
     map_time::stop();
     Counts::stop();
     let from = lines.len().saturating_sub(15);
-    Ok(Run { marks, map_ms, success: status.success(), tail: lines[from..].join("\n") })
+    let map_time::MapTime { waited_ms, beside_ms, calls } = map;
+    Ok(Run { marks, map_ms: waited_ms, beside_ms, map_calls: calls, success: status.success(), tail: lines[from..].join("\n") })
 }
 
 /// The name on a marker line.

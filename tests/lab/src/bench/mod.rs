@@ -27,6 +27,10 @@ use strace::Ioctls;
 const RUN_LIMIT: Duration = Duration::from_secs(150);
 /// Runs in which everything is counted.
 const COUNTING_ROUNDS: u32 = 3;
+/// Memory of the guests whose start is compared: how much does pinning delay it?
+pub const START_MEMORY: [&str; 2] = ["256M", "2G"];
+/// Rounds of that.
+const START_ROUNDS: u32 = 3;
 /// L1s that may stall before the benchmark is given up.
 const MAX_BOOTS: u32 = 4;
 
@@ -44,6 +48,8 @@ pub struct Figures {
     pub vmm: Vmm,
     pub timed: Vec<Run>,
     pub counted: Vec<Run>,
+    /// Plain starts, for each of [`START_MEMORY`].
+    pub starts: [Vec<Run>; 2],
     pub ioctls: Option<Ioctls>,
     /// Size of its stripped binary, bytes.
     pub binary: Option<u64>,
@@ -65,6 +71,7 @@ pub fn run(
             vmm: *vmm,
             timed: Vec::new(),
             counted: Vec::new(),
+            starts: Default::default(),
             ioctls: None,
             binary: passthru_size.filter(|_| *vmm == Vmm::Passthru),
         });
@@ -80,6 +87,16 @@ pub fn run(
     for round in 1..=plan.rounds {
         for figures in &mut all {
             figures.timed.push(bench.measured(figures.vmm, false, round)?);
+        }
+    }
+    for round in 1..=plan.rounds.min(START_ROUNDS) {
+        for (at, memory) in START_MEMORY.into_iter().enumerate() {
+            for figures in &mut all {
+                let run = bench.start(figures.vmm, memory, round)?;
+                if let Some(runs) = figures.starts.get_mut(at) {
+                    runs.push(run);
+                }
+            }
         }
     }
     print!("{}", table::render(&all, &plan.memory));
@@ -142,7 +159,7 @@ impl Bench<'_> {
 
     fn measured(&mut self, vmm: Vmm, counting: bool, round: u32) -> Result<Run> {
         let what = if counting { "counted" } else { "timed" };
-        let run = self.robust(|bench| bench.measure(vmm, counting))?;
+        let run = self.robust(|bench| bench.measure(bench.guest(vmm), counting))?;
         let up = run.mark("up").context("no init")?;
         progress(&format!(
             "{vmm:?}, {what} run {round}: init after {:.1} s, of it {:.1} s in MAP_DMA",
@@ -152,8 +169,21 @@ impl Bench<'_> {
         Ok(run)
     }
 
-    fn measure(&mut self, vmm: Vmm, counting: bool) -> Result<Run> {
-        let mut guest = self.guest(vmm);
+    /// A start with so much memory.
+    fn start(&mut self, vmm: Vmm, memory: &str, round: u32) -> Result<Run> {
+        let run = self.robust(|bench| bench.measure(bench.guest(vmm).memory(memory), false))?;
+        let up = run.mark("up").context("no init")?;
+        progress(&format!(
+            "{vmm:?}, start {round} with {memory}: init after {:.1} s, {:.1} s in MAP_DMA before it, {:.1} s beside it",
+            up.ms / 1000.0,
+            run.map_ms / 1000.0,
+            run.beside_ms / 1000.0
+        ));
+        Ok(run)
+    }
+
+    fn measure(&mut self, mut guest: Guest, counting: bool) -> Result<Run> {
+        let vmm = guest.vmm;
         if counting {
             guest = guest
                 .script(&l2::nic_up("e1000e"))

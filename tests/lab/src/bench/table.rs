@@ -94,13 +94,33 @@ const ROWS: &[Row] = &[
         target: None,
     },
     Row {
+        what: "exec to init with 256 MiB, s",
+        take: |f| Sample::of(f.starts[0].iter().filter_map(whole_seconds).collect()),
+        target: None,
+    },
+    Row {
+        what: "exec to init with 2 GiB, s",
+        take: |f| Sample::of(f.starts[1].iter().filter_map(whole_seconds).collect()),
+        target: None,
+    },
+    Row {
+        what: "VFIO_IOMMU_MAP_DMA with 2 GiB",
+        take: |f| Sample::of(f.starts[1].iter().map(|run| run.map_calls as f64).collect()),
+        target: None,
+    },
+    Row {
         what: "stripped binary, MB",
         take: |f| exact(f.binary?).map(|s| Sample { median: s.median / 1e6, least: s.least / 1e6, most: s.most / 1e6 }),
         target: Some(6.0),
     },
 ];
 
-/// Seconds from exec to init without the time in MAP_DMA.
+/// Seconds from exec to init.
+fn whole_seconds(run: &Run) -> Option<f64> {
+    Some(run.mark("up")?.ms / 1000.0)
+}
+
+/// Seconds from exec to init without the time in MAP_DMA that nothing else is done in.
 fn boot_seconds(run: &Run) -> Option<f64> {
     Some((run.mark("up")?.ms - run.map_ms) / 1000.0)
 }
@@ -161,6 +181,16 @@ pub fn render(all: &[Figures], memory: &str) -> String {
         );
     }
     for figures in all {
+        if let Some(growth) = growth(figures) {
+            let _ = writeln!(
+                out,
+                "\n{:?}: exec to init with 2 GiB is {} times that with 256 MiB, round by round",
+                figures.vmm,
+                growth.text()
+            );
+        }
+    }
+    for figures in all {
         out += &causes(figures);
     }
     out
@@ -170,6 +200,13 @@ pub fn render(all: &[Figures], memory: &str) -> String {
 fn time_ratio(qemu: &Figures, ours: &Figures) -> Option<Sample> {
     let pairs = qemu.timed.iter().zip(&ours.timed);
     let ratios = pairs.filter_map(|(q, o)| Some(boot_seconds(o)? / boot_seconds(q)?));
+    Sample::of(ratios.collect())
+}
+
+/// What more memory costs at the start.
+fn growth(figures: &Figures) -> Option<Sample> {
+    let [small, large] = &figures.starts;
+    let ratios = small.iter().zip(large).filter_map(|(s, l)| Some(whole_seconds(l)? / whole_seconds(s)?));
     Sample::of(ratios.collect())
 }
 
@@ -211,7 +248,14 @@ mod tests {
 
     #[test]
     fn a_table_without_figures_has_all_its_lines() {
-        let empty = |vmm| Figures { vmm, timed: Vec::new(), counted: Vec::new(), ioctls: None, binary: None };
+        let empty = |vmm| Figures {
+            vmm,
+            timed: Vec::new(),
+            counted: Vec::new(),
+            starts: Default::default(),
+            ioctls: None,
+            binary: None,
+        };
         let text = render(&[empty(Vmm::Qemu), empty(Vmm::Passthru)], "1G");
         for row in ROWS {
             assert!(text.contains(row.what));
@@ -225,6 +269,7 @@ mod tests {
             vmm: Vmm::Passthru,
             timed: Vec::new(),
             counted: Vec::new(),
+            starts: Default::default(),
             ioctls: None,
             binary: Some(7_000_000),
         };

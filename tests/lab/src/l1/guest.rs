@@ -36,6 +36,7 @@ pub struct Guest {
     reboots: bool,
     append: String,
     devices: Vec<String>,
+    options: Vec<String>,
     script: String,
     files: Archive,
 }
@@ -59,6 +60,7 @@ impl Guest {
             reboots: false,
             append: String::new(),
             devices: Vec::new(),
+            options: Vec::new(),
             script: String::new(),
             files: Archive::new(),
         }
@@ -107,6 +109,12 @@ impl Guest {
     pub fn append(mut self, words: &str) -> Self {
         self.append.push(' ');
         self.append.push_str(words);
+        self
+    }
+
+    /// Words of the command line as they are.
+    pub fn option(mut self, words: &str) -> Self {
+        self.options.push(words.to_owned());
         self
     }
 
@@ -177,6 +185,7 @@ impl Guest {
         if !self.reboots {
             words.push(format!("{dashes}no-reboot"));
         }
+        words.extend(self.options.iter().cloned());
         for (i, device) in self.devices.iter().enumerate() {
             let more = match (self.vmm, device.split(',').next()) {
                 // SeaBIOS would run the card's network boot ROM.

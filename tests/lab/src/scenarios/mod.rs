@@ -10,6 +10,7 @@ mod lifecycle;
 mod main_job;
 pub mod matrix;
 mod rom;
+mod start;
 pub mod steps;
 
 use crate::scenario::Scenario;
@@ -19,6 +20,7 @@ static TABLES: &[&[Scenario]] = &[
     main_job::SCENARIOS,
     bars::SCENARIOS,
     lifecycle::SCENARIOS,
+    start::SCENARIOS,
     errors::SCENARIOS,
     groups::SCENARIOS,
     matrix::SCENARIOS,
