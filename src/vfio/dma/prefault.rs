@@ -6,8 +6,9 @@ use std::thread;
 
 use crate::memory::HostSlice;
 
-/// What a thread takes at a time, in bytes: enough huge pages to be worth a call, and short enough to stop at.
-const PART: u64 = 64 << 20;
+/// What a thread takes at a time, in bytes: a huge page. The kernel holds the lock of the process's address space through
+/// a call, and the main thread, which maps files, stacks and vCPUs meanwhile, waits for that.
+const PART: u64 = 2 << 20;
 
 /// Touches all of `memory` for writing, by `threads` threads of which the caller is one, until `stop` is set. 0 threads:
 /// not at all.
@@ -52,8 +53,8 @@ mod tests {
 
     #[test]
     fn every_page_is_there_and_none_after_a_stop() {
-        for (threads, stop, wanted) in [(3, false, PART + (8 << 20)), (1, true, 0), (0, false, 0)] {
-            let memory = Arc::new(HostMem::anonymous(PART + (8 << 20), PageSize::Small).unwrap());
+        for (threads, stop, wanted) in [(3, false, 16 * PART + 4096), (1, true, 0), (0, false, 0)] {
+            let memory = Arc::new(HostMem::anonymous(16 * PART + 4096, PageSize::Small).unwrap());
             prefault(&memory.slice(), threads, &AtomicBool::new(stop));
             assert_eq!(resident(&memory), wanted, "{threads} {stop}");
         }
