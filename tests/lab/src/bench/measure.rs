@@ -98,7 +98,14 @@ pub fn run(text: &str, counting: bool, limit: Duration) -> Result<Run> {
     Counts::stop();
     let from = lines.len().saturating_sub(15);
     let map_time::MapTime { waited_ms, beside_ms, calls } = map;
-    Ok(Run { marks, map_ms: waited_ms, beside_ms, map_calls: calls, success: status.success(), tail: lines[from..].join("\n") })
+    Ok(Run {
+        marks,
+        map_ms: waited_ms,
+        beside_ms,
+        map_calls: calls,
+        success: status.success(),
+        tail: lines[from..].join("\n"),
+    })
 }
 
 /// The name on a marker line.
