@@ -21,8 +21,8 @@ const FIRST_ROOT: usize = 0x10;
 pub struct Row {
     pub name: &'static str,
     pub socket: Socket,
-    /// QEMU's device on L0. `{nic}` stands for a network, `{id}` for the row's own id; the place is added to the first
-    /// device, and more arguments may follow it.
+    /// QEMU's device on L0, and what belongs to it. `{at}` stands for the place, `{nic}` for a network, `{id}` for the
+    /// row's own id.
     device: &'static str,
     /// Driver, as sysfs names it; an empty one for a device that has none.
     pub driver: &'static str,
@@ -54,19 +54,29 @@ impl Row {
 
 use Socket::{Port, Root};
 
+/// A namespace that a controller and its virtual function share.
+const NVME_SRIOV: &str = "nvme-subsys,id={id}s -device nvme,{at},id={id},serial={id},subsys={id}s,\
+    sriov_max_vfs=1,sriov_vq_flexible=2,sriov_vi_flexible=1 -device nvme-ns,bus={id},drive={id}d";
+/// As QEMU's documentation has it (`docs/system/devices/nvme`, "SR-IOV"): the controller gives its flexible resources
+/// up, which takes a reset; the function gets them and goes online; then a driver can have it.
+const NVME_VF: &str = "c=/dev/$(ls $pf/nvme | head -n 1); nvme virt-mgmt $c -c 0 -r 1 -a 1 -n 0; \
+    nvme virt-mgmt $c -c 0 -r 0 -a 1 -n 0; echo 1 > $pf/reset; sleep 1; echo 1 > $pf/sriov_numvfs; \
+    nvme virt-mgmt $c -c 1 -r 1 -a 8 -n 1; nvme virt-mgmt $c -c 1 -r 0 -a 8 -n 2; \
+    nvme virt-mgmt $c -c 1 -r 0 -a 9 -n 0; vf=$(basename $(readlink $pf/virtfn0)); \
+    [ -e $pf/virtfn0/driver ] || echo $vf > /sys/bus/pci/drivers/nvme/bind";
 const IGB_VF: &str = "ip link set $(ls $pf/net) up; echo 1 > $pf/sriov_numvfs";
 
 /// Network cards.
 pub static NICS: &[Row] = &[
-    Row::new("e1000e", Port, "e1000e,{nic}", "e1000e", "e1000e", Work::Nic),
-    Row::new("e1000", Root, "e1000,{nic}", "e1000", "e1000", Work::Nic),
-    Row::new("igb", Port, "igb,{nic}", "igb", "igb", Work::Nic),
-    Row::new("igb VF", Port, "igb,{nic}", "igbvf", "igb igbvf", Work::Nic).virtual_function(IGB_VF),
-    Row::new("rtl8139", Root, "rtl8139,{nic}", "8139cp", "8139cp", Work::Nic),
+    Row::new("e1000e", Port, "e1000e,{at},{nic}", "e1000e", "e1000e", Work::Nic),
+    Row::new("e1000", Root, "e1000,{at},{nic}", "e1000", "e1000", Work::Nic),
+    Row::new("igb", Port, "igb,{at},{nic}", "igb", "igb", Work::Nic),
+    Row::new("igb VF", Port, "igb,{at},{nic}", "igbvf", "igb igbvf", Work::Nic).virtual_function(IGB_VF),
+    Row::new("rtl8139", Root, "rtl8139,{at},{nic}", "8139cp", "8139cp", Work::Nic),
     Row::new(
         "virtio-net",
         Port,
-        "virtio-net-pci,{nic},disable-legacy=on,iommu_platform=on",
+        "virtio-net-pci,{at},{nic},disable-legacy=on,iommu_platform=on",
         "virtio-pci",
         "virtio_net",
         Work::Nic,
@@ -75,11 +85,12 @@ pub static NICS: &[Row] = &[
 
 /// Drives and what has drives.
 pub static DRIVES: &[Row] = &[
-    Row::new("nvme", Port, "nvme,drive={id}d,serial={id}", "nvme", "nvme", Work::Drive),
+    Row::new("nvme", Port, "nvme,{at},drive={id}d,serial={id}", "nvme", "nvme", Work::Drive),
+    Row::new("nvme VF", Port, NVME_SRIOV, "nvme", "nvme", Work::Drive).virtual_function(NVME_VF),
     Row::new(
         "ich9-ahci",
         Root,
-        "ich9-ahci,id={id} -device ide-hd,bus={id}.0,drive={id}d",
+        "ich9-ahci,{at},id={id} -device ide-hd,bus={id}.0,drive={id}d",
         "ahci",
         "ahci sd_mod",
         Work::Drive,
@@ -87,7 +98,7 @@ pub static DRIVES: &[Row] = &[
     Row::new(
         "qemu-xhci",
         Port,
-        "qemu-xhci,id={id} -device usb-storage,bus={id}.0,drive={id}d",
+        "qemu-xhci,{at},id={id} -device usb-storage,bus={id}.0,drive={id}d",
         "xhci_hcd",
         "xhci-pci usb-storage sd_mod",
         Work::Drive,
@@ -99,15 +110,15 @@ pub static OTHERS: &[Row] = &[
     Row::new(
         "ich9-intel-hda",
         Root,
-        "ich9-intel-hda,id={id} -device hda-output,bus={id}.0,audiodev={id}a,mixer=off",
+        "ich9-intel-hda,{at},id={id} -device hda-output,bus={id}.0,audiodev={id}a,mixer=off",
         "snd_hda_intel",
         "snd-hda-codec-generic snd-hda-intel",
         Work::Sound,
     ),
-    Row::new("edu", Root, "edu", "", "uio_pci_generic", Work::Edu),
-    Row::new("VGA", Root, "VGA,id={id}", "bochs-drm", "bochs", Work::Display { bits: 8 }),
-    Row::new("bochs-display", Port, "bochs-display,id={id}", "bochs-drm", "bochs", Work::Display { bits: 8 }),
-    Row::new("cirrus-vga", Root, "cirrus-vga,id={id}", "cirrus", "cirrus", Work::Display { bits: 5 }),
+    Row::new("edu", Root, "edu,{at}", "", "uio_pci_generic", Work::Edu),
+    Row::new("VGA", Root, "VGA,{at},id={id}", "bochs-drm", "bochs", Work::Display { bits: 8 }),
+    Row::new("bochs-display", Port, "bochs-display,{at},id={id}", "bochs-drm", "bochs", Work::Display { bits: 8 }),
+    Row::new("cirrus-vga", Root, "cirrus-vga,{at},id={id}", "cirrus", "cirrus", Work::Display { bits: 5 }),
 ];
 
 /// The rows of all PCs.
@@ -158,9 +169,8 @@ pub fn arguments(rows: &[Row]) -> Vec<String> {
         };
         words.push(row.work.backend(&id));
         let nic = format!("netdev={id}n,mac=52:54:00:00:02:{index:02x}");
-        let device = row.device.replace("{nic}", &nic).replace("{id}", &id);
-        let (first, more) = device.split_once(' ').unwrap_or((&device, ""));
-        words.push(format!("-device {first},{at} {more}"));
+        let device = row.device.replace("{at}", &at).replace("{nic}", &nic).replace("{id}", &id);
+        words.push(format!("-device {device}"));
     }
     words
 }
