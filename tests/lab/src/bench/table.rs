@@ -89,6 +89,11 @@ const ROWS: &[Row] = &[
         target: Some(0.0),
     },
     Row {
+        what: "user exits of 100 pings by INTx, console aside",
+        take: |f| counted(f, |r| between(r, "intx")),
+        target: Some(0.0),
+    },
+    Row {
         what: "exec to init less MAP_DMA, s",
         take: |f| Sample::of(f.timed.iter().filter_map(boot_seconds).collect()),
         target: None,
