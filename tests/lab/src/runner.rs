@@ -56,7 +56,7 @@ struct Run<'a> {
     /// Held only to add a result.
     tally: Mutex<Tally>,
     /// Results of scenarios that have several, for the table at the end; held only to add some.
-    parts: Mutex<Vec<Part>>,
+    parts: Mutex<Vec<(&'static str, Vec<Part>)>>,
 }
 
 /// Runs all of `scenarios`.
@@ -81,7 +81,9 @@ pub fn run(image: &Image, programs: &Programs, folder: &Path, mut scenarios: Vec
         }
     });
     let tally = *run.tally.lock().unwrap_or_else(|e| e.into_inner());
-    print!("{}", report::table(&run.parts.into_inner().unwrap_or_else(|e| e.into_inner())));
+    for (name, parts) in run.parts.into_inner().unwrap_or_else(|e| e.into_inner()) {
+        print!("\n{name}\n{}", report::table(&parts));
+    }
     Ok(tally)
 }
 
@@ -250,7 +252,9 @@ impl<'a> Worker<'a> {
             print!("{}", report::consoles(&self.folder(), CONSOLE_LINES, SystemTime::now() - took));
         }
         drop(tally);
-        self.run.parts.lock().unwrap_or_else(|e| e.into_inner()).extend(parts);
+        if !parts.is_empty() {
+            self.run.parts.lock().unwrap_or_else(|e| e.into_inner()).push((name, parts));
+        }
     }
 }
 

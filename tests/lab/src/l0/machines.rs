@@ -163,6 +163,14 @@ pub static MATRIX_OTHERS: Machine = Machine {
     ..DEFAULT
 };
 
+pub static MATRIX_AMD: Machine = Machine {
+    name: "matrix-amd-iommu",
+    about: "some devices of the device matrix, with an AMD IOMMU",
+    rows: rows::SUBSET,
+    iommu: Iommu::Amd,
+    ..MATRIX_NICS
+};
+
 /// All machines.
 pub static ALL: &[&Machine] = &[
     &DEFAULT,
@@ -177,6 +185,7 @@ pub static ALL: &[&Machine] = &[
     &MATRIX_NICS,
     &MATRIX_DRIVES,
     &MATRIX_OTHERS,
+    &MATRIX_AMD,
 ];
 
 /// The machine of that name.

@@ -22,6 +22,7 @@ pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("matrix-nics", matrix).on(&machines::MATRIX_NICS).limit(LIMIT),
     Scenario::new("matrix-drives", matrix).on(&machines::MATRIX_DRIVES).limit(LIMIT),
     Scenario::new("matrix-others", matrix).on(&machines::MATRIX_OTHERS).limit(LIMIT),
+    Scenario::new("matrix-amd-iommu", matrix).on(&machines::MATRIX_AMD).limit(LIMIT).long(),
 ];
 
 /// Real time for one PC, seconds.

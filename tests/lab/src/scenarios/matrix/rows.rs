@@ -59,20 +59,27 @@ const NVME_SRIOV: &str = "nvme-subsys,id={id}s -device nvme,{at},id={id},serial=
     sriov_max_vfs=1,sriov_vq_flexible=2,sriov_vi_flexible=1 -device nvme-ns,bus={id},drive={id}d";
 /// As QEMU's documentation has it (`docs/system/devices/nvme`, "SR-IOV"): the controller gives its flexible resources
 /// up, which takes a reset; the function gets them and goes online; then a driver can have it.
-const NVME_VF: &str = "c=/dev/$(ls $pf/nvme | head -n 1); nvme virt-mgmt $c -c 0 -r 1 -a 1 -n 0; \
+const MAKE_NVME_VF: &str = "c=/dev/$(ls $pf/nvme | head -n 1); nvme virt-mgmt $c -c 0 -r 1 -a 1 -n 0; \
     nvme virt-mgmt $c -c 0 -r 0 -a 1 -n 0; echo 1 > $pf/reset; sleep 1; echo 1 > $pf/sriov_numvfs; \
     nvme virt-mgmt $c -c 1 -r 1 -a 8 -n 1; nvme virt-mgmt $c -c 1 -r 0 -a 8 -n 2; \
     nvme virt-mgmt $c -c 1 -r 0 -a 9 -n 0; vf=$(basename $(readlink $pf/virtfn0)); \
     [ -e $pf/virtfn0/driver ] || echo $vf > /sys/bus/pci/drivers/nvme/bind";
-const IGB_VF: &str = "ip link set $(ls $pf/net) up; echo 1 > $pf/sriov_numvfs";
+const MAKE_IGB_VF: &str = "ip link set $(ls $pf/net) up; echo 1 > $pf/sriov_numvfs";
+
+// Devices of more than one PC.
+const E1000E: Row = Row::new("e1000e", Port, "e1000e,{at},{nic}", "e1000e", "e1000e", Work::Nic);
+const IGB_VF: Row =
+    Row::new("igb VF", Port, "igb,{at},{nic}", "igbvf", "igb igbvf", Work::Nic).virtual_function(MAKE_IGB_VF);
+const RTL8139: Row = Row::new("rtl8139", Root, "rtl8139,{at},{nic}", "8139cp", "8139cp", Work::Nic);
+const NVME: Row = Row::new("nvme", Port, "nvme,{at},drive={id}d,serial={id}", "nvme", "nvme", Work::Drive);
 
 /// Network cards.
 pub static NICS: &[Row] = &[
-    Row::new("e1000e", Port, "e1000e,{at},{nic}", "e1000e", "e1000e", Work::Nic),
+    E1000E,
     Row::new("e1000", Root, "e1000,{at},{nic}", "e1000", "e1000", Work::Nic),
     Row::new("igb", Port, "igb,{at},{nic}", "igb", "igb", Work::Nic),
-    Row::new("igb VF", Port, "igb,{at},{nic}", "igbvf", "igb igbvf", Work::Nic).virtual_function(IGB_VF),
-    Row::new("rtl8139", Root, "rtl8139,{at},{nic}", "8139cp", "8139cp", Work::Nic),
+    IGB_VF,
+    RTL8139,
     Row::new(
         "virtio-net",
         Port,
@@ -85,8 +92,8 @@ pub static NICS: &[Row] = &[
 
 /// Drives and what has drives.
 pub static DRIVES: &[Row] = &[
-    Row::new("nvme", Port, "nvme,{at},drive={id}d,serial={id}", "nvme", "nvme", Work::Drive),
-    Row::new("nvme VF", Port, NVME_SRIOV, "nvme", "nvme", Work::Drive).virtual_function(NVME_VF),
+    NVME,
+    Row::new("nvme VF", Port, NVME_SRIOV, "nvme", "nvme", Work::Drive).virtual_function(MAKE_NVME_VF),
     Row::new(
         "ich9-ahci",
         Root,
@@ -120,6 +127,9 @@ pub static OTHERS: &[Row] = &[
     Row::new("bochs-display", Port, "bochs-display,{at},id={id}", "bochs-drm", "bochs", Work::Display { bits: 8 }),
     Row::new("cirrus-vga", Root, "cirrus-vga,{at},id={id}", "cirrus", "cirrus", Work::Display { bits: 5 }),
 ];
+
+/// One of each kind that differs for an IOMMU: a card, a virtual function, an INTx device, a drive.
+pub static SUBSET: &[Row] = &[E1000E, IGB_VF, RTL8139, NVME];
 
 /// The rows of all PCs.
 #[cfg(test)]

@@ -47,7 +47,9 @@ sum() { dd if=$1 bs=1M skip=$2 count=$3 iflag=direct 2> /dev/null | sha256sum | 
 # Reads the drive's pattern and what was written last; writes other data behind it and reads that back.
 drive() {
     load "$@" || return
-    await 'for b in /sys/block/*; do case $(readlink -f $b/device) in $dev/*) node=/dev/${b##*/} ;; esac; done; [ -b "$node" ]' || return
+    # A namespace with several ways to it has a hidden block device for each, such as nvme0c1n1 for nvme0n1.
+    await 'for b in /sys/block/*; do case $(readlink -f $b/device) in $dev/*) node=/dev/${b##*/} ;; esac; done
+        node=$(echo $node | sed "s/nvme\\([0-9]*\\)c[0-9]*n/nvme\\1n/"); [ -b "$node" ]' || return
     echo read=$(sum $node 0 4)
     echo again=$(sum $node 128 2)
     dd if=/dev/urandom of=/tmp/data bs=1M count=2 2> /dev/null
