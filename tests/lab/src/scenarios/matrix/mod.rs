@@ -108,7 +108,7 @@ fn take(lab: &mut Lab, row: &rows::Row, address: &str) -> Result<(String, String
 
 /// The part with the guest: first start, reboot, power-off.
 fn in_guest(lab: &mut Lab, tested: &mut [Tested]) -> Result<()> {
-    let mut guest = Guest::new().fat().cpus(2).reboots().file(work::GUEST_TONE, &work::tone()).script(work::SCRIPT);
+    let mut guest = Guest::new().fat().reboots().file(work::GUEST_TONE, &work::tone()).script(work::SCRIPT);
     if tested.iter().any(|device| device.row.work == Work::Edu) {
         guest = guest.file("bin/lab", &std::fs::read(std::env::current_exe()?)?);
     }
