@@ -1,4 +1,6 @@
 //! Hot resets by a machine's descriptors: which functions are its own, and the proof of it that the kernel asks for.
+//!
+//! They take the context's lock ([`Vfio`]), which comes before all others: whoever resets holds none.
 
 use std::collections::BTreeSet;
 use std::io;

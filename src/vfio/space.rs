@@ -82,15 +82,18 @@ impl Vfio {
     /// returns, or will be when its [`super::dma::Gate`] opens, and what comes later follows.
     ///
     /// # Errors
-    /// What keeps the device from being handed out ([`Host::ready`]), [`Code::Asleep`], the kernel's refusal of a request explained
-    /// ([`Host::vfio_error`]), or that of mapping the guest's memory ([`Code::Memlock`], [`Code::ReservedIova`],
-    /// [`Code::DmaLimit`], [`Code::DmaFailed`]).
+    /// [`Code::Quarantined`], what keeps the device from being handed out ([`Host::ready`]), [`Code::Asleep`], the kernel's
+    /// refusal of a request explained ([`Host::vfio_error`]), or that of mapping the guest's memory ([`Code::Memlock`],
+    /// [`Code::ReservedIova`], [`Code::DmaLimit`], [`Code::DmaFailed`]).
     pub fn open(self: &Arc<Self>, bdf: Bdf) -> Result<Arc<VfioDevice>> {
         let sysfs = self.host.device_path(bdf);
         let Some(group) = group_of(&sysfs) else {
             let why = self.host.ready(bdf).err();
             return Err(why.unwrap_or_else(|| Error::new(Code::DeviceAbsent, format!("{bdf} has vanished"))));
         };
+        if let Ok(device) = self.host.device(bdf) {
+            self.host.refuse_quarantined(&device)?;
+        }
         // Until it is open: from then on the kernel keeps it awake.
         let _awake = self.host.wake(bdf)?;
         let mut state = self.state.lock();

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::quirks::{self, Kind};
 use super::{Host, PciDevice, read};
 use crate::bdf::Bdf;
 
@@ -108,7 +109,7 @@ pub struct ResetFacts {
     pub methods: Option<Vec<Method>>,
     /// Methods that are known not to work on this device.
     pub distrusted: Vec<Method>,
-    /// What a hot reset would be; `None`: there is no bridge above, or it is a virtual function.
+    /// What a hot reset would be; `None`: there is no bridge above, it is a virtual function, or it does not survive one.
     pub scope: Option<Scope>,
     /// All functions that a hot reset hits, the function itself among them.
     pub affected: Vec<Affected>,
@@ -173,7 +174,7 @@ impl fmt::Display for Verdict {
                 let names: Vec<String> = with.iter().map(Bdf::to_string).collect();
                 write!(f, "hot reset of the {scope}, together with {}", names.join(", "))
             }
-            Verdict::None { blockers } if blockers.is_empty() => f.write_str("none: there is no bridge above it"),
+            Verdict::None { blockers } if blockers.is_empty() => f.write_str("none: neither alone nor with its bus"),
             Verdict::None { blockers } => {
                 let drivers = blockers.iter().map(|other| match &other.driver {
                     Some(driver) => format!("{} (driver {driver})", other.bdf),
@@ -203,10 +204,24 @@ impl Host {
     }
 
     fn reset_facts(&self, device: &PciDevice) -> ResetFacts {
-        let methods = self.device_path(device.bdf).join("reset_method").exists();
-        let methods = methods.then(|| device.reset_methods.iter().filter_map(|name| Method::parse(name)).collect());
-        let bridge = self.bridge_above(device.bdf).filter(|_| device.physfn.is_none());
-        let Some((_, folder)) = bridge else { return ResetFacts { methods, ..ResetFacts::default() } };
+        let at = self.device_path(device.bdf);
+        // Where there is no method there is neither attribute; before Linux 5.15 there is `reset` alone.
+        let methods = match (at.join("reset_method").exists(), at.join("reset").exists()) {
+            (false, true) => None,
+            _ => Some(device.reset_methods.iter().filter_map(|name| Method::parse(name)).collect()),
+        };
+        let distrusted: Vec<Method> = quirks::of(device.vendor, device.device, (device.class >> 16) as u8)
+            .flat_map(|quirk| match quirk.kind {
+                Kind::NoFlr => &[Method::Flr, Method::AfFlr][..],
+                Kind::NoPmReset => &[Method::Pm],
+                Kind::NoBusReset => &[Method::Bus, Method::CxlBus],
+                _ => &[],
+            })
+            .copied()
+            .collect();
+        let bus_reset = device.physfn.is_none() && !distrusted.contains(&Method::Bus);
+        let bridge = self.bridge_above(device.bdf).filter(|_| bus_reset);
+        let Some((_, folder)) = bridge else { return ResetFacts { methods, distrusted, ..ResetFacts::default() } };
         let scope = if self.in_hotplug_slot(device.bdf) { Scope::Slot } else { Scope::Bus };
         let hit = |other: &PciDevice| {
             let below =
@@ -221,7 +236,7 @@ impl Host {
             owned: other.on_vfio(),
             driver: other.driver,
         });
-        ResetFacts { methods, distrusted: Vec::new(), scope: Some(scope), affected: affected.collect() }
+        ResetFacts { methods, distrusted, scope: Some(scope), affected: affected.collect() }
     }
 
     /// The bridge that a function is behind, with its folder in sysfs.

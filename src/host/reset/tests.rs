@@ -96,7 +96,9 @@ fn sysfs_tells_who_shares_the_bus() {
     let plan = planned(&card("vfio-pci"), CARD);
     assert_eq!(plan.verdict.to_string(), "hot reset of the bus, together with 0000:01:00.1");
     let plan = planned(&tree, "0000:00:02.0");
-    assert_eq!((plan.facts.scope, plan.facts.methods), (None, None));
+    assert_eq!((plan.facts.scope, plan.facts.methods), (None, Some(vec![])), "nothing is offered");
+    tree.attribute("0000:00:02.0", "reset", "");
+    assert_eq!(planned(&tree, "0000:00:02.0").facts.methods, None, "an old kernel does not say which");
 }
 
 #[test]
@@ -107,6 +109,14 @@ fn a_slot_that_can_be_plugged_is_reset_alone() {
     tree.file("sys/bus/pci/slots/3/address", "0000:01:00\n");
     let plan = planned(&tree, CARD);
     assert_eq!(plan.verdict, Verdict::Hot { scope: Scope::Slot, with: vec![bdf(SOUND)] });
+}
+
+#[test]
+fn a_device_that_does_not_survive_a_bus_reset_gets_none() {
+    let tree = card("vfio-pci");
+    tree.pci("0000:01:00.2").ids(0x168c, 0x0030).below("0000:00:01.0").driver("vfio-pci").add();
+    let plan = planned(&tree, "0000:01:00.2");
+    assert_eq!((plan.facts.scope, plan.verdict), (None, Verdict::None { blockers: vec![] }));
 }
 
 #[test]

@@ -114,6 +114,26 @@ pub static SHARED_GROUP: Machine = Machine {
     ..DEFAULT
 };
 
+pub static MULTI_FUNCTION: Machine = Machine {
+    name: "multi-function",
+    about: "e1000e at 01:00.0 and rtl8139 at 01:00.1, one card with two functions",
+    devices: &[
+        ROOT_PORT_1,
+        "-netdev user,id=net1 -device e1000e,id=nic1,netdev=net1,bus=rp1,addr=0.0,multifunction=on,mac=52:54:00:00:00:01",
+        "-netdev user,id=net2 -device rtl8139,id=nic2,netdev=net2,bus=rp1,addr=0.1,mac=52:54:00:00:00:02",
+    ],
+    modules: &["kvm-amd", "vfio-pci", "vfio_iommu_type1", "e1000e", "8139cp"],
+    ..DEFAULT
+};
+
+pub static DISPLAY: Machine = Machine {
+    name: "display",
+    about: "VGA at 00:05.0",
+    devices: &["-device VGA,id=vga1,bus=pcie.0,addr=5"],
+    modules: &["kvm-amd", "vfio-pci", "vfio_iommu_type1", "bochs"],
+    ..DEFAULT
+};
+
 pub static NO_IOMMU: Machine =
     Machine { name: "no-iommu", about: "as default, without an IOMMU", iommu: Iommu::None, ..DEFAULT };
 
@@ -177,6 +197,8 @@ pub static ALL: &[&Machine] = &[
     &NVME_EXCLUSIVE,
     &SRIOV,
     &SHARED_GROUP,
+    &MULTI_FUNCTION,
+    &DISPLAY,
     &NO_IOMMU,
     &NO_INTREMAP,
     &AMD_IOMMU,

@@ -4,6 +4,7 @@
 mod bars;
 mod errors;
 mod groups;
+mod host;
 mod interrupts;
 pub mod lab;
 mod lifecycle;
@@ -23,6 +24,7 @@ static TABLES: &[&[Scenario]] = &[
     start::SCENARIOS,
     errors::SCENARIOS,
     groups::SCENARIOS,
+    host::SCENARIOS,
     matrix::SCENARIOS,
     interrupts::SCENARIOS,
     rom::SCENARIOS,
