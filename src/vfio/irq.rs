@@ -100,6 +100,8 @@ pub struct Interrupts {
 #[derive(Default)]
 struct Armed {
     mode: Mode,
+    /// What VFIO refused to take back: it delivers no other kind before that has worked.
+    kept: Option<IrqKind>,
     /// The pin's connection to KVM.
     pin: Option<Resample>,
 }
@@ -149,14 +151,19 @@ impl Interrupts {
     }
 
     fn disarm(&self, armed: &mut Armed) {
-        if let Some(kind) = armed.mode.kind()
-            && let Err(error) = self.host.disarm(kind)
-        {
-            guest_error!(self.host.name(), "VFIO kept its interrupts: {}", explain_io(&error));
+        if let Some(kind) = armed.mode.kind().or(armed.kept) {
+            self.take_back(armed, kind);
         }
         armed.mode = Mode::Off;
         // After VFIO: the eventfds have no writer any more.
         armed.pin = None;
+    }
+
+    fn take_back(&self, armed: &mut Armed, kind: IrqKind) {
+        armed.kept = self.host.disarm(kind).err().map(|error| {
+            guest_error!(self.host.name(), "VFIO kept its interrupts: {}", explain_io(&error));
+            kind
+        });
     }
 
     fn arm_messages(&self, kind: IrqKind, fds: Vec<&EventFd>, vectors: usize) -> io::Result<()> {
@@ -173,7 +180,7 @@ impl Interrupts {
         self.host.arm(IrqKind::Intx, 0, &[Some(pin.trigger())])?;
         if let Err(error) = self.host.unmask_fd(IrqKind::Intx, pin.unmask()) {
             // Without it the first interrupt would be the last.
-            self.host.disarm(IrqKind::Intx)?;
+            self.take_back(armed, IrqKind::Intx);
             return Err(error);
         }
         armed.pin = Some(pin);

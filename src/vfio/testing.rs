@@ -64,6 +64,13 @@ pub enum Failure {
     Broken,
 }
 
+/// Requests that fail once each, by their number since the schedule was set, with an errno.
+#[derive(Debug, Default)]
+pub struct Faults {
+    pub requests: usize,
+    pub refused: BTreeMap<usize, i32>,
+}
+
 /// A scripted device. Every request but reads is recorded.
 pub struct FakePci {
     pub config: Mutex<Vec<u8>>,
@@ -80,7 +87,10 @@ pub struct FakePci {
     /// What a hot reset hits; empty: there is none.
     pub reach: Mutex<Vec<Affected>>,
     pub failure: Mutex<Failure>,
+    pub faults: Mutex<Faults>,
     pub gate: Option<Arc<Gate>>,
+    /// Whether it is a mistake of ours to arm a second kind of interrupts; it is none after a refusal to disarm.
+    pub orderly: bool,
 }
 
 impl FakePci {
@@ -108,7 +118,9 @@ impl FakePci {
             resettable: true,
             reach: Mutex::default(),
             failure: Mutex::default(),
+            faults: Mutex::default(),
             gate: None,
+            orderly: true,
         }
     }
 
@@ -121,6 +133,12 @@ impl FakePci {
     }
 
     fn check(&self) -> io::Result<()> {
+        let mut faults = self.faults.lock();
+        faults.requests += 1;
+        let request = faults.requests - 1;
+        if let Some(errno) = faults.refused.remove(&request) {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
         match *self.failure.lock() {
             Failure::Broken => Err(io::Error::from_raw_os_error(libc::EIO)),
             _ => Ok(()),
@@ -190,7 +208,10 @@ impl HostPci for FakePci {
         }
         let fds = fds.iter().map(|fd| fd.map_or(-1, AsRawFd::as_raw_fd)).collect();
         let mut armed = self.armed.lock();
-        assert!(armed.keys().all(|other| *other == kind), "VFIO refuses a second kind while one is armed");
+        if armed.keys().any(|other| *other != kind) {
+            assert!(!self.orderly, "VFIO refuses a second kind while one is armed");
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
         armed.insert(kind, fds);
         Ok(())
     }

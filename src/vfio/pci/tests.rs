@@ -18,6 +18,8 @@ use crate::memory::host::PageSize;
 use crate::memory::{FlatRange, HostMem, HostSlice, Memory, MemoryListener, Space, Stage};
 use crate::pci::{Changes, Decode, Devfn, PciFunction, PciRoot, Slot};
 
+mod faults;
+
 const BAR0: u64 = 0xe000_0000;
 const BAR3: u64 = 0xe001_0000;
 /// MSI-X control of the sample.
