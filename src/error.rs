@@ -163,6 +163,10 @@ codes! {
         "rom=file: takes the ROM of a card as tools read it: images with the signature 55h AAh and a PCI data structure, at \
          most 16 MiB. A header of NVIDIA's flash tools before the first image is left out. `passthru rom inspect FILE` \
          shows what is in a file.";
+    VgaUnavailable = 51, Device, "the legacy VGA ranges cannot be had",
+        "x-vga=on gives a device the memory at a0000h and the ports from 3b0h on. The kernel offers them for VGA controllers, \
+         if it has CONFIG_VFIO_PCI_VGA and vfio-pci's parameter disable_vga is off. One device of a guest can have them, and \
+         it must be there when the guest starts. Guests that need no VGA text do without.";
     Asleep = 52, Device, "the device has no power and does not wake",
         "A device that nothing uses may be in D3cold, where its power is off. It is woken before it is opened, and did not \
          answer. `echo on > /sys/bus/pci/devices/ADDRESS/power/control` and `echo 0 > .../d3cold_allowed` keep it awake; \

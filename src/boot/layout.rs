@@ -173,8 +173,11 @@ pub fn first_overlap<'a>(regions: &[(&'a str, Range<u64>)]) -> Option<(&'a str, 
     })
 }
 
-/// `range` without `hole`: no, one or two ranges in ascending order.
-fn cut(range: Range<u64>, hole: &Range<u64>) -> Vec<Range<u64>> {
+/// `range` without `hole`: no, one or two ranges in ascending order. An empty hole cuts nothing.
+pub fn cut(range: Range<u64>, hole: &Range<u64>) -> Vec<Range<u64>> {
+    if hole.is_empty() {
+        return vec![range];
+    }
     let below = range.start..range.end.min(hole.start);
     let above = range.start.max(hole.end)..range.end;
     [below, above].into_iter().filter(|part| !part.is_empty()).collect()

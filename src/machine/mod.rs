@@ -42,7 +42,7 @@ use plug::Plugged;
 use preflight::Plan;
 use running::Running;
 
-use crate::boot::layout::Layout;
+use crate::boot::layout::{self, Layout};
 use crate::boot::linux::LinuxImage;
 use crate::boot_trace::{self, phases};
 use crate::cpu::CpuPlan;
@@ -59,6 +59,7 @@ use crate::pci::PciRoot;
 use crate::pci::cf8::{self, Cf8};
 use crate::pci::decode::Decode;
 use crate::pci::ecam::Ecam;
+use crate::pci::vga::LEGACY;
 use crate::vfio::space::Vfio;
 
 /// Runs a guest until it powers off, reboots with `--no-reboot`, or the user ends it.
@@ -147,7 +148,7 @@ impl Machine {
             map.add(Space::Pio, u64::from(cf8::BASE), cf8.region());
             map.add(Space::Mmio, layout.ecam.start, ecam.region(layout.last_bus));
         })?;
-        add_ram(&memory, &layout, &options.memory)?;
+        add_ram(&memory, &layout, &options.memory, root.has_legacy_vga())?;
         boot_trace::lap(phases::MEMORY);
         Ok(Machine {
             running: None,
@@ -232,7 +233,8 @@ impl Machine {
 
 /// Gives the guest its RAM: one region below 4 GiB, one above where there is so much. Where a device is passed through
 /// this queues its mapping, or maps it (`dma-map=sync`).
-fn add_ram(memory: &Memory, layout: &Layout, options: &MemoryOptions) -> Result<()> {
+/// Makes the guest's RAM, in one mapping on each side of 4 GiB; with `vga`, the legacy memory of VGA is left out of it.
+fn add_ram(memory: &Memory, layout: &Layout, options: &MemoryOptions, vga: bool) -> Result<()> {
     let pages = match options.hugepages {
         HugePages::TwoMiB => PageSize::Huge2M,
         HugePages::OneGiB => PageSize::Huge1G,
@@ -248,7 +250,12 @@ fn add_ram(memory: &Memory, layout: &Layout, options: &MemoryOptions) -> Result<
             Error::new(Code::NoMemory, format!("{} MiB for the guest cannot be had", len >> 20))
                 .evidence(explain_io(&error))
         })?);
-        regions.push((range.start, Region::whole(name, len, PRIORITY_PLATFORM, Backing::Ram(mem.slice()))));
+        let [window, ..] = LEGACY;
+        let hole = if vga { window.range() } else { 0..0 };
+        for part in layout::cut(range.clone(), &hole) {
+            let slice = mem.slice().cut(part.start - range.start, part.end - part.start);
+            regions.push((part.start, Region::whole(name, slice.len(), PRIORITY_PLATFORM, Backing::Ram(slice))));
+        }
     }
     memory.update(|map| {
         for (start, region) in regions {

@@ -58,6 +58,7 @@ impl Running {
 
         boot_trace::lap(phases::KVM);
         assign::plan(&root.nodes(), &apertures(layout))?.apply(root);
+        root.route_legacy_vga();
         if machine.config_pages {
             let ecam: Arc<dyn IoHandler> = machine.ecam.clone();
             running.pages = Some(ConfigPages::show(root, memory, layout.ecam.start, &ecam)?);
@@ -67,6 +68,7 @@ impl Running {
         let tables = Tables::build(&AcpiInput {
             power_button: true,
             serial_port: machine.board.has_serial(),
+            legacy_vga: root.has_legacy_vga(),
             ..AcpiInput::new(layout, &apic_ids)
         })?;
         tables.write(ram.memory())?;

@@ -171,11 +171,13 @@ impl HostMem {
         HostSlice { mem: self.clone(), offset: 0, len: self.len() }
     }
 
-    /// This memory as a region of vm-memory's at the guest address `at`. The caller keeps the `Arc` beside it.
-    pub(super) fn guest_region(self: &Arc<Self>, at: u64) -> io::Result<GuestRegionMmap> {
-        // SAFETY: the mapping is valid for `len` bytes as long as this `HostMem` lives, and `ram::GuestRam`, the only
-        // caller, holds an `Arc` of it beside the region.
-        let builder = unsafe { MmapRegionBuilder::new(self.len).with_raw_mmap_pointer(self.addr) };
+    /// `len` bytes of this memory from `offset` as a region of vm-memory's at the guest address `at`. The caller keeps the
+    /// `Arc` beside it.
+    fn guest_region(&self, at: u64, offset: u64, len: u64) -> io::Result<GuestRegionMmap> {
+        // SAFETY: `offset + len` lies inside the mapping, for it comes from a `HostSlice`; the mapping is valid as long as
+        // this `HostMem` lives, and `ram::GuestRam`, the only caller, holds an `Arc` of it beside the region.
+        let builder =
+            unsafe { MmapRegionBuilder::new(len as usize).with_raw_mmap_pointer(self.addr.add(offset as usize)) };
         let flags = if self.file.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
         let region: MmapRegion = builder
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -247,6 +249,11 @@ impl HostSlice {
     /// Where it starts in the mapping, in bytes.
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// This slice as a region of vm-memory's at the guest address `at`. The caller keeps the mapping beside it.
+    pub(super) fn guest_region(&self, at: u64) -> io::Result<GuestRegionMmap> {
+        self.mem.guest_region(at, self.offset, self.len)
     }
 
     /// Length in bytes.

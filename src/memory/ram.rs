@@ -15,7 +15,7 @@ pub struct GuestRam {
 }
 
 impl GuestRam {
-    /// The RAM of a flat view: ranges that are whole mappings of [`Backing::Ram`].
+    /// The RAM of a flat view: its ranges of [`Backing::Ram`].
     ///
     /// # Errors
     /// [`Code::SystemFailed`] if there is no RAM in the view, or a range overlaps another.
@@ -23,12 +23,8 @@ impl GuestRam {
         let mut regions: Vec<Arc<GuestRegionMmap>> = Vec::new();
         let mut keep = Vec::new();
         for range in view.ranges() {
-            if let Backing::Ram(slice) = &range.backing
-                && slice.offset() == 0
-                && slice.len() == slice.mem().len()
-            {
-                let region =
-                    slice.mem().guest_region(range.start).map_err(|e| Error::system("describe guest RAM", &e))?;
+            if let Backing::Ram(slice) = &range.backing {
+                let region = slice.guest_region(range.start).map_err(|e| Error::system("describe guest RAM", &e))?;
                 regions.push(Arc::new(region));
                 keep.push(slice.mem().clone());
             }

@@ -5,8 +5,9 @@ use std::ops::Range;
 use super::bar::Placement;
 use super::config::ConfigSpace;
 use super::regs::{
-    COMMAND, COMMAND_IO, COMMAND_MEMORY, HEADER_BRIDGE, IO_BASE, IO_LIMIT, MEMORY_BASE, MEMORY_LIMIT, PREFETCH_BASE,
-    PREFETCH_BASE_UPPER, PREFETCH_LIMIT, PREFETCH_LIMIT_UPPER, SECONDARY_BUS, SUBORDINATE_BUS,
+    BRIDGE_CONTROL, BRIDGE_CONTROL_VGA, COMMAND, COMMAND_IO, COMMAND_MEMORY, HEADER_BRIDGE, IO_BASE, IO_LIMIT,
+    MEMORY_BASE, MEMORY_LIMIT, PREFETCH_BASE, PREFETCH_BASE_UPPER, PREFETCH_LIMIT, PREFETCH_LIMIT_UPPER, SECONDARY_BUS,
+    SUBORDINATE_BUS,
 };
 use crate::memory::Space;
 
@@ -82,6 +83,10 @@ pub struct Bridge {
     pub subordinate: u8,
     /// What it forwards: the windows whose space is enabled.
     pub forwards: Windows,
+    /// Whether it forwards the legacy memory of VGA.
+    pub vga_memory: bool,
+    /// Whether it forwards the legacy ports of VGA.
+    pub vga_ports: bool,
 }
 
 impl Bridge {
@@ -98,12 +103,27 @@ impl Bridge {
         if command & COMMAND_MEMORY == 0 {
             (forwards.memory, forwards.prefetchable) = (0..0, 0..0);
         }
-        Some(Bridge { secondary: config.u8(SECONDARY_BUS), subordinate: config.u8(SUBORDINATE_BUS), forwards })
+        let vga = config.u16(BRIDGE_CONTROL) & BRIDGE_CONTROL_VGA != 0;
+        Some(Bridge {
+            secondary: config.u8(SECONDARY_BUS),
+            subordinate: config.u8(SUBORDINATE_BUS),
+            forwards,
+            vga_memory: vga && command & COMMAND_MEMORY != 0,
+            vga_ports: vga && command & COMMAND_IO != 0,
+        })
     }
 
     /// Whether configuration accesses to a bus go through it.
     pub fn leads_to(&self, bus: u8) -> bool {
         self.secondary != 0 && (self.secondary..=self.subordinate.max(self.secondary)).contains(&bus)
+    }
+
+    /// Whether accesses to the legacy ranges of VGA in this space reach the bus behind it.
+    pub fn forwards_vga(&self, space: Space) -> bool {
+        match space {
+            Space::Mmio => self.vga_memory,
+            Space::Pio => self.vga_ports,
+        }
     }
 
     /// Whether accesses to the whole of a BAR reach the bus behind it. One that lies partly outside of a window is not

@@ -5,9 +5,10 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
 
-use super::bar::{BARS, BarContent, Placements};
+use super::bar::{BARS, BarContent};
 use super::bridge::Bridge;
 use super::decode::{Decode, Key, Mapped};
+use super::vga::{Contents, Places, places};
 use super::{Changes, Devfn, PciCore, PciFunction, intx, root_port};
 use crate::error::{Code, Error, Result};
 
@@ -102,14 +103,25 @@ impl PciBus {
     ///
     /// # Errors
     /// [`Code::BadBus`] if the address is none, is taken, or is one that this bus does not have;
-    /// [`Code::DeviceFailed`] if a BAR is impossible.
+    /// [`Code::DeviceFailed`] if a BAR is impossible; [`Code::VgaUnavailable`] if another function has the legacy ranges of
+    /// VGA already.
     pub fn attach(self: &Arc<Self>, function: Arc<dyn PciFunction>, addr: Option<&str>) -> Result<Slot> {
         let wanted = addr.map(Devfn::parse).transpose()?;
-        let contents: [Option<BarContent>; BARS] = std::array::from_fn(|index| function.bar(index));
-        function.core().define_bars(contents.each_ref().map(|bar| bar.as_ref().map(BarContent::spec)))?;
+        let bars: [Option<BarContent>; BARS] = std::array::from_fn(|index| function.bar(index));
+        function.core().define_bars(bars.each_ref().map(|bar| bar.as_ref().map(BarContent::spec)))?;
+        let mut ranges = function.legacy_vga().into_iter().flatten();
+        let mut bars = bars.into_iter();
+        let contents: Contents = std::array::from_fn(|_| bars.next().unwrap_or_else(|| ranges.next()));
         let attached = {
             // The decode mutex comes before the bus's lock, here as in `Attached::write`.
-            let key = self.decode.lock().register(contents);
+            let key = {
+                let mut mapped = self.decode.lock();
+                if contents[BARS].is_some() && mapped.has_legacy_vga() {
+                    return Err(Error::new(Code::VgaUnavailable, "two devices would answer at the legacy VGA ranges")
+                        .fix("give x-vga=on to one device only"));
+                }
+                mapped.register(contents)
+            };
             let mut functions = self.functions.write();
             let taken = functions.iter().map(|(devfn, other)| (*devfn, other.function.id())).collect();
             let devfn = match choose_address(&self.name, self.is_root(), &taken, wanted) {
@@ -187,9 +199,14 @@ impl PciBus {
         bridges
     }
 
+    /// Every function on this bus.
+    pub(super) fn all_here(&self) -> Vec<Arc<Attached>> {
+        self.functions.read().values().cloned().collect()
+    }
+
     /// Every function on this bus and behind it.
     pub(super) fn all(&self) -> Vec<Arc<Attached>> {
-        let here: Vec<_> = self.functions.read().values().cloned().collect();
+        let here = self.all_here();
         let behind: Vec<_> =
             here.iter().filter_map(|attached| attached.function.secondary()).flat_map(|bus| bus.all()).collect();
         here.into_iter().chain(behind).collect()
@@ -242,10 +259,12 @@ impl Attached {
     }
 
     /// Where the registers of the function and of the bridges above it put its BARs.
-    fn wanted(&self) -> (Key, Placements) {
+    fn wanted(&self) -> (Key, Places) {
         let above = self.bus.upgrade().map(|bus| bus.bridges_above()).unwrap_or_default();
         let seen = |bar: &super::bar::Placement| above.iter().all(|bridge| bridge.forwards(bar));
-        (self.key, self.function.core().placements().map(|bar| bar.filter(seen)))
+        let core = self.function.core();
+        let command = if core.power_state() == 0 { core.command() } else { 0 };
+        (self.key, places(core.placements().map(|bar| bar.filter(seen)), command, &above))
     }
 }
 

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::bar::{BARS, BarContent, Placement, Placements};
+use super::bar::{BARS, BarContent, Placement};
+use super::vga::{Contents, PLACES, Places};
 use crate::guest_error;
 use crate::memory::host::PAGE;
 use crate::memory::{Layout, Memory, PRIORITY_BAR, Region, RegionId};
@@ -33,8 +34,8 @@ pub(super) struct Mapped {
 }
 
 struct Function {
-    contents: [Option<BarContent>; BARS],
-    placed: [Option<(Placement, RegionId)>; BARS],
+    contents: Contents,
+    placed: [Option<(Placement, RegionId)>; PLACES],
 }
 
 /// One BAR that is not where the registers put it.
@@ -56,15 +57,20 @@ impl Edit {
 
 impl Mapped {
     /// From now on the function's BARs can be mapped.
-    pub(super) fn register(&mut self, contents: [Option<BarContent>; BARS]) -> Key {
+    pub(super) fn register(&mut self, contents: Contents) -> Key {
         let key = Key(self.next);
         self.next += 1;
-        self.functions.insert(key, Function { contents, placed: [None; BARS] });
+        self.functions.insert(key, Function { contents, placed: [None; PLACES] });
         key
     }
 
+    /// Whether a function has the legacy ranges of VGA.
+    pub(super) fn has_legacy_vga(&self) -> bool {
+        self.functions.values().any(|function| function.contents[BARS].is_some())
+    }
+
     /// What differs from `wanted`. Functions that were detached meanwhile are left out.
-    fn edits(&self, wanted: &[(Key, Placements)]) -> Vec<Edit> {
+    fn edits(&self, wanted: &[(Key, Places)]) -> Vec<Edit> {
         let mut edits = Vec::new();
         for (key, placements) in wanted {
             let Some(function) = self.functions.get(key) else { continue };
@@ -111,7 +117,7 @@ impl Decode {
 
     /// Brings the map to what is wanted in one transaction. A BAR that cannot be mapped where the guest puts it is not
     /// mapped, and tried again when registers change next; the others are.
-    pub(super) fn settle(&self, mapped: &mut Mapped, wanted: &[(Key, Placements)]) {
+    pub(super) fn settle(&self, mapped: &mut Mapped, wanted: &[(Key, Places)]) {
         let edits = mapped.edits(wanted);
         if edits.is_empty() {
             return;
@@ -156,7 +162,7 @@ impl Decode {
 
 #[cfg(test)]
 mod tests {
-    use super::super::bar::BarSpecs;
+    use super::super::bar::{BarSpecs, Placements};
     use super::super::regs::{BRIDGE_CONTROL, COMMAND, IO_BASE, MEMORY_BASE, PREFETCH_BASE};
     use super::super::root_port::RootPort;
     use super::super::testing::{Bench, Fake, Filled};
@@ -206,7 +212,7 @@ mod tests {
             mapped(&bench),
             [row(0x1000_0000, 0x200, "small"), row(0x1000_0200, 0x100, "other"), row(0x1000_0300, 0xd00, "small"),]
         );
-        bench.decode.settle(&mut decoded, &[(b, [None; BARS])]);
+        bench.decode.settle(&mut decoded, &[(b, [None; PLACES])]);
         assert_eq!(mapped(&bench), [row(0x1000_0000, PAGE, "small")]);
     }
 
@@ -247,8 +253,8 @@ mod tests {
                 let bridge = port.core().bridge().unwrap();
                 let seen = behind.core().placements().map(|bar| bar.filter(|bar| bridge.forwards(bar)));
                 let mapped = bench.decode.lock();
-                let placed: Vec<Placements> =
-                    mapped.functions.values().map(|function| function.placed.map(|place| place.map(|(place, _)| place))).collect();
+                let bars = |function: &Function| -> Placements { std::array::from_fn(|bar| function.placed[bar].map(|(place, _)| place)) };
+                let placed: Vec<Placements> = mapped.functions.values().map(bars).collect();
                 prop_assert_eq!(placed, vec![[None; BARS], beside.core().placements(), seen]);
             }
         }

@@ -5,7 +5,7 @@
 //! function, [`bar`] and [`bridge`] compute from the registers where BARs are, and [`decode`] brings the machine's
 //! memory map to that in one transaction. Nothing that a guest writes is an error.
 //!
-//! The pure parts ([`bar`], [`bridge`], [`assign`], [`intx`], [`rom`]) take and return data. "PCI" in comments is the PCI Local
+//! The pure parts ([`bar`], [`bridge`], [`assign`], [`intx`], [`rom`], [`vga`]) take and return data. "PCI" in comments is the PCI Local
 //! Bus Specification 3.0, "PCIe" the PCI Express Base Specification 5.0, "bridge" the PCI-to-PCI Bridge Architecture
 //! Specification 1.2.
 //!
@@ -34,6 +34,7 @@ pub mod root_port;
 #[cfg(test)]
 mod testing;
 mod vectors;
+pub mod vga;
 pub mod view;
 
 use std::sync::Arc;
@@ -89,6 +90,11 @@ pub trait PciFunction: Device {
     /// What BAR `index` (0 to 5; 6 is the expansion ROM) contains. Asked once, at the attachment to a bus. A 64-bit BAR
     /// is described at its lower index and takes the next one too.
     fn bar(&self, _index: usize) -> Option<BarContent> {
+        None
+    }
+
+    /// What answers at the legacy VGA ranges ([`vga::LEGACY`]), if the function has them. Asked once, at the attachment.
+    fn legacy_vga(&self) -> Option<[BarContent; vga::RANGES]> {
         None
     }
 

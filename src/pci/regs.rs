@@ -96,6 +96,10 @@ pub const PREFETCH_BASE_UPPER: u16 = 0x28;
 pub const PREFETCH_LIMIT_UPPER: u16 = 0x2c;
 /// Bridge control (bridge 3.2.5.18).
 pub const BRIDGE_CONTROL: u16 = 0x3e;
+/// Legacy VGA memory and ports are forwarded; the latter with all 16 address bits.
+pub const BRIDGE_CONTROL_VGA: u16 = 1 << 3;
+/// VGA 16-bit decode.
+pub const BRIDGE_CONTROL_VGA_16BIT: u16 = 1 << 4;
 /// Secondary bus reset.
 pub const BRIDGE_CONTROL_RESET: u16 = 1 << 6;
 

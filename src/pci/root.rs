@@ -7,6 +7,7 @@ use super::assign::Node;
 use super::bus::{self, Attached};
 use super::decode::Decode;
 use super::pages::Shown;
+use super::regs::{BRIDGE_CONTROL, BRIDGE_CONTROL_VGA, COMMAND, COMMAND_IO, COMMAND_MEMORY};
 use super::{Devfn, PciBus};
 
 /// The root bus, which is bus 0, and all that is behind its bridges.
@@ -75,10 +76,39 @@ impl PciRoot {
         bus::settle(&self.decode, &mut mapped, &all);
     }
 
+    /// Leads the legacy ranges of VGA to the function that has them, as firmware does: bridges forward them, and the function
+    /// decodes. Comes after the addresses were assigned.
+    pub fn route_legacy_vga(&self) {
+        route_legacy_vga(&self.bus);
+    }
+
+    /// Whether a function has the legacy ranges of VGA, so that RAM must leave them out.
+    pub fn has_legacy_vga(&self) -> bool {
+        self.decode.lock().has_legacy_vga()
+    }
+
     /// The tree as the planner of addresses takes it.
     pub fn nodes(&self) -> Vec<Node> {
         nodes(&self.bus)
     }
+}
+
+/// Whether the function is on this bus or behind it.
+fn route_legacy_vga(bus: &PciBus) -> bool {
+    bus.all_here().iter().any(|attached| {
+        let function = attached.function();
+        let behind = function.secondary().is_some_and(|bus| route_legacy_vga(bus));
+        if behind {
+            let control = function.core().with(|config| config.u16(BRIDGE_CONTROL)) | BRIDGE_CONTROL_VGA;
+            attached.write(BRIDGE_CONTROL, &control.to_le_bytes());
+        }
+        let found = behind || function.legacy_vga().is_some();
+        if found {
+            let command = function.core().command() | COMMAND_IO | COMMAND_MEMORY;
+            attached.write(COMMAND, &command.to_le_bytes());
+        }
+        found
+    })
 }
 
 fn nodes(bus: &PciBus) -> Vec<Node> {

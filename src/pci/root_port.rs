@@ -8,10 +8,10 @@ use std::sync::Arc;
 use super::bridge::Windows;
 use super::decode::Decode;
 use super::regs::{
-    BRIDGE_CONTROL, BRIDGE_CONTROL_RESET, CAP_EXPRESS, CAP_POWER, CLASS, COMMAND, COMMAND_BUS_MASTER,
-    COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY, COMMAND_PARITY, COMMAND_SERR, DEVICE, HEADER_BRIDGE, HEADER_TYPE,
-    IO_BASE, MEMORY_BASE, POWER_NO_SOFT_RESET, POWER_STATE, PREFETCH_BASE, PREFETCH_BASE_UPPER, PREFETCH_LIMIT_UPPER,
-    PRIMARY_BUS, SECONDARY_STATUS, STATUS, STATUS_ERRORS, VENDOR,
+    BRIDGE_CONTROL, BRIDGE_CONTROL_RESET, BRIDGE_CONTROL_VGA, BRIDGE_CONTROL_VGA_16BIT, CAP_EXPRESS, CAP_POWER, CLASS,
+    COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY, COMMAND_PARITY, COMMAND_SERR,
+    DEVICE, HEADER_BRIDGE, HEADER_TYPE, IO_BASE, MEMORY_BASE, POWER_NO_SOFT_RESET, POWER_STATE, PREFETCH_BASE,
+    PREFETCH_BASE_UPPER, PREFETCH_LIMIT_UPPER, PRIMARY_BUS, SECONDARY_STATUS, STATUS, STATUS_ERRORS, VENDOR,
 };
 use super::{ConfigSpace, Msi, MsiSpec, PciBus, PciCore, PciFunction};
 use crate::device::{Cx, Device, Plug};
@@ -137,8 +137,9 @@ fn header(config: &mut ConfigSpace) {
     config.allow_clear(STATUS, &STATUS_ERRORS.to_le_bytes());
     config.allow(PRIMARY_BUS, &[0xff; 3]);
     config.allow_clear(SECONDARY_STATUS, &STATUS_ERRORS.to_le_bytes());
-    // Parity response, SERR# and the reset of the bus behind; no VGA or ISA filters.
-    config.allow(BRIDGE_CONTROL, &(BRIDGE_CONTROL_RESET | 0b11).to_le_bytes());
+    // Parity response, SERR#, legacy VGA with its ports' 16 bits, and the reset of the bus behind; no ISA filter.
+    let control = BRIDGE_CONTROL_RESET | BRIDGE_CONTROL_VGA | BRIDGE_CONTROL_VGA_16BIT | 0b11;
+    config.allow(BRIDGE_CONTROL, &control.to_le_bytes());
     // All windows are closed after power-on.
     for (at, value) in Windows::default().registers() {
         let value = if at == PREFETCH_BASE { value | PREFETCH_64BIT } else { value };

@@ -23,8 +23,10 @@ use crate::host::reset::Affected;
 use crate::memory::HostMem;
 use crate::memory::host::PAGE;
 
-/// Regions below the number of the VGA region: every vfio-pci device answers for each of them.
-const FIXED_REGIONS: usize = bindings::VFIO_PCI_VGA_REGION_INDEX as usize;
+/// Regions that are asked for: the BARs, the ROM, configuration space and, where there is one, the VGA region.
+const REGIONS: u32 = bindings::VFIO_PCI_VGA_REGION_INDEX + 1;
+/// The bits of an offset in the descriptor that are the region's number (kernel: VFIO_PCI_OFFSET_SHIFT).
+const OFFSET_SHIFT: u32 = 40;
 /// Sparse areas of one region that are looked at; the kernel's drivers have up to four.
 const MAX_AREAS: usize = 64;
 
@@ -103,7 +105,7 @@ struct Placed {
 
 impl VfioDevice {
     pub(super) fn new(handle: Handle, gate: Arc<Gate>, home: Arc<Vfio>) -> VfioDevice {
-        let regions = (0..FIXED_REGIONS as u32).map(|index| placed(&handle.raw, index)).collect();
+        let regions = (0..REGIONS).map(|index| placed(&handle.raw, index)).collect();
         VfioDevice { name: handle.bdf.to_string(), handle: ManuallyDrop::new(handle), regions, gate, home }
     }
 
@@ -133,6 +135,11 @@ impl VfioDevice {
 
 /// A region's facts, from what the crate asked when it opened the device.
 fn placed(raw: &RawDevice, index: u32) -> Placed {
+    // The crate leaves a missing VGA region out, so that a device-specific one may stand in its place.
+    if index == bindings::VFIO_PCI_VGA_REGION_INDEX && raw.get_region_offset(index) >> OFFSET_SHIFT != u64::from(index)
+    {
+        return Placed::default();
+    }
     let flags = raw.get_region_flags(index);
     let size = raw.get_region_size(index);
     let sparse = raw.get_region_caps(index).into_iter().find_map(|cap| match cap {

@@ -7,7 +7,9 @@ use super::{Attachment, PeerToPeer, VfioPci, VfioPciOptions};
 use crate::bdf::{Bdf, DeviceAddr};
 use crate::device::{Cx, Plug};
 use crate::error::{Code, Error, Result};
+use crate::memory::{Backing, Memory};
 use crate::object::{Create, Int, OnOffAuto, TypeInfo, props};
+use crate::pci::vga::LEGACY;
 
 /// The name of the type.
 pub const NAME: &str = "vfio-pci";
@@ -30,6 +32,9 @@ props! {
         rombar: Int<0, 1> = "1",
         /// QEMU's word for rom=file:PATH
         romfile: Option<PathBuf>,
+        /// Whether it answers at the legacy VGA memory and ports; one device of a machine can
+        #[name = "x-vga"]
+        vga: bool = "off",
         /// Trap every access to the BARs, to see what a driver does
         #[name = "x-no-mmap"]
         no_mmap: bool = "off",
@@ -54,6 +59,9 @@ impl Create<Plug, Cx> for VfioPciType {
 
     fn create(props: VfioPciProps, cx: &Cx) -> Result<Plug> {
         let bdf = address(props.host, props.sysfsdev.as_deref())?;
+        if props.vga {
+            vga_window_is_free(&cx.memory)?;
+        }
         let options = VfioPciOptions {
             id: cx.id.to_string(),
             p2p: match props.p2p {
@@ -63,9 +71,22 @@ impl Create<Plug, Cx> for VfioPciType {
             },
             rom: rom_source(&props)?,
             no_mmap: props.no_mmap,
+            vga: props.vga,
             attachment: if cx.on_root_bus { Attachment::RootBus } else { Attachment::Port },
         };
         Ok(Plug { function: VfioPci::open(&cx.vfio, bdf, &cx.router, options)?, adds: None })
+    }
+}
+
+/// A running guest has RAM where VGA has its memory, unless a device had that from the start.
+fn vga_window_is_free(memory: &Memory) -> Result<()> {
+    let [window, ..] = LEGACY;
+    match memory.view(window.space).find(window.base).map(|range| &range.backing) {
+        Some(Backing::Ram(_)) => {
+            Err(Error::new(Code::VgaUnavailable, "a device with x-vga=on cannot be plugged in later")
+                .fix("start the guest with it"))
+        }
+        _ => Ok(()),
     }
 }
 

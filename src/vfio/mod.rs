@@ -8,7 +8,7 @@
 //! | [`dma`] | the IOMMU's mappings, a listener of the memory layout | VFIO_IOMMU_MAP_DMA |
 //! | [`front_end`], [`pci`] | the type `vfio-pci`, and the function on a bus of the guest | |
 //! | [`config`], `page` | which configuration bits are whose (pure); registers that are read without an exit | VFIO_PCI_CONFIG_REGION_INDEX |
-//! | [`bars`], [`trap`], [`rom`] | what is mapped and what traps (pure), and the trapped rest | VFIO_DEVICE_GET_REGION_INFO |
+//! | [`bars`], [`trap`], [`rom`], [`vga`] | what is mapped and what traps (pure), and the trapped rest | VFIO_DEVICE_GET_REGION_INFO |
 //! | [`irq`] | which interrupts VFIO delivers | VFIO_DEVICE_SET_IRQS |
 //! | [`reset`], `hot_reset` | resets and whether they worked | VFIO_DEVICE_RESET, VFIO_DEVICE_PCI_HOT_RESET |
 //!
@@ -31,6 +31,7 @@ pub mod seams;
 pub mod space;
 pub mod trap;
 mod uapi;
+pub mod vga;
 
 #[cfg(test)]
 pub(crate) mod testing;

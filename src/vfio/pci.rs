@@ -24,6 +24,7 @@ use super::rom::{Rom, RomSource};
 use super::seams::{BARS, HostPci, IrqKind, RegionIndex, RegionInfo};
 use super::space::Vfio;
 use super::trap::BarTrap;
+use super::vga;
 use crate::bdf::Bdf;
 use crate::boot_trace::{self, phases};
 use crate::device::Device;
@@ -35,6 +36,7 @@ use crate::host::quirks::{self, Kind};
 use crate::irq::Router;
 use crate::memory::{Backing, HostSlice, Piece};
 use crate::pci::bar::ROM_INDEX;
+use crate::pci::vga::RANGES;
 use crate::pci::{
     BarContent, BarKind, BarSpec, Changes, ConfigSpace, Msi, MsiSpec, Msix, MsixSpec, PciCore, PciFunction, regs,
 };
@@ -58,6 +60,8 @@ pub struct VfioPciOptions {
     pub rom: RomSource,
     /// Whether every access of the BARs traps (`x-no-mmap`), to see what a driver does.
     pub no_mmap: bool,
+    /// Whether it answers at the legacy ranges of VGA (`x-vga`).
+    pub vga: bool,
     /// Where in the guest's topology it goes.
     pub attachment: Attachment,
 }
@@ -70,6 +74,8 @@ pub struct VfioPci {
     interrupts: Interrupts,
     bars: [Option<BarContent>; 7],
     rom: Option<Rom>,
+    /// The legacy ranges of VGA, if it has them.
+    vga: Option<[BarContent; RANGES]>,
     /// What the hardware was last told. Held during the write, so that two vCPUs' writes reach it in this order.
     hardware: Mutex<Hardware>,
     /// Registers that the guest reads without an exit.
@@ -124,7 +130,8 @@ impl VfioPci {
     /// [`Code::DeviceFailed`] if it is a bridge or its configuration space cannot be read, [`Code::NoReset`] if it does
     /// not answer.
     pub fn new(host: Arc<dyn HostPci>, router: &Arc<Router>, options: VfioPciOptions) -> Result<Arc<VfioPci>> {
-        let VfioPciOptions { id, p2p: _, rom, no_mmap, attachment } = options;
+        let VfioPciOptions { id, p2p: _, rom, no_mmap, vga, attachment } = options;
+        let vga = vga.then(|| vga::ranges(&host, &id)).transpose()?;
         let image = read_config(&*host)?;
         let source = config::image(&image);
         if source.layout() != regs::HEADER_ENDPOINT {
@@ -167,6 +174,7 @@ impl VfioPci {
             interrupts: Interrupts::new(host.clone(), router.clone()),
             bars: Default::default(),
             rom,
+            vga,
             hardware: Mutex::new(Hardware { command: source.u16(regs::COMMAND), power: 0 }),
             page: QuietPage::default(),
             fresh: AtomicBool::new(true),
@@ -418,6 +426,10 @@ impl PciFunction for VfioPci {
 
     fn bar(&self, index: usize) -> Option<BarContent> {
         self.bars.get(index)?.clone()
+    }
+
+    fn legacy_vga(&self) -> Option<[BarContent; RANGES]> {
+        self.vga.clone()
     }
 
     fn config_read(&self, off: u16, data: &mut [u8]) {

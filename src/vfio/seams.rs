@@ -28,6 +28,8 @@ pub enum RegionIndex {
     Rom,
     /// Configuration space.
     Config,
+    /// Legacy VGA memory and ports; offsets are the addresses.
+    Vga,
 }
 
 impl RegionIndex {
@@ -37,6 +39,7 @@ impl RegionIndex {
             RegionIndex::Bar(bar) => uapi::VFIO_PCI_BAR0_REGION_INDEX + u32::from(bar),
             RegionIndex::Rom => uapi::VFIO_PCI_ROM_REGION_INDEX,
             RegionIndex::Config => uapi::VFIO_PCI_CONFIG_REGION_INDEX,
+            RegionIndex::Vga => uapi::VFIO_PCI_VGA_REGION_INDEX,
         }
     }
 }

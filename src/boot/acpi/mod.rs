@@ -50,6 +50,8 @@ pub struct AcpiInput<'a> {
     pub power_button: bool,
     /// Whether there is a first serial port.
     pub serial_port: bool,
+    /// Whether a device has the legacy memory of VGA.
+    pub legacy_vga: bool,
     /// What devices add to `\_SB`: objects that may stand in a scope. `Scope("PCI0")` leads to the PCI root.
     pub devices: &'a [&'a dyn Aml],
 }
@@ -66,6 +68,7 @@ impl<'a> AcpiInput<'a> {
             pm_base: layout::PM_BASE,
             power_button: false,
             serial_port: true,
+            legacy_vga: false,
             devices: &[],
         }
     }

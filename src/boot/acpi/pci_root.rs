@@ -12,6 +12,7 @@ use acpi_tables::{Aml, AmlSink};
 use super::{AcpiInput, dsdt};
 use crate::boot::layout::PCI_CONFIG_PORTS;
 use crate::pci::intx;
+use crate::pci::vga::LEGACY;
 
 /// The `_OSC` interface of PCI host bridges.
 const OSC_UUID: &str = "33DB4D5B-1FF7-401C-9657-7441C03DD766";
@@ -30,12 +31,19 @@ pub struct PciRoot<'a> {
     mmio32: &'a [Range<u64>],
     mmio64: &'a [Range<u64>],
     serial_port: bool,
+    legacy_vga: bool,
 }
 
 impl<'a> PciRoot<'a> {
     /// The root bus of the machine.
     pub fn new(input: &AcpiInput<'a>) -> PciRoot<'a> {
-        PciRoot { last_bus: input.last_bus, mmio32: input.mmio32, mmio64: input.mmio64, serial_port: input.serial_port }
+        PciRoot {
+            last_bus: input.last_bus,
+            mmio32: input.mmio32,
+            mmio64: input.mmio64,
+            serial_port: input.serial_port,
+            legacy_vga: input.legacy_vga,
+        }
     }
 
     /// `_CRS`. Windows that are empty, or that reach beyond what their descriptor can express, are left out.
@@ -49,6 +57,17 @@ impl<'a> PciRoot<'a> {
             Box::new(AddressSpace::<u16>::new_io(*ports.end() + 1, u16::MAX, None)),
         ];
         let memory = AddressSpaceCacheable::NotCacheable;
+        if self.legacy_vga {
+            let [window, ..] = LEGACY;
+            let range = window.range();
+            windows.push(Box::new(AddressSpace::new_memory(
+                memory,
+                true,
+                range.start as u32,
+                range.end as u32 - 1,
+                None,
+            )));
+        }
         for window in self.mmio32.iter().filter(|window| !window.is_empty()) {
             if let (Ok(first), Ok(last)) = (u32::try_from(window.start), u32::try_from(window.end - 1)) {
                 windows.push(Box::new(AddressSpace::new_memory(memory, true, first, last, None)));

@@ -22,6 +22,19 @@ fn setup() -> (Bench, Arc<RootPort>, Arc<Fake>, Slot) {
 }
 
 #[test]
+fn legacy_vga_is_forwarded_by_the_control_register() {
+    let (bench, port, _function, _slot) = setup();
+    let forwards = || [Space::Mmio, Space::Pio].map(|space| port.core().bridge().unwrap().forwards_vga(space));
+    assert_eq!(forwards(), [false, false]);
+    bench.write(0, "2", BRIDGE_CONTROL, u32::from(BRIDGE_CONTROL_VGA | BRIDGE_CONTROL_VGA_16BIT), 2);
+    assert_eq!(forwards(), [true, false], "ports are not enabled");
+    bench.write(0, "2", COMMAND, u32::from(COMMAND_MEMORY | COMMAND_IO), 2);
+    assert_eq!(forwards(), [true, true]);
+    bench.root.route_legacy_vga();
+    assert_eq!(forwards(), [true, true], "nobody asks for it");
+}
+
+#[test]
 fn the_header_is_a_bridge_s_with_closed_windows() {
     let bench = Bench::new();
     bench.plug(RootPort::new("rp1", 5, &bench.decode, &bench.router).unwrap(), "2");
@@ -38,7 +51,7 @@ fn the_header_is_a_bridge_s_with_closed_windows() {
     bench.write(0, "2", 0x24, 0xffff_ffff, 4);
     assert_eq!(bench.read32(0, "2", 0x24), 0xfff1_fff1, "64-bit prefetchable memory");
     bench.write(0, "2", 0x3c, 0xffff_ffff, 4);
-    assert_eq!(bench.read32(0, "2", 0x3c), 0x0043_00ff);
+    assert_eq!(bench.read32(0, "2", 0x3c), 0x005b_00ff);
 }
 
 #[test]

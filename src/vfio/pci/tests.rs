@@ -283,6 +283,46 @@ fn the_status_of_the_pin_is_the_hardwares() {
 }
 
 #[test]
+fn legacy_vga_ranges_are_there_while_the_device_decodes_them() {
+    let display = || {
+        let mut host = FakePci::new(sample(), &[(0, 0x4000)]);
+        let region = RegionInfo { size: 0xc_0000, readable: true, writable: true, mappable: vec![] };
+        host.regions.insert(RegionIndex::Vga, region);
+        Arc::new(host)
+    };
+    let options = || VfioPciOptions { id: "gpu".into(), vga: true, ..VfioPciOptions::default() };
+    let router = Router::new();
+    let memory = Memory::new();
+    let root = PciRoot::new("pcie.0", &Decode::new(memory.clone()));
+    assert!(!root.has_legacy_vga());
+    let host = display();
+    let device = VfioPci::new(host.clone(), &router, options()).unwrap();
+    let _slot = root.bus().attach(device.clone(), Some("3")).unwrap();
+    assert!(root.has_legacy_vga());
+    let seen = || {
+        let found = |space, at| memory.view(space).find(at).is_some();
+        [found(Space::Mmio, 0xb_8000), found(Space::Pio, 0x3b4), found(Space::Pio, 0x3da), found(Space::Pio, 0x3bc)]
+    };
+    assert_eq!(seen(), [false; 4]);
+    root.route_legacy_vga();
+    assert_eq!(seen(), [true, true, true, false]);
+    host.take();
+    memory.write(Space::Mmio, 0xb_8000, &[0x41, 0x07]);
+    memory.write(Space::Pio, 0x3d4, &[0x0f]);
+    assert_eq!(host.take(), ["write Vga 0xb8000 [41, 07]", "write Vga 0x3d4 [0f]"]);
+    let mut data = [0; 2];
+    memory.read(Space::Mmio, 0xb_8000, &mut data);
+    assert_eq!(data, [0x41, 0x07]);
+    root.write(0, Devfn::new(3, 0).unwrap(), 0x04, &[2, 0]);
+    assert_eq!(seen(), [true, false, false, false]);
+    let again = VfioPci::new(display(), &router, options()).unwrap();
+    let code = |result: Result<Slot>| result.map(|_| ()).unwrap_err().code();
+    assert_eq!(code(root.bus().attach(again, Some("4"))), Code::VgaUnavailable);
+    let none = VfioPci::new(Arc::new(FakePci::new(sample(), &[(0, 0x4000)])), &router, options());
+    assert_eq!(none.map(|_| ()).unwrap_err().code(), Code::VgaUnavailable);
+}
+
+#[test]
 fn quirks_of_the_table_are_applied() {
     let with_ids = |vendor: u16, device: u16| {
         let mut config = sample();

@@ -191,6 +191,16 @@ pub static MATRIX_AMD: Machine = Machine {
     ..MATRIX_NICS
 };
 
+/// Where its display controller is.
+pub const VGA_AT: &str = "00:08.0";
+
+pub static VGA: Machine = Machine {
+    name: "vga",
+    about: "as default, with a VGA controller at 00:08.0",
+    devices: &[ROOT_PORT_1, ROOT_PORT_2, NIC, DRIVE, NVME, "-device VGA,id=vga1,bus=pcie.0,addr=8"],
+    ..DEFAULT
+};
+
 /// All machines.
 pub static ALL: &[&Machine] = &[
     &DEFAULT,
@@ -203,6 +213,7 @@ pub static ALL: &[&Machine] = &[
     &NO_INTREMAP,
     &AMD_IOMMU,
     &LARGE,
+    &VGA,
     &IOMMUFD,
     &MATRIX_NICS,
     &MATRIX_DRIVES,

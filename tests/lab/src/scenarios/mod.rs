@@ -13,6 +13,7 @@ pub mod matrix;
 mod rom;
 mod start;
 pub mod steps;
+mod vga;
 
 use crate::scenario::Scenario;
 
@@ -28,6 +29,7 @@ static TABLES: &[&[Scenario]] = &[
     matrix::SCENARIOS,
     interrupts::SCENARIOS,
     rom::SCENARIOS,
+    vga::SCENARIOS,
 ];
 
 /// Every scenario, in the order in which they run.

@@ -9,7 +9,8 @@ use crate::scenario::{Lab, Scenario};
 pub static SCENARIOS: &[Scenario] = &[Scenario::new("expansion-rom", expansion_rom)];
 
 /// Reads the ROM of the guest's only passed device twice, and reports its size and sums.
-const READ: &str = "r=$(ls /sys/bus/pci/devices/0000:01:00.0/rom 2>/dev/null)\n\
+const READ: &str = "echo 1 > /sys/bus/pci/devices/0000:01:00.0/enable\n\
+    r=$(ls /sys/bus/pci/devices/0000:01:00.0/rom 2>/dev/null)\n\
     [ -n \"$r\" ] && echo 1 > $r && cat $r > /tmp/a && cat $r > /tmp/b && echo 0 > $r\n\
     echo LAB rom=$(sha256sum < /tmp/a | cut -d ' ' -f 1)\n\
     echo LAB again=$(sha256sum < /tmp/b | cut -d ' ' -f 1)\n\
