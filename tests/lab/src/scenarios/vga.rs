@@ -12,12 +12,12 @@ pub static SCENARIOS: &[Scenario] = &[Scenario::new("x-vga", legacy_ranges).on(&
 /// Colour 5 of the palette is written and read by ports; then the sequencer is set to linear memory, and a byte is written
 /// and read through the window at a0000h.
 const USE: &str = r#"
-out() { printf "\\x$2" | dd of=/dev/port bs=1 seek=$((0x$1)) count=1 conv=notrunc 2>/dev/null; }
-in() { dd if=/dev/port bs=1 skip=$((0x$1)) count=1 2>/dev/null | hexdump -e '1/1 "%02x"'; }
-out 3c8 05; out 3c9 11; out 3c9 22; out 3c9 33
-out 3c7 05
-echo LAB colour=$(in 3c9)$(in 3c9)$(in 3c9)
-out 3ce 06; out 3cf 05; out 3c4 04; out 3c5 0e; out 3c4 02; out 3c5 0f
+put() { printf "\\x$2" | dd of=/dev/port bs=1 seek=$((0x$1)) count=1 conv=notrunc 2>/dev/null; }
+get() { dd if=/dev/port bs=1 skip=$((0x$1)) count=1 2>/dev/null | hexdump -e '1/1 "%02x"'; }
+put 3c8 05; put 3c9 11; put 3c9 22; put 3c9 33
+put 3c7 05
+echo LAB colour=$(get 3c9)$(get 3c9)$(get 3c9)
+put 3ce 06; put 3cf 05; put 3c4 04; put 3c5 0e; put 3c4 02; put 3c5 0f
 devmem 0xa0000 8 0x5a; devmem 0xa1234 8 0xa5
 echo LAB memory=$(devmem 0xa0000 8)$(devmem 0xa1234 8)
 echo LAB window=$(grep -c '^ *000a0000-000bffff : PCI Bus' /proc/iomem)
