@@ -82,6 +82,7 @@ impl HostPci for HostileDevice {
             RegionIndex::Bar(bar) => (self.sizes.get(usize::from(bar)).copied().unwrap_or_default(), 1 << (bar % 8)),
             RegionIndex::Rom => (self.sizes[BARS], 0),
             RegionIndex::Config => (lock(&self.config).len() as u64, 0),
+            RegionIndex::Vga => (0, 0),
         };
         let mappable = (self.mappable & bit != 0 && size >= 4096).then_some(0..size).into_iter().collect();
         RegionInfo { size, readable: true, writable: true, mappable }
