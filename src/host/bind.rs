@@ -110,7 +110,7 @@ fn bind_one(host: &Host, journal: &Journal, candidate: Candidate, held_for: Opti
         former_driver: entry.former_driver.clone().filter(|_| entry.ours),
         companions: companions.clone(),
         held: Vec::new(),
-        settings: settings.iter().map(Setting::to_string).collect(),
+        settings: settings.iter().filter(|it| changed || !it.comes_first()).map(Setting::to_string).collect(),
         warnings: Vec::new(),
     };
     if device.on_vfio() && !needs_another_turn(host, &device, &settings)? {

@@ -142,6 +142,9 @@ fn settle(host: &Host, journal: &Journal, entry: Entry) -> Result<Settled> {
     let device = match host.device(bdf) {
         Ok(device) if entry.is_for(&device) => device,
         now => {
+            // The consoles are the host's and still there; what was the device's has gone with it.
+            let consoles = entry.former_settings.iter().rev().filter(|setting| setting.comes_first());
+            consoles.for_each(|setting| drop(setting.set(host, bdf)));
             journal.remove(bdf)?;
             let driver = now.ok().and_then(|device| device.driver);
             return Ok(Settled::Done(Released { driver, ..Released::of(bdf, Outcome::Gone) }));

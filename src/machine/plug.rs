@@ -44,6 +44,8 @@ impl Plugged {
         for place in places {
             plugged.plug(place, memory, router, decode, vfio)?;
         }
+        // What the kernel could not reset alone when it opened it comes from its host driver as that left it.
+        plugged.devices.iter().for_each(|device| device.function.reset_shared());
         Ok(plugged)
     }
 

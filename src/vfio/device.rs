@@ -240,6 +240,10 @@ impl HostPci for VfioDevice {
         uapi::reset(&self.handle.raw)
     }
 
+    fn resets_alone(&self) -> bool {
+        self.home.host().resets_alone(self.handle.bdf)
+    }
+
     fn hot_reset_reach(&self) -> io::Result<Vec<Affected>> {
         self.home.hot_reset_reach(self.fd())
     }

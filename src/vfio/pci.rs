@@ -178,7 +178,7 @@ impl VfioPci {
             hardware: Mutex::new(Hardware { command: source.u16(regs::COMMAND), power: 0 }),
             page: QuietPage::default(),
             fresh: AtomicBool::new(true),
-            wants_hot_reset: AtomicBool::new(false),
+            wants_hot_reset: AtomicBool::new(!host.resets_alone()),
             gone: AtomicBool::new(false),
             host,
             id,

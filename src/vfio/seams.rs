@@ -116,6 +116,10 @@ pub trait HostPci: Send + Sync {
     fn unmask_fd(&self, kind: IrqKind, fd: &EventFd) -> io::Result<()>;
     /// Resets the function by the kernel's best method; `false`: it has none.
     fn reset(&self) -> io::Result<bool>;
+    /// Whether [`HostPci::reset`], and the kernel when it opens the device, can reset it.
+    fn resets_alone(&self) -> bool {
+        true
+    }
     /// All functions that a hot reset of the slot or the bus would hit, itself among them, and which are this machine's.
     /// An error: the kernel has none for it.
     fn hot_reset_reach(&self) -> io::Result<Vec<Affected>> {

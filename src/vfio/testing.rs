@@ -241,6 +241,10 @@ impl HostPci for FakePci {
         Ok(self.resettable)
     }
 
+    fn resets_alone(&self) -> bool {
+        self.resettable
+    }
+
     fn hot_reset_reach(&self) -> io::Result<Vec<Affected>> {
         self.check()?;
         let reach = self.reach.lock().clone();

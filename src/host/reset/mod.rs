@@ -203,6 +203,16 @@ impl Host {
         ResetPlan { verdict: plan(device.bdf, &facts), facts }
     }
 
+    /// Whether the kernel can reset a function without its neighbours. Asked at each start, hence by as few files as will
+    /// do.
+    pub fn resets_alone(&self, bdf: Bdf) -> bool {
+        let at = self.device_path(bdf);
+        let Some(names) = read::text(at.join("reset_method")) else { return at.join("reset").exists() };
+        let methods: Vec<Method> = names.split_whitespace().filter_map(Method::parse).collect();
+        let neighbours = || self.addresses().into_iter().filter(|it| (it.domain, it.bus) == (bdf.domain, bdf.bus));
+        methods.iter().any(|method| !method.needs_the_bus_alone()) || (!methods.is_empty() && neighbours().count() == 1)
+    }
+
     fn reset_facts(&self, device: &PciDevice) -> ResetFacts {
         let at = self.device_path(device.bdf);
         // Where there is no method there is neither attribute; before Linux 5.15 there is `reset` alone.

@@ -90,6 +90,7 @@ fn planned(tree: &TestTree, address: &str) -> ResetPlan {
 #[test]
 fn sysfs_tells_who_shares_the_bus() {
     let tree = card("snd_hda_intel");
+    assert!(!tree.host().resets_alone(bdf(CARD)), "the kernel's `bus` is for one that is alone on it");
     let plan = planned(&tree, CARD);
     assert_eq!(plan.facts.affected.iter().map(|other| other.bdf).collect::<Vec<_>>(), [bdf(CARD), bdf(SOUND)]);
     assert_eq!(plan.verdict.to_string(), "none: a hot reset would also hit 0000:01:00.1 (driver snd_hda_intel)");
@@ -97,7 +98,9 @@ fn sysfs_tells_who_shares_the_bus() {
     assert_eq!(plan.verdict.to_string(), "hot reset of the bus, together with 0000:01:00.1");
     let plan = planned(&tree, "0000:00:02.0");
     assert_eq!((plan.facts.scope, plan.facts.methods), (None, Some(vec![])), "nothing is offered");
+    assert!(!tree.host().resets_alone(bdf("00:02.0")));
     tree.attribute("0000:00:02.0", "reset", "");
+    assert!(tree.host().resets_alone(bdf("00:02.0")));
     assert_eq!(planned(&tree, "0000:00:02.0").facts.methods, None, "an old kernel does not say which");
 }
 

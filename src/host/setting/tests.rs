@@ -180,6 +180,16 @@ fn the_console_and_the_size_of_a_bar_come_back() {
     assert_eq!(tree.snapshot(), before);
 }
 
+#[test]
+fn the_console_comes_back_even_if_the_card_does_not() {
+    let tree = display();
+    bind(&tree.host(), bdf(CARD), &BindOptions::default()).unwrap();
+    tree.attribute(CARD, "device", "0x9999\n");
+    recover(&tree.host()).unwrap();
+    assert_eq!(std::fs::read_to_string(tree.sys("class/vtconsole/vtcon1/bind")).unwrap(), "1\n");
+    assert!(tree.sys("bus/platform/devices/efi-framebuffer.0/driver").exists());
+}
+
 /// Kills `action` before and after each of its changes; `recover` brings back what was before `bind`.
 fn killed_anywhere(make: fn() -> TestTree, address: &str, options: &BindOptions, action: impl Fn(&TestTree)) -> usize {
     let mut kills = 0;
