@@ -13,8 +13,10 @@ use crate::scenario::{Lab, Scenario};
 
 pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("host-reset-plans", reset_plans),
+    Scenario::new("host-quarantine", quarantine),
     Scenario::new("host-vf-settings", vf_settings).on(&machines::SRIOV),
     Scenario::new("host-whole-device", whole_device).on(&machines::MULTI_FUNCTION),
+    Scenario::new("host-hot-reset", hot_reset).on(&machines::MULTI_FUNCTION),
     Scenario::new("host-group-auto", group_auto).on(&machines::MULTI_FUNCTION),
     Scenario::new("host-boot-console", boot_console).on(&machines::DISPLAY),
 ];
@@ -44,6 +46,28 @@ fn reset_plans(lab: &mut Lab) -> Result<()> {
         ensure!(text.contains("  reset       ") && text.contains("  BAR 0 "), "{text}");
     }
     Ok(())
+}
+
+/// A quarantined device is refused by name at `bind` and at the start, until it is cleared.
+fn quarantine(lab: &mut Lab) -> Result<()> {
+    let ids = lab.l1.ok(&format!("cd /sys/bus/pci/devices/0000:{NIC}; echo $(($(cat vendor))),$(($(cat device)))"))?;
+    let note = format!(
+        r#"{{"version":1,"device":"0000:{NIC}","ids":[{}],"reason":"after a reset: its class code reads as ones"}}"#,
+        ids.trim()
+    );
+    let file = format!("/run/passthru/quarantine/0000:{NIC}.json");
+    let write = format!("mkdir -p /run/passthru/quarantine; umask 022; echo '{note}' > {file}");
+    let command = lab.l1.prepare(&Guest::new().device(&format!("vfio-pci,host={NIC}")))?;
+    steps::with_bound(lab, &[NIC], |lab| {
+        lab.l1.ok(&write)?;
+        let refused = lab.l1.fails(&command, 4)?;
+        ensure!(refused.contains("PT055") && refused.contains("reads as ones"), "{refused}");
+        lab.l1.ok(&format!("passthru recover --clear {NIC}")).map(drop)
+    })?;
+    lab.l1.ok(&write)?;
+    let refused = lab.l1.fails(&format!("passthru bind {NIC}"), 4)?;
+    ensure!(refused.contains("PT055"), "{refused}");
+    lab.l1.ok(&format!("passthru recover --clear {NIC}; [ ! -e {file} ]")).map(drop)
 }
 
 /// The address that `bind` gives to a virtual function is the guest's, also after its reboot; `release` and `recover` put
@@ -117,6 +141,35 @@ fn whole_device(lab: &mut Lab) -> Result<()> {
     ensure!(ended.value("second")? == "52:54:00:00:00:02", "the second function's registers read wrong");
     let told = lab.l1.ok("passthru bind 01:00 && passthru release 01:00")?;
     ensure!(told.matches("-> vfio-pci").count() == 2 && told.matches("given back").count() == 2, "{told}");
+    Ok(())
+}
+
+/// A function that can only be reset with its bus is, when the guest reboots: the guest finds the address in its
+/// registers that the card has after power-on, and not what it wrote there.
+fn hot_reset(lab: &mut Lab) -> Result<()> {
+    let plan = inspect(lab.l1, "01:00.1")?["reset"]["verdict"].clone();
+    ensure!(plan["reset"] == "none" && plan["blockers"][0]["bdf"] == "0000:01:00.0", "on host drivers: {plan}");
+    let device = "/sys/bus/pci/devices/0000:01:00.1";
+    let guest = Guest::new()
+        .fat()
+        .reboots()
+        .passes("01:00")
+        .script(&format!("echo 1 > {device}/enable; bar=$(sed -n '2s/ .*//p' {device}/resource)"))
+        .script("echo LAB address=$(devmem $bar 32)")
+        .script("devmem $bar 32 0xdeadbeef; echo LAB written=$(devmem $bar 32); sleep 1; reboot -f");
+    let job = steps::with_bound(lab, &["01:00.0", "01:00.1"], |lab| {
+        let plan = inspect(lab.l1, "01:00.1")?["reset"]["verdict"].clone();
+        ensure!(plan["reset"] == "hot" && plan["with"][0] == "0000:01:00.0", "on vfio-pci: {plan}");
+        let job = lab.l1.start_guest(&guest)?;
+        expect_times(lab.l1, &job, "LAB written=", 3)?;
+        lab.l1.kill(&job, Signal::SIGTERM)?;
+        lab.l1.wait(&job, Duration::from_secs(60))?;
+        Ok(job)
+    })?;
+    let text = job.text();
+    ensure!(text.matches("LAB written=0xDEADBEEF").count() >= 3, "the register cannot be written:\n{text}");
+    ensure!(text.matches("LAB address=0x00005452").count() >= 3, "the function is not reset:\n{text}");
+    ensure!(!text.contains("is not reset"), "{text}");
     Ok(())
 }
 
