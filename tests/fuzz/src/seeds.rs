@@ -14,6 +14,7 @@ pub static TARGETS: &[Target] = &[
     Target { name: "capabilities", seeds: capabilities },
     Target { name: "config_space", seeds: config_space },
     Target { name: "msix_table", seeds: msix_table },
+    Target { name: "qmp", seeds: qmp },
     Target { name: "rom", seeds: rom },
 ];
 
@@ -151,6 +152,17 @@ fn image(code: u8, blocks: u8, last: bool) -> Vec<u8> {
     let end = image.len() - 1;
     image[end] = 0u8.wrapping_sub(sum);
     image
+}
+
+/// The length of the pieces that arrive, less one, then what a client sends.
+const REQUESTS: &[&[u8]] = &[
+    b"\x0f{\"execute\":\"qmp_capabilities\"}{\"execute\":\"query-status\",\"id\":[1]}\n",
+    b"\x02{\"execute\":\"device_add\",\"arguments\":{\"driver\":\"vfio-pci\",\"id\":\"x\"}}\nnonsense\n{}",
+    b"\x7f{\"execute\":\"device_del\",\"arguments\":[]} 7 \"x\" {\"exec\":1}\r\n",
+];
+
+fn qmp() -> Vec<Vec<u8>> {
+    REQUESTS.iter().map(|request| request.to_vec()).collect()
 }
 
 fn rom() -> Vec<Vec<u8>> {
