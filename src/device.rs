@@ -48,6 +48,14 @@ pub struct Cx {
     pub vfio: Arc<Vfio>,
 }
 
+/// What making an object needs: something that devices name and that is no device itself.
+pub struct ObjectCx {
+    /// The id that the user gave.
+    pub id: Arc<str>,
+    /// The machine's VFIO context.
+    pub vfio: Arc<Vfio>,
+}
+
 /// A device that was made and is not on a bus yet.
 pub struct Plug {
     /// What goes to the bus.

@@ -159,6 +159,19 @@ codes! {
     ControlSocket = 34, Host, "the control socket cannot be made",
         "--qmp makes a socket file, on which programs control the running guest. Its folder must be writable, its path \
          short (107 bytes), and no other process may listen there.";
+    NoIommufd = 40, Host, "the kernel offers no iommufd",
+        "iommu=iommufd and iommufd= open a device by a node of its own (/dev/vfio/devices/vfioN) and bind it to /dev/iommu. \
+         The kernel needs CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV for that, which Debian's kernels do not have. \
+         iommu=auto, the default, uses the device's group where they are missing.";
+    MixedBackends = 41, Usage, "devices of one IOMMU group would be on iommufd and on type1",
+        "Linux opens an IOMMU group either by its node or by the nodes of its devices, never both. Give all devices of the \
+         group the same iommu=. Devices of different groups may differ, but all of the guest's memory is then pinned twice.";
+    BadDescriptor = 42, Usage, "a descriptor is not what it is said to be",
+        "fd=N names a descriptor that passthru was started with: of the device's node (/dev/vfio/devices/vfioN) for \
+         vfio-pci, of /dev/iommu for the object iommufd. Whoever starts passthru opens it and lets it be inherited, as a \
+         shell does with `passthru run ... 5<>/dev/iommu`.";
+    UnknownObject = 43, Usage, "there is no such object",
+        "A property such as iommufd= names an object by the id that --object gave it. `--object help` lists the types.";
     RomUnusable = 50, Usage, "a file is no expansion ROM that can be used",
         "rom=file: takes the ROM of a card as tools read it: images with the signature 55h AAh and a PCI data structure, at \
          most 16 MiB. A header of NVIDIA's flash tools before the first image is left out. `passthru rom inspect FILE` \

@@ -12,6 +12,11 @@ pub fn warn(message: Arguments<'_>) {
     eprintln!("passthru: warning: {message}");
 }
 
+/// Tells the user something that they have asked to be told (`--verbose`).
+pub fn note(message: Arguments<'_>) {
+    eprintln!("passthru: {message}");
+}
+
 /// Counts the occurrences of one message and says which of them to print.
 #[derive(Debug, Default)]
 pub struct Limiter(AtomicU32);

@@ -29,6 +29,10 @@ impl Platform for ThisHost {
         &types::MACHINES
     }
 
+    fn objects(&self) -> &dyn Catalogue {
+        &types::OBJECTS
+    }
+
     fn host(&self) -> &Host {
         &self.host
     }

@@ -15,6 +15,9 @@ pub trait Platform {
     /// The machine types that `-M` knows. Called without any privilege, for help.
     fn machines(&self) -> &dyn Catalogue;
 
+    /// The object types that `--object` knows. Called without any privilege, for help.
+    fn objects(&self) -> &dyn Catalogue;
+
     /// The host whose devices are bound and released.
     fn host(&self) -> &Host;
 

@@ -12,14 +12,19 @@ const WIDTH: usize = 120;
 /// Said at the top of a page, for who wants to edit it.
 const MADE: &str = "<!-- Made from the code: UPDATE_GOLDEN=1 cargo test --test cli -->\n";
 
-/// docs/devices.md: every machine type and device type with its properties.
-pub fn devices<M, X, D, Y>(machines: &Registry<M, X>, devices: &Registry<D, Y>) -> String {
+/// docs/devices.md: every machine type, device type and object type with its properties.
+pub fn devices<M, X, D, Y, O, Z>(
+    machines: &Registry<M, X>,
+    devices: &Registry<D, Y>,
+    objects: &Registry<O, Z>,
+) -> String {
     let mut out = format!("# Machines and devices\n\n{MADE}");
     out += "\nEvery table of this page is also printed by `passthru run`, with `help` in the place of a type (`-M help`,\n\
         `--device help`) or after it (`-M q35,help`, `--device vfio-pci,help`). A type and its properties are written\n\
         `TYPE,KEY=VALUE,...`, a comma in a value twice; or as JSON, `{\"driver\":\"vfio-pci\",\"host\":\"01:00.0\"}`.\n";
     page(&mut out, "Machine types", machines);
     page(&mut out, "Device types", devices);
+    page(&mut out, "Object types", objects);
     out
 }
 
@@ -153,7 +158,7 @@ mod tests {
 
     #[test]
     fn every_property_has_a_row() {
-        let page = devices(&testing::MACHINES, &testing::DEVICES);
+        let page = devices(&testing::MACHINES, &testing::DEVICES, &testing::OBJECTS);
         for row in [
             "## Device types: `--device TYPE`",
             "| `id` | str |  | Unique name of the device, and of the bus that it adds |",

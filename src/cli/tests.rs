@@ -7,7 +7,7 @@ use crate::error::Code;
 use crate::host::Host;
 use crate::host::testtree::{TestTree, bdf};
 use crate::machine::options::{HugePages, RunOptions, SerialOption};
-use crate::object::testing::{DEVICES, MACHINES};
+use crate::object::testing::{DEVICES, MACHINES, OBJECTS};
 use crate::object::{Catalogue, MemSize};
 
 /// Remembers what guests it was asked to run, on a made-up host with two network cards.
@@ -39,6 +39,10 @@ impl Platform for Recorder {
 
     fn machines(&self) -> &dyn Catalogue {
         &MACHINES
+    }
+
+    fn objects(&self) -> &dyn Catalogue {
+        &OBJECTS
     }
 
     fn host(&self) -> &Host {

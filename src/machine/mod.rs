@@ -5,6 +5,7 @@
 //! | [`options`] | what the user asked for |
 //! | [`preflight`] | what can be found out before anything is allocated |
 //! | [`functions`] | what a line means that passes all functions of a device |
+//! | [`objects`] | what devices name but is none, made before them |
 //! | [`places`] | which id, bus and address each device gets |
 //! | [`plug`] | the one path by which every device comes into the machine; [`types`] are the tables of types |
 //! | [`board`] | the devices that sit in no slot |
@@ -24,6 +25,7 @@
 mod board;
 mod control;
 mod functions;
+mod objects;
 pub mod options;
 mod pinning;
 mod places;
@@ -120,7 +122,7 @@ fn reset_reason(by_guest: bool) -> &'static str {
 impl Machine {
     /// Builds the machine and all of its devices. Nothing runs yet.
     pub fn new(options: RunOptions, host: &Host) -> Result<Machine> {
-        let Plan { machine, image, kvm, cpus, phys_bits, mut places } = preflight::plan(&options, host)?;
+        let Plan { machine, image, kvm, cpus, phys_bits, objects, mut places } = preflight::plan(&options, host)?;
         boot_trace::lap(phases::CHECKS);
         let events = VmEvents::new()?;
         // Before any thread is started: threads inherit which signals are blocked.
@@ -137,11 +139,17 @@ impl Machine {
         let vfio = Vfio::new(host.clone(), memory.clone());
         vfio.set_pinning(pinning::pinning(machine.dma_map, options.smp.cpus(), &events));
         let board = Board::new(&memory, &router, &mut event_loop, &events, &job_control, &options.serial)?;
+        objects::create(objects, &vfio)?;
         let plugged = Plugged::new(&root, &memory, &router, &decode, &vfio, &mut places)?;
 
         boot_trace::lap(phases::DEVICES);
         let layout = Layout::new(options.memory.size.0, phys_bits, plugged.last_bus())?;
         preflight::check_reserved(&layout, &vfio)?;
+        if options.verbose {
+            for report in vfio.describe() {
+                crate::log::note(format_args!("{report}"));
+            }
+        }
         let cf8 = Cf8::new(root.clone(), board.reset_control(), !machine.cf8);
         let ecam = Ecam::new(root.clone());
         memory.update(|map| {

@@ -1,6 +1,7 @@
 //! What can be found out before anything is allocated: every mistake that the options alone, or the options and the
 //! host, show.
 
+use super::objects::{self, Object};
 use super::options::{HugePages, RunOptions};
 use super::places::{self, Place};
 use super::types::{MACHINES, Q35};
@@ -30,6 +31,8 @@ pub struct Plan {
     pub phys_bits: u8,
     /// The devices to plug, and where.
     pub places: Vec<Place>,
+    /// What they name, to be made before them.
+    pub objects: Vec<Object>,
 }
 
 /// Checks the options against each other, then against the host: what is wrong with the command line is said even where
@@ -38,7 +41,9 @@ pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
     let mut machine = options.machine.clone();
     let of_type = MACHINES.take_type(&mut machine)?;
     let machine = of_type.create(&mut machine, &())?;
+    let objects = objects::plan(&options.objects)?;
     let places = places::plan(&options.devices, host)?;
+    objects::check_uses(&places, &objects)?;
     if places.iter().any(|place| place.of_type.name() == front_end::NAME)
         && let Some(warning) = host.acs_overridden()
     {
@@ -61,7 +66,7 @@ pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
     let cpus = CpuPlan::new(&host_cpu, &options.cpu, options.smp)?;
     // The layout of the smallest machine: whether the memory fits below the highest address.
     Layout::new(ram, phys_bits, 0)?;
-    Ok(Plan { machine, image, kvm, cpus, phys_bits, places })
+    Ok(Plan { machine, image, kvm, cpus, phys_bits, places, objects })
 }
 
 /// Every vector of a device's MSI-X is a descriptor, and another while the guest uses it: up to 4096 for one device, and

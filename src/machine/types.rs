@@ -1,6 +1,7 @@
 //! The tables of types: what `-M` and `--device` choose from, and what `help` is made of.
 
-use crate::device::{Cx, Plug};
+use super::objects::ObjectCommon;
+use crate::device::{Cx, ObjectCx, Plug};
 use crate::error::Result;
 use crate::object::{Common, Create, Props, Registry, TypeInfo, prop_enum, props};
 use crate::{pci, vfio};
@@ -12,6 +13,15 @@ pub static DEVICES: Registry<Plug, Cx> = Registry {
     key: "driver",
     common: Common::TABLE,
     types: &[&pci::root_port::TYPE, &vfio::front_end::TYPE],
+};
+
+/// The object types of `--object`.
+pub static OBJECTS: Registry<(), ObjectCx> = Registry {
+    what: "object type",
+    option: "--object",
+    key: "qom-type",
+    common: ObjectCommon::TABLE,
+    types: &[&vfio::object::TYPE],
 };
 
 /// The machine types of `-M`.
@@ -66,5 +76,6 @@ mod tests {
     fn the_tables_are_sound() {
         check_registry(&DEVICES);
         check_registry(&MACHINES);
+        check_registry(&OBJECTS);
     }
 }

@@ -84,6 +84,10 @@ pub(crate) static DEVICES: Registry<u32, u32> = Registry {
     types: &[&NUMBER, &NOTHING],
 };
 
+/// Object types for tests of what uses a registry.
+pub(crate) static OBJECTS: Registry<u32, u32> =
+    Registry { what: "object type", option: "--object", key: "qom-type", common: &[], types: &[&NOTHING] };
+
 /// Machine types for tests of what uses a registry.
 pub(crate) static MACHINES: Registry<u32, u32> =
     Registry { what: "machine type", option: "-M", key: "type", common: &[], types: &[&NOTHING] };

@@ -1,15 +1,14 @@
 //! A VFIO container of type 1: one IOMMU address space (kernel: Documentation/driver-api/vfio.rst, `vfio_iommu_type1`).
 
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
 use vfio_ioctls::{VfioContainer, VfioDevice as RawDevice, VfioError, VfioOps};
 
+use super::held::Held;
 use super::seams::{DmaLimits, DmaMapper};
 use super::uapi;
 use crate::error::{Code, Error, Result, explain_io};
@@ -18,16 +17,14 @@ use crate::memory::HostSlice;
 /// A container. It has an IOMMU from the moment when its first device was opened; before that nothing can be mapped.
 pub struct Container {
     inner: Arc<VfioContainer>,
-    /// What is mapped, by IOVA: the memory stays mapped in this process as long as the IOMMU knows it. Held during the
-    /// request, so that the kernel's state and this one never differ.
-    held: Mutex<BTreeMap<u64, HostSlice>>,
+    held: Held,
 }
 
 impl Container {
     /// Opens `/dev/vfio/vfio`. KVM is told of the groups by [`super::space::Vfio`], not by the crate, which forgets a
     /// whole group when one of its devices goes.
     pub fn open() -> Result<Container, VfioError> {
-        Ok(Container { inner: Arc::new(VfioContainer::new(None)?), held: Mutex::default() })
+        Ok(Container { inner: Arc::new(VfioContainer::new(None)?), held: Held::default() })
     }
 
     /// Opens a device by its sysfs path; its group joins the container if it has not yet.
@@ -35,6 +32,11 @@ impl Container {
         let ops = Arc::new(DeviceOps { container: self.inner.clone(), closing: AtomicBool::new(false) });
         let device = RawDevice::new(sysfs, ops.clone(), false)?;
         Ok((device, ops))
+    }
+
+    fn unmap(&self, iova: u64, len: u64) -> io::Result<()> {
+        let size = usize::try_from(len).map_err(io::Error::other)?;
+        self.inner.vfio_dma_unmap(iova, size).map_err(answer)
     }
 }
 
@@ -63,26 +65,22 @@ impl VfioOps for DeviceOps {
 
 impl DmaMapper for Container {
     fn map(&self, iova: u64, host: HostSlice, writable: bool) -> io::Result<()> {
-        let mut held = self.held.lock();
         let len = usize::try_from(host.len()).map_err(io::Error::other)?;
-        if writable {
-            // SAFETY: `held` keeps the memory mapped until the kernel has confirmed that the range is unmapped, and
-            // `HostMem` is only ever accessed by volatile copies.
-            unsafe { self.inner.vfio_dma_map(iova, len, host.addr() as *mut u8) }.map_err(answer)?;
-        } else {
-            // SAFETY: as above.
-            unsafe { uapi::map_read_only(&*self.inner, iova, host.addr(), host.len()) }?;
-        }
-        held.insert(iova, host);
-        Ok(())
+        let (addr, size) = (host.addr(), host.len());
+        self.held.map(iova, host, || {
+            if writable {
+                // SAFETY: `held` keeps the memory mapped until the kernel has confirmed that the range is unmapped, and
+                // `HostMem` is only ever accessed by volatile copies.
+                unsafe { self.inner.vfio_dma_map(iova, len, addr as *mut u8) }.map_err(answer)
+            } else {
+                // SAFETY: as above.
+                unsafe { uapi::map_read_only(&*self.inner, iova, addr, size) }
+            }
+        })
     }
 
     fn unmap(&self, iova: u64, len: u64) -> io::Result<()> {
-        let mut held = self.held.lock();
-        let size = usize::try_from(len).map_err(io::Error::other)?;
-        self.inner.vfio_dma_unmap(iova, size).map_err(answer)?;
-        held.remove(&iova);
-        Ok(())
+        self.held.unmap(iova, || self.unmap(iova, len))
     }
 
     fn limits(&self) -> Result<DmaLimits> {
@@ -95,13 +93,7 @@ impl DmaMapper for Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        // The kernel unmaps what is left when the last descriptor goes, which may be later than this: until then the
-        // memory must not become something else.
-        for (iova, host) in std::mem::take(&mut *self.held.lock()) {
-            if self.inner.vfio_dma_unmap(iova, host.len() as usize).is_err() {
-                std::mem::forget(host);
-            }
-        }
+        self.held.end(|iova, len| self.unmap(iova, len));
     }
 }
 

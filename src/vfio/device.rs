@@ -1,5 +1,6 @@
 //! One open VFIO device: [`HostPci`] on its descriptor.
 
+use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
@@ -14,6 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::container::{Container, DeviceOps};
 use super::dma::Gate;
+use super::ioas::Ioas;
 use super::seams::{HostPci, IrqInfo, IrqKind, RegionIndex, RegionInfo};
 use super::space::Vfio;
 use super::uapi::{self, IrqAction};
@@ -30,10 +32,20 @@ const OFFSET_SHIFT: u32 = 40;
 /// Sparse areas of one region that are looked at; the kernel's drivers have up to four.
 const MAX_AREAS: usize = 64;
 
-/// A device's descriptor as vfio-ioctls opened it, and the two ways to close it.
+/// Whom KVM is told of for a device, and what is given back with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Seat {
+    /// Its whole group, whose devices share one descriptor.
+    Group(u32),
+    /// The device alone, opened by its own node.
+    Device(Bdf),
+}
+
+/// A device's descriptor as vfio-ioctls opened it, and the ways to close it.
 pub(super) struct Handle {
     raw: RawDevice,
-    ops: Arc<DeviceOps>,
+    /// Of a device of a container.
+    ops: Option<Arc<DeviceOps>>,
     sysfs: PathBuf,
     group: u32,
     bdf: Bdf,
@@ -43,7 +55,12 @@ impl Handle {
     /// Opens the device; its group joins the container if it has not yet.
     pub(super) fn open(container: &Container, sysfs: &Path, group: u32, bdf: Bdf) -> Result<Handle, VfioError> {
         let (raw, ops) = container.device(sysfs)?;
-        Ok(Handle { raw, ops, sysfs: sysfs.to_owned(), group, bdf })
+        Ok(Handle { raw, ops: Some(ops), sysfs: sysfs.to_owned(), group, bdf })
+    }
+
+    /// Binds a device's own node to an iommufd and attaches it to the address space.
+    pub(super) fn bind(ioas: &Ioas, node: File, sysfs: &Path, group: u32, bdf: Bdf) -> Result<Handle, VfioError> {
+        Ok(Handle { raw: ioas.device(node)?, ops: None, sysfs: sysfs.to_owned(), group, bdf })
     }
 
     /// The host's address.
@@ -56,9 +73,25 @@ impl Handle {
         self.group
     }
 
-    /// Closes the device and leaves its group in the container, for its siblings.
+    /// What of it KVM is told of.
+    pub(super) fn seat(&self) -> Seat {
+        match self.ops {
+            Some(_) => Seat::Group(self.group),
+            None => Seat::Device(self.bdf),
+        }
+    }
+
+    /// A second descriptor of the device.
+    pub(super) fn descriptor(&self) -> io::Result<OwnedFd> {
+        // SAFETY: the descriptor is open as long as the handle, which is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.raw.as_raw_fd()) }.try_clone_to_owned()
+    }
+
+    /// Closes the device and leaves its group in the container, for its siblings. A device that was bound by itself
+    /// leaves its address space and is unbound.
     pub(super) fn close(self) {
-        self.ops.close();
+        let Some(ops) = &self.ops else { return self.close_bound() };
+        ops.close();
         let fd = self.raw.as_raw_fd();
         drop(self.raw);
         // SAFETY: the crate keeps its descriptor in a `ManuallyDrop` and, after `DeviceOps::close`, does not close it;
@@ -70,13 +103,23 @@ impl Handle {
     pub(super) fn close_with_group(self) {
         // The crate reads the group's number from sysfs again and unwraps it. If the device has been removed the link is
         // gone; the group then leaves with the container, which the kernel does by itself.
-        if group_of(&self.sysfs) != Some(self.group) {
+        if self.ops.is_none() || group_of(&self.sysfs) != Some(self.group) {
             return self.close();
         }
         let Handle { raw, sysfs, .. } = self;
         // A removal that waits for the close goes on in the moment before the crate looks.
         if catch_unwind(AssertUnwindSafe(|| drop(raw))).is_err() {
             guest_error!(sysfs.display(), "the device vanished while it was closed");
+        }
+    }
+
+    fn close_bound(self) {
+        let fd = self.raw.as_raw_fd();
+        // The crate unwraps the answer to VFIO_DEVICE_DETACH_IOMMUFD_PT, which fails for a device that cannot be woken.
+        if catch_unwind(AssertUnwindSafe(|| drop(self.raw))).is_err() {
+            // SAFETY: the crate panicked before it closed its descriptor, which it keeps in a `ManuallyDrop`. The close
+            // unbinds the device, and that detaches it.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
         }
     }
 }

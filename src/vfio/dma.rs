@@ -91,11 +91,12 @@ impl DmaSpace {
 
     /// An empty space.
     pub fn with(mapper: Arc<dyn DmaMapper>, pinning: Pinning) -> DmaSpace {
+        let state = Mutex::new(State::of(mapper.backend()));
         let shared = Shared {
             mapper,
             pinning,
             gate: Arc::default(),
-            state: Mutex::default(),
+            state,
             done: Condvar::new(),
             abandoned: AtomicBool::new(false),
         };

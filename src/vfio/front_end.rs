@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use super::object::{self, Descriptor};
 use super::rom::{self, RomSource};
-use super::{Attachment, PeerToPeer, VfioPci, VfioPciOptions};
+use super::{Attachment, IommuChoice, PeerToPeer, VfioPci, VfioPciOptions, Wish};
 use crate::bdf::{Bdf, DeviceAddr};
 use crate::device::{Cx, Plug};
 use crate::error::{Code, Error, Result};
 use crate::memory::{Backing, Memory};
-use crate::object::{Create, Int, OnOffAuto, TypeInfo, props};
+use crate::object::{Create, Id, Int, OnOffAuto, TypeInfo, props};
 use crate::pci::vga::LEGACY;
 
 /// The name of the type.
@@ -24,6 +25,12 @@ props! {
         host: Option<DeviceAddr>,
         /// Folder of the device in sysfs, instead of host
         sysfsdev: Option<PathBuf>,
+        /// Kernel interface that it is opened by; auto: iommufd where its nodes can be opened, else its group by type1
+        iommu: IommuChoice = "auto",
+        /// Object iommufd that it is put on
+        iommufd: Option<Id>,
+        /// Descriptor of the device's node (/dev/vfio/devices/vfioN) that passthru was started with, instead of host
+        fd: Option<Descriptor>,
         /// Whether other passed-through devices may reach its BARs by DMA; auto: if there are any
         p2p: OnOffAuto = "auto",
         /// Expansion ROM that the guest sees: the device's own, none, or a file's
@@ -50,7 +57,8 @@ impl Create<Plug, Cx> for VfioPciType {
     type Props = VfioPciProps;
 
     fn check(props: &VfioPciProps) -> Result<()> {
-        address(props.host, props.sysfsdev.as_deref())?;
+        source(props)?;
+        wish(props).check()?;
         if let RomSource::File(path) = rom_source(props)? {
             rom::file(&path)?;
         }
@@ -58,12 +66,16 @@ impl Create<Plug, Cx> for VfioPciType {
     }
 
     fn create(props: VfioPciProps, cx: &Cx) -> Result<Plug> {
-        let bdf = address(props.host, props.sysfsdev.as_deref())?;
+        let bdf = match source(&props)? {
+            Source::Address(bdf) => bdf,
+            Source::Descriptor(number) => cx.vfio.device_of_descriptor(number)?,
+        };
         if props.vga {
             vga_window_is_free(&cx.memory)?;
         }
         let options = VfioPciOptions {
             id: cx.id.to_string(),
+            wish: wish(&props),
             p2p: match props.p2p {
                 OnOffAuto::Auto => PeerToPeer::Auto,
                 OnOffAuto::On => PeerToPeer::On,
@@ -98,6 +110,32 @@ fn rom_source(props: &VfioPciProps) -> Result<RomSource> {
         (RomSource::Auto, 1, Some(path)) => Ok(RomSource::File(path.clone())),
         _ => Err(Error::new(Code::BadProperty, "rom=, rombar= and romfile= contradict each other")
             .fix("write rom=auto, rom=off or rom=file:PATH alone")),
+    }
+}
+
+/// What names the device.
+#[derive(Debug, PartialEq)]
+enum Source {
+    Address(Bdf),
+    Descriptor(i32),
+}
+
+fn source(props: &VfioPciProps) -> Result<Source> {
+    match (props.fd, props.host.is_some() || props.sysfsdev.is_some()) {
+        (None, _) => address(props.host, props.sysfsdev.as_deref()).map(Source::Address),
+        (Some(fd), false) => Ok(Source::Descriptor(object::number(fd))),
+        (Some(_), true) => {
+            Err(Error::new(Code::BadProperty, "fd= is the device's node: host= and fd= both name the device")
+                .fix("leave one of them out"))
+        }
+    }
+}
+
+fn wish(props: &VfioPciProps) -> Wish {
+    Wish {
+        iommu: props.iommu,
+        object: props.iommufd.as_ref().map(|id| id.as_str().into()),
+        fd: props.fd.map(object::number),
     }
 }
 

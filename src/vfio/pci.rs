@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use super::backend::Wish;
 use super::bars::{self, Part};
 use super::config::{self, Abilities, Attachment, Division};
 use super::dma::PeerToPeer;
@@ -54,6 +55,8 @@ const COMMAND_DECODE: u16 = regs::COMMAND_IO | regs::COMMAND_MEMORY;
 pub struct VfioPciOptions {
     /// The device's id.
     pub id: String,
+    /// By which of the kernel's interfaces it is to be opened.
+    pub wish: Wish,
     /// Whether other devices may reach the BARs (`p2p=`).
     pub p2p: PeerToPeer,
     /// Where the expansion ROM comes from (`rom=`).
@@ -103,7 +106,7 @@ impl VfioPci {
     /// Those of [`Vfio::open`] and [`VfioPci::new`].
     pub fn open(vfio: &Arc<Vfio>, bdf: Bdf, router: &Arc<Router>, options: VfioPciOptions) -> Result<Arc<VfioPci>> {
         let p2p = options.p2p;
-        let device = VfioPci::new(vfio.open(bdf)?, router, options)?;
+        let device = VfioPci::new(vfio.open(bdf, &options.wish)?, router, options)?;
         device.make_vectors(&Host::real())?;
         if p2p != PeerToPeer::Auto {
             let pieces = device.bars.iter().flatten().flat_map(|bar| &bar.pieces);
@@ -130,7 +133,7 @@ impl VfioPci {
     /// [`Code::DeviceFailed`] if it is a bridge or its configuration space cannot be read, [`Code::NoReset`] if it does
     /// not answer.
     pub fn new(host: Arc<dyn HostPci>, router: &Arc<Router>, options: VfioPciOptions) -> Result<Arc<VfioPci>> {
-        let VfioPciOptions { id, p2p: _, rom, no_mmap, vga, attachment } = options;
+        let VfioPciOptions { id, wish: _, p2p: _, rom, no_mmap, vga, attachment } = options;
         let vga = vga.then(|| vga::ranges(&host, &id)).transpose()?;
         let image = read_config(&*host)?;
         let source = config::image(&image);

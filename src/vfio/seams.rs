@@ -11,6 +11,7 @@ use std::sync::Arc;
 use vfio_bindings::bindings::vfio as uapi;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::backend::Backend;
 use super::dma::Gate;
 use crate::error::Result;
 use crate::host::reset::Affected;
@@ -165,14 +166,19 @@ pub trait DmaMapper: Send + Sync {
     fn map(&self, iova: u64, host: HostSlice, writable: bool) -> io::Result<()>;
     /// Undoes a `map` of exactly this range.
     fn unmap(&self, iova: u64, len: u64) -> io::Result<()>;
+    /// Whose requests they are: for messages, and for how locked memory is counted.
+    fn backend(&self) -> Backend {
+        Backend::Type1
+    }
     /// What can be mapped now. Reading it is a request to the kernel: once for each group that joins.
     fn limits(&self) -> Result<DmaLimits>;
 }
 
-/// KVM's list of the IOMMU groups of a virtual machine (the KVM-VFIO pseudo device), which decides about cache coherence
-/// and, for some devices, about who may use the group.
+/// KVM's list of the IOMMU groups and devices of a virtual machine (the KVM-VFIO pseudo device), which decides about cache
+/// coherence and, for some devices, about who may use the group.
 pub trait GroupSink: Send + Sync {
-    /// KVM_DEV_VFIO_FILE_ADD of a group's descriptor, which stays open until [`GroupSink::del_group`].
+    /// KVM_DEV_VFIO_FILE_ADD of the descriptor of a group, or of a device that was opened by its own node. It stays open
+    /// until [`GroupSink::del_group`].
     fn add_group(&self, fd: BorrowedFd<'_>) -> Result<()>;
     /// KVM_DEV_VFIO_FILE_DEL of the same. If KVM refuses, that is logged.
     fn del_group(&self, fd: BorrowedFd<'_>);

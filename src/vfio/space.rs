@@ -1,25 +1,32 @@
-//! Every VFIO descriptor of one machine: containers, the groups in them, and the DMA space of each container.
+//! Every VFIO descriptor of one machine: containers with the groups in them, address spaces of iommufd with the devices in
+//! them, and the DMA space of each.
 //!
 //! Nothing is opened before the first device is. A group joins the first container that the kernel lets it join, so
-//! devices share one set of mappings wherever their IOMMUs can; a container that has lost its last group is closed.
+//! devices share one set of mappings wherever their IOMMUs can; devices that are opened by their own nodes share one IOAS
+//! whatever their IOMMUs are. A domain that has lost its last device is closed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use vfio_ioctls::VfioError;
 
+use super::backend::{Backend, Choice, DeviceReport, Present, Wish, choose};
 use super::container::Container;
-use super::device::{Handle, VfioDevice, group_of};
+use super::device::{Handle, Seat, VfioDevice, group_of};
 use super::dma::{DmaSpace, PeerToPeer, Pinning};
 use super::hot_reset::HotResets;
+use super::inherited;
+use super::ioas::Ioas;
 use super::seams::GroupSink;
 use super::uapi::group_descriptor;
 use crate::bdf::Bdf;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, explain_io};
 use crate::host::Host;
 use crate::host::check::VfioStep;
 use crate::memory::{HostMem, Listening, Memory, Stage};
@@ -41,24 +48,54 @@ struct State {
     pinning: Pinning,
     /// Exceptions for BARs, for the DMA spaces that are still to come.
     policies: Vec<(Weak<HostMem>, PeerToPeer)>,
-    /// KVM's list of groups, of the present virtual machine.
+    /// KVM's list of groups and devices, of the present virtual machine.
     kvm: Option<Arc<dyn GroupSink>>,
+    /// The objects `iommufd`: a descriptor of /dev/iommu each.
+    iommufds: BTreeMap<Arc<str>, OwnedFd>,
 }
 
-/// A container, what is in it, and its DMA space. Fields drop in this order: unmap, then groups, then the container.
+/// An address space, what is in it, and its DMA space. Fields drop in this order: unmap, then groups or devices, then the
+/// address space.
 struct Domain {
-    /// Absent for the moment between the first group's joining and the replay of the layout.
+    /// Absent for the moment between the first device's joining and the replay of the layout.
     listening: Option<Listening>,
     dma: Arc<DmaSpace>,
-    groups: BTreeMap<u32, Group>,
-    container: Arc<Container>,
+    members: BTreeMap<Seat, Member>,
+    space: Space,
 }
 
-/// A group that some device of ours is open in.
-struct Group {
+/// What the kernel calls the address space.
+enum Space {
+    /// For groups.
+    Container(Arc<Container>),
+    /// For devices with nodes of their own; with the object that it was made of.
+    Ioas(Arc<Ioas>, Option<Arc<str>>),
+}
+
+/// A group that some device of ours is open in, or a device that is open by itself.
+struct Member {
     /// A second descriptor, for KVM; the crate keeps the first to itself.
     fd: OwnedFd,
-    devices: BTreeSet<Bdf>,
+    group: u32,
+    /// With the reason for its back end.
+    devices: BTreeMap<Bdf, String>,
+}
+
+impl Domain {
+    fn new(space: Space, pinning: Pinning) -> Domain {
+        let dma = Arc::new(match &space {
+            Space::Container(container) => DmaSpace::with(container.clone(), pinning),
+            Space::Ioas(ioas, _) => DmaSpace::with(ioas.clone(), pinning),
+        });
+        Domain { listening: None, dma, members: BTreeMap::new(), space }
+    }
+
+    fn backend(&self) -> Backend {
+        match self.space {
+            Space::Container(_) => Backend::Type1,
+            Space::Ioas(..) => Backend::Iommufd,
+        }
+    }
 }
 
 impl Vfio {
@@ -78,14 +115,16 @@ impl Vfio {
         state.domains.iter().for_each(|domain| domain.dma.gate().release(released));
     }
 
-    /// Opens a PCI function for the guest. All of the guest's memory that there is now is mapped for it when this
-    /// returns, or will be when its [`super::dma::Gate`] opens, and what comes later follows.
+    /// Opens a PCI function for the guest, by the back end that `wish` and the kernel make possible. All of the guest's
+    /// memory that there is now is mapped for it when this returns, or will be when its [`super::dma::Gate`] opens, and
+    /// what comes later follows.
     ///
     /// # Errors
     /// [`Code::Quarantined`], what keeps the device from being handed out ([`Host::ready`]), [`Code::Asleep`], the kernel's
     /// refusal of a request explained ([`Host::vfio_error`]), or that of mapping the guest's memory ([`Code::Memlock`],
-    /// [`Code::ReservedIova`], [`Code::DmaLimit`], [`Code::DmaFailed`]).
-    pub fn open(self: &Arc<Self>, bdf: Bdf) -> Result<Arc<VfioDevice>> {
+    /// [`Code::ReservedIova`], [`Code::DmaLimit`], [`Code::DmaFailed`]); [`Code::NoIommufd`], [`Code::MixedBackends`],
+    /// [`Code::BadDescriptor`], [`Code::UnknownObject`] for what was wished for and cannot be.
+    pub fn open(self: &Arc<Self>, bdf: Bdf, wish: &Wish) -> Result<Arc<VfioDevice>> {
         let sysfs = self.host.device_path(bdf);
         let Some(group) = group_of(&sysfs) else {
             let why = self.host.ready(bdf).err();
@@ -100,11 +139,23 @@ impl Vfio {
         if state.has(bdf) {
             return Err(Error::new(Code::Busy, format!("{bdf} is given to this guest twice")));
         }
-        let (handle, at) = self.open_in_some_container(&mut state, &sysfs, group, bdf)?;
-        if let Err(error) = self.join(&mut state, at, &handle) {
-            match state.domain_of(group) {
+        let what = Target { bdf, group, sysfs: &sysfs };
+        let (handle, at, why) = match choose(bdf, wish, state.present(group))? {
+            Choice::Fixed(Backend::Type1, why) => {
+                let (handle, at) = self.open_in_some_container(&mut state, &what)?;
+                (handle, at, why)
+            }
+            Choice::Fixed(Backend::Iommufd, why) => {
+                let (handle, at) = self.open_in_an_ioas(&mut state, &what, wish)?;
+                (handle, at, why)
+            }
+            Choice::Try => self.open_by_either(&mut state, &what, wish)?,
+        };
+        let seat = handle.seat();
+        if let Err(error) = self.join(&mut state, at, &handle, why) {
+            match state.domain_of(seat) {
                 Some(_) => self.leave(&mut state, handle),
-                None => state.close_last_of_group(at, handle),
+                None => state.close_last_of_domain(at, handle),
             }
             return Err(error);
         }
@@ -114,56 +165,162 @@ impl Vfio {
         Ok(Arc::new(VfioDevice::new(handle, gate, self.clone())))
     }
 
+    /// The function whose node the process was given as a descriptor.
+    ///
+    /// # Errors
+    /// [`Code::BadDescriptor`].
+    pub fn device_of_descriptor(&self, number: i32) -> Result<Bdf> {
+        inherited::device_of(&self.host, number)
+    }
+
+    /// Makes an object `iommufd` known, for [`Wish::object`]: the process's descriptor `number`, or one that is opened
+    /// now.
+    ///
+    /// # Errors
+    /// [`Code::BadDescriptor`], or why /dev/iommu cannot be opened ([`Code::NoIommufd`], [`Code::NotPermitted`]).
+    pub fn add_iommufd(&self, id: Arc<str>, number: Option<i32>) -> Result<()> {
+        let file = match number {
+            Some(number) => inherited::take_iommufd(&self.host, number)?,
+            None => self.open_iommufd().map_err(|error| self.host.iommufd_error(&error))?,
+        };
+        self.state.lock().iommufds.insert(id, file.into());
+        Ok(())
+    }
+
+    /// By its own node if that and /dev/iommu can be opened and take the device, else by its group.
+    fn open_by_either(&self, state: &mut State, what: &Target<'_>, wish: &Wish) -> Result<(Handle, usize, String)> {
+        let refused = match self.find_nodes(state, what) {
+            Ok(()) => match self.open_in_an_ioas(state, what, wish) {
+                Ok((handle, at)) => return Ok((handle, at, "the kernel has iommufd and the device's node".to_owned())),
+                // The kernel may still take its group; where it has no groups this error is the whole truth.
+                Err(error) if !self.host.group_node(what.group).exists() => return Err(error),
+                Err(error) => error.cause().to_owned(),
+            },
+            Err(why) => why,
+        };
+        let (handle, at) = self.open_in_some_container(state, what)?;
+        Ok((handle, at, refused))
+    }
+
+    /// Whether the nodes that iommufd needs are there, else what is missing, for people.
+    fn find_nodes(&self, state: &State, what: &Target<'_>) -> Result<(), String> {
+        let iommu = self.host.dev("iommu");
+        let absent = |path: &Path, error: &io::Error| format!("{}: {}", path.display(), explain_io(error));
+        if state.ioas_of(None).is_none() {
+            self.open_iommufd().map_err(|error| absent(&iommu, &error))?;
+        }
+        let Some(node) = self.host.device_node(what.bdf) else {
+            return Err("the kernel's VFIO has no device nodes".to_owned());
+        };
+        open_node(&node).map(drop).map_err(|error| absent(&node, &error))
+    }
+
+    fn open_iommufd(&self) -> io::Result<File> {
+        open_node(&self.host.dev("iommu"))
+    }
+
+    /// Opens the device by its node, in the IOAS of the iommufd that is wished for. Gives the domain's index.
+    fn open_in_an_ioas(&self, state: &mut State, what: &Target<'_>, wish: &Wish) -> Result<(Handle, usize)> {
+        let at = match state.ioas_of(wish.object.as_ref()) {
+            Some(at) => at,
+            None => self.add_ioas(state, wish.object.as_ref())?,
+        };
+        let opened = self.node_of(what.bdf, wish).and_then(|node| match state.domains.get(at).map(|d| &d.space) {
+            Some(Space::Ioas(ioas, _)) => Handle::bind(ioas, node, what.sysfs, what.group, what.bdf)
+                .map_err(|error| self.explain(what.bdf, error)),
+            _ => Err(Error::new(Code::DeviceFailed, "the address space is none of iommufd's")),
+        });
+        match opened {
+            Ok(handle) => Ok((handle, at)),
+            Err(error) => {
+                // One that was made for this device alone goes with it.
+                state.domains.retain(|domain| domain.listening.is_some() || !domain.members.is_empty());
+                Err(error)
+            }
+        }
+    }
+
+    /// The device's open node.
+    fn node_of(&self, bdf: Bdf, wish: &Wish) -> Result<File> {
+        if let Some(number) = wish.fd {
+            return inherited::take_device(&self.host, number);
+        }
+        let Some(node) = self.host.device_node(bdf) else {
+            return Err(self.host.no_device_node(bdf));
+        };
+        open_node(&node).map_err(|error| self.host.vfio_error(bdf, VfioStep::OpenNode, &error))
+    }
+
+    /// A new IOAS of the object, or of /dev/iommu, without a device.
+    fn add_ioas(&self, state: &mut State, object: Option<&Arc<str>>) -> Result<usize> {
+        let file = match object {
+            None => self.open_iommufd().map_err(|error| self.host.iommufd_error(&error))?,
+            Some(id) => match state.iommufds.get(id) {
+                Some(fd) => fd.try_clone().map_err(|error| Error::system("duplicate a descriptor", &error))?.into(),
+                None => {
+                    let hint = crate::object::did_you_mean(id, state.iommufds.keys().map(|known| &**known));
+                    let cause = format!("there is no object `{id}` of type iommufd{hint}");
+                    let fix = format!("add `--object iommufd,id={id}`");
+                    return Err(Error::new(Code::UnknownObject, cause).fix(fix));
+                }
+            },
+        };
+        let ioas = Ioas::new(file).map_err(|error| {
+            Error::new(Code::DeviceFailed, "iommufd makes no address space")
+                .evidence(format!("IOMMU_IOAS_ALLOC: {}", explain_io(&error)))
+        })?;
+        Ok(state.add_domain(Space::Ioas(Arc::new(ioas), object.cloned())))
+    }
+
     /// Opens the device in the container that has its group, else in the first that takes it, else in a new one. Gives
     /// the domain's index.
-    fn open_in_some_container(
-        &self,
-        state: &mut State,
-        sysfs: &std::path::Path,
-        group: u32,
-        bdf: Bdf,
-    ) -> Result<(Handle, usize)> {
+    fn open_in_some_container(&self, state: &mut State, what: &Target<'_>) -> Result<(Handle, usize)> {
+        let Target { bdf, group, sysfs } = *what;
         let explain = |error: VfioError| self.explain(bdf, error);
-        if let Some(at) = state.domain_of(group) {
-            return Ok((Handle::open(&state.domains[at].container, sysfs, group, bdf).map_err(explain)?, at));
-        }
+        let home = state.domain_of(Seat::Group(group));
         for (at, domain) in state.domains.iter().enumerate() {
-            match Handle::open(&domain.container, sysfs, group, bdf) {
+            let Space::Container(container) = &domain.space else { continue };
+            if home.is_some_and(|home| home != at) {
+                continue;
+            }
+            match Handle::open(container, sysfs, group, bdf) {
                 Ok(handle) => return Ok((handle, at)),
                 // Another IOMMU, or one with other abilities: its devices need page tables of their own.
-                Err(VfioError::GroupSetContainer) => {}
+                Err(VfioError::GroupSetContainer) if home.is_none() => {}
                 Err(error) => return Err(explain(error)),
             }
         }
         let container = Arc::new(Container::open().map_err(explain)?);
         let handle = Handle::open(&container, sysfs, group, bdf).map_err(explain)?;
-        let dma = Arc::new(DmaSpace::with(container.clone(), state.pinning.clone()));
-        for (bar, policy) in &state.policies {
-            if let Some(bar) = bar.upgrade() {
-                dma.set_policy(&bar, *policy);
-            }
-        }
-        state.domains.push(Domain { listening: None, dma, groups: BTreeMap::new(), container });
-        Ok((handle, state.domains.len() - 1))
+        Ok((handle, state.add_domain(Space::Container(container))))
     }
 
-    /// Counts the device in, and brings a new group to KVM and a new container to the layout.
-    fn join(&self, state: &mut State, at: usize, handle: &Handle) -> Result<()> {
+    /// Counts the device in, and brings a new member to KVM and a new domain to the layout.
+    fn join(&self, state: &mut State, at: usize, handle: &Handle, why: String) -> Result<()> {
         let kvm = state.kvm.clone();
-        let group = handle.group();
+        let (seat, group) = (handle.seat(), handle.group());
         let Some(domain) = state.domains.get_mut(at) else { return Ok(()) };
-        match domain.groups.get_mut(&group) {
+        match domain.members.get_mut(&seat) {
             Some(known) => {
-                known.devices.insert(handle.bdf());
+                known.devices.insert(handle.bdf(), why);
             }
             None => {
-                let node = self.host.group_node(group);
-                let fd = group_descriptor(&node)
-                    .map_err(|error| Error::system(format!("find the descriptor of {}", node.display()), &error))?;
+                let fd = match seat {
+                    Seat::Device(bdf) => handle
+                        .descriptor()
+                        .map_err(|error| Error::system(format!("duplicate the descriptor of {bdf}"), &error))?,
+                    Seat::Group(group) => {
+                        let node = self.host.group_node(group);
+                        group_descriptor(&node).map_err(|error| {
+                            Error::system(format!("find the descriptor of {}", node.display()), &error)
+                        })?
+                    }
+                };
                 if let Some(kvm) = kvm {
                     kvm.add_group(fd.as_fd())?;
                 }
-                domain.groups.insert(group, Group { fd, devices: BTreeSet::from([handle.bdf()]) });
+                let devices = BTreeMap::from([(handle.bdf(), why)]);
+                domain.members.insert(seat, Member { fd, group, devices });
                 domain.dma.group_joined();
             }
         }
@@ -173,24 +330,24 @@ impl Vfio {
         Ok(())
     }
 
-    /// Closes a device. With the last of a group, the group leaves KVM's list and the container; with the last group of
-    /// a container, everything is unmapped first and the container closed.
+    /// Closes a device. With the last of a group, the group leaves KVM's list and the container; with the last member of
+    /// a domain, everything is unmapped first and the domain closed.
     fn leave(&self, state: &mut State, handle: Handle) {
-        let number = handle.group();
+        let seat = handle.seat();
         let kvm = state.kvm.clone();
-        let Some(at) = state.domain_of(number) else { return handle.close() };
-        let Some(group) = state.domains.get_mut(at).and_then(|domain| domain.groups.get_mut(&number)) else { return };
-        group.devices.remove(&handle.bdf());
-        if !group.devices.is_empty() {
+        let Some(at) = state.domain_of(seat) else { return handle.close() };
+        let Some(member) = state.domains.get_mut(at).and_then(|domain| domain.members.get_mut(&seat)) else { return };
+        member.devices.remove(&handle.bdf());
+        if !member.devices.is_empty() {
             handle.close();
         } else {
             if let Some(kvm) = kvm {
-                kvm.del_group(group.fd.as_fd());
+                kvm.del_group(member.fd.as_fd());
             }
             if let Some(domain) = state.domains.get_mut(at) {
-                domain.groups.remove(&number);
+                domain.members.remove(&seat);
             }
-            state.close_last_of_group(at, handle);
+            state.close_last_of_domain(at, handle);
         }
         state.tell_devices();
     }
@@ -200,16 +357,16 @@ impl Vfio {
         self.leave(&mut self.state.lock(), handle);
     }
 
-    /// Gives the list of a new virtual machine every group that is open, and every one that will be; `None` when the
+    /// Gives the list of a new virtual machine every group and device that is open, and every one that will be; `None` when the
     /// machine is taken down, and its list with it.
     ///
     /// # Errors
-    /// KVM's refusal of a group; the list then has those before it.
+    /// KVM's refusal of one; the list then has those before it.
     pub fn set_kvm(&self, kvm: Option<Arc<dyn GroupSink>>) -> Result<()> {
         let mut state = self.state.lock();
         if let Some(kvm) = &kvm {
-            for group in state.domains.iter().flat_map(|domain| domain.groups.values()) {
-                kvm.add_group(group.fd.as_fd())?;
+            for member in state.members() {
+                kvm.add_group(member.fd.as_fd())?;
             }
         }
         state.kvm = kvm;
@@ -245,11 +402,14 @@ impl Vfio {
         &self.hot_resets
     }
 
-    /// Every group that is open, by number, with a descriptor of its own.
+    /// Every group that is open by its node, by number, with a descriptor of its own.
     pub(super) fn group_descriptors(&self) -> io::Result<Vec<(u32, OwnedFd)>> {
         let state = self.state.lock();
-        let groups = state.domains.iter().flat_map(|domain| &domain.groups);
-        groups.map(|(id, group)| Ok((*id, group.fd.try_clone()?))).collect()
+        let groups = state.domains.iter().flat_map(|domain| &domain.members).filter_map(|(seat, member)| match seat {
+            Seat::Group(id) => Some((*id, &member.fd)),
+            Seat::Device(_) => None,
+        });
+        groups.map(|(id, fd)| Ok((id, fd.try_clone()?))).collect()
     }
 
     /// How many devices are open.
@@ -262,6 +422,31 @@ impl Vfio {
         self.state.lock().domains.iter().map(|domain| domain.dma.mappings()).sum()
     }
 
+    /// What every device is opened by, and why.
+    pub fn describe(&self) -> Vec<DeviceReport> {
+        let state = self.state.lock();
+        let reports = state.domains.iter().enumerate().flat_map(|(address_space, domain)| {
+            let mappings = domain.dma.mappings();
+            let object = match &domain.space {
+                Space::Ioas(_, object) => object.as_deref().map(str::to_owned),
+                Space::Container(_) => None,
+            };
+            domain.members.values().flat_map(move |member| {
+                let object = object.clone();
+                member.devices.iter().map(move |(bdf, why)| DeviceReport {
+                    host: bdf.to_string(),
+                    backend: domain.backend(),
+                    why: why.clone(),
+                    group: member.group,
+                    object: object.clone(),
+                    address_space,
+                    mappings,
+                })
+            })
+        });
+        reports.collect()
+    }
+
     /// What the crate's error is in the user's terms.
     fn explain(&self, bdf: Bdf, error: VfioError) -> Error {
         let Some((step, answer)) = refusal(error) else {
@@ -272,18 +457,61 @@ impl Vfio {
     }
 }
 
+/// A device that is to be opened.
+struct Target<'a> {
+    bdf: Bdf,
+    group: u32,
+    sysfs: &'a Path,
+}
+
+fn open_node(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(path)
+}
+
 impl State {
-    fn domain_of(&self, group: u32) -> Option<usize> {
-        self.domains.iter().position(|domain| domain.groups.contains_key(&group))
+    fn members(&self) -> impl Iterator<Item = &Member> {
+        self.domains.iter().flat_map(|domain| domain.members.values())
     }
 
-    /// Closes the only device of a group that is not counted any more, and its container if that has no other group.
-    fn close_last_of_group(&mut self, at: usize, handle: Handle) {
+    fn domain_of(&self, seat: Seat) -> Option<usize> {
+        self.domains.iter().position(|domain| domain.members.contains_key(&seat))
+    }
+
+    /// The domain that is an IOAS of this object, or of the /dev/iommu that nobody named.
+    fn ioas_of(&self, wanted: Option<&Arc<str>>) -> Option<usize> {
+        self.domains
+            .iter()
+            .position(|domain| matches!(&domain.space, Space::Ioas(_, object) if object.as_ref() == wanted))
+    }
+
+    fn add_domain(&mut self, space: Space) -> usize {
+        let domain = Domain::new(space, self.pinning.clone());
+        for (bar, policy) in &self.policies {
+            if let Some(bar) = bar.upgrade() {
+                domain.dma.set_policy(&bar, *policy);
+            }
+        }
+        self.domains.push(domain);
+        self.domains.len() - 1
+    }
+
+    /// What is there already, as far as it decides about a device of `group`.
+    fn present(&self, group: u32) -> Present {
+        let with = |backend: Backend| self.domains.iter().filter(move |domain| domain.backend() == backend);
+        let here = |domain: &Domain| domain.members.values().any(|member| member.group == group);
+        Present {
+            group: self.domains.iter().find(|domain| here(domain)).map(Domain::backend),
+            only_type1: with(Backend::Type1).next().is_some() && with(Backend::Iommufd).next().is_none(),
+        }
+    }
+
+    /// Closes the only device of a member that is not counted any more, and its domain if that has no other member.
+    fn close_last_of_domain(&mut self, at: usize, handle: Handle) {
         match self.domains.get_mut(at) {
-            Some(domain) if domain.groups.is_empty() => {
+            Some(domain) if domain.members.is_empty() => {
                 domain.listening = None;
                 handle.close();
-                // With the container the kernel takes the group out of it.
+                // With the container the kernel takes the group out of it; an IOAS is destroyed when no device is in it.
                 self.domains.remove(at);
             }
             _ => handle.close_with_group(),
@@ -291,11 +519,11 @@ impl State {
     }
 
     fn has(&self, bdf: Bdf) -> bool {
-        self.domains.iter().flat_map(|domain| domain.groups.values()).any(|group| group.devices.contains(&bdf))
+        self.members().any(|member| member.devices.contains_key(&bdf))
     }
 
     fn devices(&self) -> usize {
-        self.domains.iter().flat_map(|domain| domain.groups.values()).map(|group| group.devices.len()).sum()
+        self.members().map(|member| member.devices.len()).sum()
     }
 
     fn tell_devices(&self) {
@@ -320,6 +548,8 @@ fn refusal(error: VfioError) -> Option<(VfioStep, io::Error)> {
         VfioError::GroupSetContainer => (VfioStep::SetContainer, last),
         VfioError::ContainerSetIOMMU(error) => (VfioStep::SetIommu, error.into()),
         VfioError::GroupGetDeviceFD(error) | VfioError::VfioDeviceGetInfo(error) => (VfioStep::GetDevice, error.into()),
+        VfioError::VfioDeviceBindIommufd(error) => (VfioStep::BindIommufd, error.into()),
+        VfioError::VfioDeviceAttachIommufdPt(error) => (VfioStep::AttachIoas, error.into()),
         _ => return None,
     })
 }
@@ -352,6 +582,8 @@ mod tests {
             (VfioError::ContainerSetIOMMU(sys(libc::EPERM)), Some(VfioStep::SetIommu)),
             (VfioError::VfioExtension, Some(VfioStep::SetIommu)),
             (VfioError::GroupGetDeviceFD(sys(libc::ENODEV)), Some(VfioStep::GetDevice)),
+            (VfioError::VfioDeviceBindIommufd(sys(libc::EPERM)), Some(VfioStep::BindIommufd)),
+            (VfioError::VfioDeviceAttachIommufdPt(sys(libc::EADDRINUSE)), Some(VfioStep::AttachIoas)),
             (VfioError::VfioDeviceGetInfoOther, None),
         ];
         for (error, step) in cases {

@@ -22,6 +22,7 @@ use vmm_sys_util::ioctl_io_nr;
 use super::seams::DmaLimits;
 
 mod hot_reset;
+pub mod iommufd;
 
 pub use hot_reset::{Owner, hot_reset, hot_reset_info};
 

@@ -10,7 +10,7 @@ use crate::golden;
 
 #[test]
 fn the_page_of_devices_is_what_the_code_says() {
-    golden::check_file("docs/devices.md", &reference::devices(&types::MACHINES, &types::DEVICES));
+    golden::check_file("docs/devices.md", &reference::devices(&types::MACHINES, &types::DEVICES, &types::OBJECTS));
 }
 
 #[test]

@@ -30,6 +30,8 @@ const CASES: &[(&str, &[&str])] = &[
     ("device-help-single-dash", &["run", "-device", "help"]),
     ("device-help-vfio-pci", &["run", "--device", "vfio-pci,help"]),
     ("device-help-pcie-root-port", &["run", "--device", "pcie-root-port,help"]),
+    ("object-help", &["run", "--object", "help"]),
+    ("object-help-iommufd", &["run", "-object", "iommufd,help"]),
     ("machine-help", &["run", "-M", "help"]),
     ("machine-help-q35", &["run", "-M", "q35,help"]),
     ("machine-help-single-dash", &["run", "-machine", "?"]),

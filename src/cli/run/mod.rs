@@ -17,8 +17,8 @@ use crate::object::{Args, Catalogue, HelpTopic, Props, options_help, props};
 /// The options are QEMU's and may be written as QEMU takes them, with one dash (-kernel) or two. TYPE,KEY=VALUE lists
 /// may also be JSON objects; a comma in a value is written twice.
 ///
-/// `-M help` and `--device help` list the types, `--device TYPE,help` a type's properties; `-m help`, `--smp help`,
-/// `--cpu help` and `--qmp help` list what those options take.
+/// `-M help`, `--device help` and `--object help` list the types, `--device TYPE,help` a type's properties; `-m help`,
+/// `--smp help`, `--cpu help` and `--qmp help` list what those options take.
 ///
 /// The guest's console is the terminal: Ctrl-A x ends passthru, Ctrl-A h shows the keys. When the guest powers off, the
 /// exit code is 0.
@@ -49,6 +49,9 @@ pub struct RunArgs {
     /// Adds a device; may be given many times
     #[arg(long, value_name = "TYPE[,KEY=VALUE...]", action = ArgAction::Append)]
     device: Vec<String>,
+    /// Adds an object that devices name; may be given many times
+    #[arg(long, value_name = "TYPE[,KEY=VALUE...]", action = ArgAction::Append)]
+    object: Vec<String>,
     /// Where the serial port goes: stdio, file:PATH, null (attached to nothing) or none (no port)
     #[arg(long, value_name = "TO", default_value = "stdio")]
     serial: String,
@@ -61,6 +64,9 @@ pub struct RunArgs {
     /// Writes what the start spends its time on to this file, as JSON
     #[arg(long, value_name = "FILE")]
     boot_trace: Option<PathBuf>,
+    /// Say what was chosen, and why: by which kernel interface each device is opened
+    #[arg(long)]
+    verbose: bool,
     /// Name of the guest
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -91,6 +97,7 @@ struct Given {
     machine: Args,
     devices: Vec<Args>,
     qmp: Option<Args>,
+    objects: Vec<Args>,
     name: Args,
 }
 
@@ -106,6 +113,7 @@ impl Given {
     fn read(args: &RunArgs, platform: &dyn Platform) -> Result<Given> {
         let text = |option: &Option<String>| option.clone().unwrap_or_default();
         let device = |text: &String| Args::parse("--device", Some(platform.devices().key()), text);
+        let object = |text: &String| Args::parse("--object", Some(platform.objects().key()), text);
         let machine = platform.machines().key();
         Ok(Given {
             memory: Args::parse("-m", Some("size"), &text(&args.memory))?,
@@ -114,6 +122,7 @@ impl Given {
             machine: Args::parse("-M", Some(machine), &text(&args.machine))?.with_default(machine, "q35"),
             devices: args.device.iter().map(device).collect::<Result<_>>()?,
             qmp: args.qmp.as_ref().map(|text| Args::parse("--qmp", Some(qmp::IMPLIED), text)).transpose()?,
+            objects: args.object.iter().map(object).collect::<Result<_>>()?,
             name: Args::parse("--name", Some("guest"), &text(&args.name))?,
         })
     }
@@ -127,6 +136,11 @@ impl Given {
         };
         for device in &self.devices {
             if let Some(help) = of_type(device, platform.devices())? {
+                return Ok(Some(help));
+            }
+        }
+        for object in &self.objects {
+            if let Some(help) = of_type(object, platform.objects())? {
                 return Ok(Some(help));
             }
         }
@@ -162,10 +176,12 @@ impl Given {
             cpu: cpu::parse(self.cpu)?,
             machine: self.machine,
             devices: self.devices,
+            objects: self.objects,
             serial: serial::parse(&args.serial)?,
             qmp: self.qmp.map(qmp::parse).transpose()?,
             no_reboot: args.no_reboot,
             boot_trace: args.boot_trace,
+            verbose: args.verbose,
             name: name(self.name)?,
         })
     }

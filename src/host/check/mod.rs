@@ -25,7 +25,7 @@ use node::{Node, not_permitted};
 pub enum VfioStep {
     /// open(2) of /dev/vfio/vfio.
     OpenContainer,
-    /// open(2) of /dev/vfio/NUMBER, or of the device's own node.
+    /// open(2) of /dev/vfio/NUMBER.
     OpenGroup,
     /// VFIO_GROUP_GET_STATUS without the flag VIABLE; there is no errno.
     GroupStatus,
@@ -35,9 +35,23 @@ pub enum VfioStep {
     SetIommu,
     /// VFIO_GROUP_GET_DEVICE_FD.
     GetDevice,
+    /// open(2) of the device's own node, /dev/vfio/devices/vfioN.
+    OpenNode,
+    /// VFIO_DEVICE_BIND_IOMMUFD.
+    BindIommufd,
+    /// VFIO_DEVICE_ATTACH_IOMMUFD_PT.
+    AttachIoas,
 }
 
 impl VfioStep {
+    /// The module that decides, by its parameter allow_unsafe_interrupts, whether an IOMMU must remap interrupts.
+    pub fn judge(self) -> &'static str {
+        match self {
+            VfioStep::BindIommufd | VfioStep::AttachIoas => "iommufd",
+            _ => "vfio_iommu_type1",
+        }
+    }
+
     fn request(self) -> &'static str {
         match self {
             VfioStep::OpenContainer => "open of /dev/vfio/vfio",
@@ -46,6 +60,9 @@ impl VfioStep {
             VfioStep::SetContainer => "VFIO_GROUP_SET_CONTAINER",
             VfioStep::SetIommu => "VFIO_SET_IOMMU",
             VfioStep::GetDevice => "VFIO_GROUP_GET_DEVICE_FD",
+            VfioStep::OpenNode => "open of the device's node",
+            VfioStep::BindIommufd => "VFIO_DEVICE_BIND_IOMMUFD",
+            VfioStep::AttachIoas => "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
         }
     }
 }
@@ -59,9 +76,9 @@ pub struct VfioFacts {
     pub verdicts: Vec<Verdict>,
     /// Who has its group open.
     pub holders: Holders,
-    /// The node of its group, or the container's for [`VfioStep::OpenContainer`].
+    /// The node of its group, the container's for [`VfioStep::OpenContainer`], its own for [`VfioStep::OpenNode`].
     pub node: Node,
-    /// Whether devices are accepted that could forge interrupts (vfio_iommu_type1.allow_unsafe_interrupts).
+    /// Whether devices are accepted that could forge interrupts (allow_unsafe_interrupts of [`VfioStep::judge`]).
     pub unsafe_interrupts: bool,
     /// How many IOMMU groups there are.
     pub groups: usize,
@@ -79,21 +96,34 @@ pub fn vfio_error(step: VfioStep, answer: &io::Error, facts: &VfioFacts) -> Erro
         (_, libc::EACCES) => Some(not_permitted(node, answer)),
         (VfioStep::OpenContainer, libc::ENOENT | libc::ENODEV | libc::ENXIO) => Some(no_vfio(node, answer)),
         // VFIO makes a group's node when its first device is bound, and refuses the open once the last is unbound.
-        (VfioStep::OpenGroup, libc::ENOENT | libc::ENODEV | libc::ENXIO) => match usable(device, facts.groups) {
-            Err(error) => Some(error),
-            Ok(()) => Some(node_missing(node, answer)),
-        },
-        (VfioStep::OpenContainer | VfioStep::OpenGroup, libc::EPERM) => Some(not_permitted(node, answer)),
+        (VfioStep::OpenGroup | VfioStep::OpenNode, libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+            match usable(device, facts.groups) {
+                Err(error) => Some(error),
+                Ok(()) => Some(node_missing(node, answer)),
+            }
+        }
+        (VfioStep::OpenContainer | VfioStep::OpenGroup | VfioStep::OpenNode, libc::EPERM) => {
+            Some(not_permitted(node, answer))
+        }
         (VfioStep::GroupStatus, _) => not_viable(),
         // Since Linux 5.19 a group that is not viable is refused here, with EPERM or EBUSY.
         (VfioStep::OpenGroup | VfioStep::SetContainer, libc::EBUSY) | (VfioStep::SetContainer, libc::EPERM) => {
             not_viable().or_else(|| Some(busy_error(device, holders, Some(answer))))
         }
         (VfioStep::SetContainer, libc::EINVAL) => not_viable(),
-        (VfioStep::SetIommu, libc::EPERM) if !facts.unsafe_interrupts => Some(no_remapping(device, answer)),
+        (VfioStep::BindIommufd, libc::EBUSY) => {
+            not_viable().or_else(|| Some(busy_error(device, holders, Some(answer))))
+        }
+        (VfioStep::SetIommu | VfioStep::BindIommufd | VfioStep::AttachIoas, libc::EPERM)
+            if !facts.unsafe_interrupts =>
+        {
+            Some(no_remapping(device, step, answer))
+        }
+        (VfioStep::BindIommufd, libc::EINVAL) => Some(bound_already(device, answer)),
+        (VfioStep::AttachIoas, libc::EADDRINUSE) => Some(reserved(device, answer)),
         (VfioStep::SetIommu, libc::ENODEV | libc::EINVAL) => Some(no_type1(answer)),
         (VfioStep::GetDevice, libc::EBUSY) => Some(busy_error(device, holders, Some(answer))),
-        (VfioStep::GetDevice, libc::ENODEV) => usable(device, facts.groups).err(),
+        (VfioStep::GetDevice | VfioStep::BindIommufd, libc::ENODEV) => usable(device, facts.groups).err(),
         _ => None,
     };
     error.unwrap_or_else(|| {
@@ -171,6 +201,16 @@ fn no_vfio(node: &Node, answer: &io::Error) -> Error {
         .fix("as root, `modprobe vfio-pci`")
 }
 
+/// The error for /dev/iommu that could not be opened.
+pub fn iommufd_error(node: &Node, answer: &io::Error) -> Error {
+    if matches!(answer.raw_os_error(), Some(libc::EACCES | libc::EPERM)) {
+        return not_permitted(node, answer);
+    }
+    Error::new(Code::NoIommufd, "the kernel offers no iommufd")
+        .evidence(node.answer(answer))
+        .fix("as root, `modprobe iommufd`; where there is no such module, use iommu=auto or iommu=type1")
+}
+
 fn no_type1(answer: &io::Error) -> Error {
     Error::new(Code::NoVfio, "the kernel's VFIO driver for this IOMMU is not loaded")
         .evidence(format!("VFIO_SET_IOMMU: {}", explain_io(answer)))
@@ -183,10 +223,24 @@ fn node_missing(node: &Node, answer: &io::Error) -> Error {
         .fix("in a container, pass that node in; else `udevadm settle`, and see that devtmpfs is mounted on /dev")
 }
 
-fn no_remapping(device: &PciDevice, answer: &io::Error) -> Error {
+/// A bind that is refused as a wrong request, although it was none.
+fn bound_already(device: &PciDevice, answer: &io::Error) -> Error {
+    Error::new(Code::DeviceFailed, format!("iommufd does not take {}", device.bdf))
+        .evidence(format!("VFIO_DEVICE_BIND_IOMMUFD: {}", explain_io(answer)))
+        .evidence("it is bound already by the same descriptor, or its IOMMU does not keep DMA coherent with caches")
+        .fix("try iommu=type1")
+}
+
+fn reserved(device: &PciDevice, answer: &io::Error) -> Error {
+    Error::new(Code::ReservedIova, format!("the IOMMU of {} reserves addresses at which guest memory lies", device.bdf))
+        .evidence(format!("VFIO_DEVICE_ATTACH_IOMMUFD_PT: {}", explain_io(answer)))
+        .fix("pass it through from the start, or give the guest less memory, so that it ends below the range")
+}
+
+fn no_remapping(device: &PciDevice, step: VfioStep, answer: &io::Error) -> Error {
     Error::new(Code::NoInterruptRemapping, format!("the IOMMU of {} does not remap interrupts", device.bdf))
-        .evidence(format!("VFIO_SET_IOMMU: {}", explain_io(answer)))
-        .evidence("vfio_iommu_type1.allow_unsafe_interrupts is off")
+        .evidence(format!("{}: {}", step.request(), explain_io(answer)))
+        .evidence(format!("{}.allow_unsafe_interrupts is off", step.judge()))
         .fix("switch interrupt remapping (or x2APIC) on in the firmware setup")
 }
 
@@ -220,10 +274,11 @@ impl Host {
             Err(absent) => return absent.evidence(format!("{}: {}", step.request(), explain_io(answer))),
         };
         let node = match (step, device.iommu_group) {
+            (VfioStep::OpenNode, _) => self.device_node(bdf).unwrap_or_else(|| self.dev("vfio/devices")),
             (VfioStep::OpenContainer, _) | (_, None) => self.dev("vfio/vfio"),
             (_, Some(id)) => self.group_node(id),
         };
-        let parameter = self.sys("module/vfio_iommu_type1/parameters/allow_unsafe_interrupts");
+        let parameter = self.sys(format!("module/{}/parameters/allow_unsafe_interrupts", step.judge()));
         let facts = VfioFacts {
             verdicts: device.iommu_group.map(|id| self.verdicts(&self.group(id))).unwrap_or_default(),
             holders: self.holders(&device),
@@ -234,6 +289,21 @@ impl Host {
             device,
         };
         vfio_error(step, answer, &facts)
+    }
+
+    /// The error for /dev/iommu that could not be opened; gathers the facts.
+    pub fn iommufd_error(&self, answer: &io::Error) -> Error {
+        iommufd_error(&Node::read(&self.dev("iommu")), answer)
+    }
+
+    /// The error for a device that has no node of its own.
+    pub fn no_device_node(&self, bdf: Bdf) -> Error {
+        let folder = self.device_path(bdf).join("vfio-dev");
+        self.ready(bdf).err().unwrap_or_else(|| {
+            Error::new(Code::NoIommufd, format!("the kernel's VFIO has made no node for {bdf}"))
+                .evidence(format!("{} is not there", folder.display()))
+                .fix("use a kernel with CONFIG_VFIO_DEVICE_CDEV, or iommu=auto or iommu=type1")
+        })
     }
 
     /// The error for /dev/kvm that could not be opened; gathers the facts.
@@ -281,6 +351,14 @@ mod tests {
         tree
     }
 
+    /// With a node of its own, which another process has open.
+    fn with_node() -> TestTree {
+        let tree = bound();
+        tree.file("sys/bus/pci/devices/0000:01:00.0/vfio-dev/vfio3/dev", "243:3\n");
+        tree.process(43, "qemu-system-x86", &[&tree.host().dev("vfio/devices/vfio3")]);
+        tree
+    }
+
     fn no_group() -> TestTree {
         let tree = TestTree::new();
         tree.pci(NIC).driver("e1000e").add();
@@ -311,6 +389,17 @@ mod tests {
             (bound, SetIommu, libc::ENODEV, Code::NoVfio, "modprobe vfio_iommu_type1"),
             (held, GetDevice, libc::EBUSY, Code::Busy, "process 42"),
             (not_bound, GetDevice, libc::ENODEV, Code::DeviceNotBound, "e1000e"),
+            (with_node, OpenNode, libc::EACCES, Code::NotPermitted, "dev/vfio/devices/vfio3"),
+            (with_node, OpenNode, libc::EPERM, Code::NotPermitted, "dev/vfio/devices/vfio3"),
+            (with_node, OpenNode, libc::ENOENT, Code::NotPermitted, "on vfio-pci, but"),
+            (not_bound, OpenNode, libc::ENOENT, Code::DeviceNotBound, "e1000e"),
+            (with_node, BindIommufd, libc::EBUSY, Code::Busy, "process 43 (qemu-system-x86)"),
+            (with_companion, BindIommufd, libc::EBUSY, Code::GroupNotViable, "0000:01:00.1"),
+            (bound, BindIommufd, libc::EPERM, Code::NoInterruptRemapping, "iommufd.allow_unsafe_interrupts is off"),
+            (bound, BindIommufd, libc::EINVAL, Code::DeviceFailed, "iommu=type1"),
+            (not_bound, BindIommufd, libc::ENODEV, Code::DeviceNotBound, "e1000e"),
+            (bound, AttachIoas, libc::EADDRINUSE, Code::ReservedIova, "less memory"),
+            (bound, AttachIoas, libc::ENOMEM, Code::DeviceFailed, "VFIO_DEVICE_ATTACH_IOMMUFD_PT"),
             (bound, GetDevice, libc::EIO, Code::DeviceFailed, "VFIO_GROUP_GET_DEVICE_FD: I/O error (EIO)"),
             (TestTree::new, OpenGroup, libc::ENOENT, Code::DeviceAbsent, "lspci -D"),
         ];
@@ -350,6 +439,17 @@ mod tests {
              mend: `passthru bind 0000:01:00.1`\n  \
              more: passthru explain PT006"
         );
+    }
+
+    #[test]
+    fn what_iommufd_needs_is_missing_or_forbidden() {
+        let tree = bound();
+        let error = tree.host().iommufd_error(&errno(libc::ENOENT));
+        assert_eq!(error.code(), Code::NoIommufd);
+        assert!(error.to_string().contains("modprobe iommufd"), "{error}");
+        assert_eq!(tree.host().iommufd_error(&errno(libc::EACCES)).code(), Code::NotPermitted);
+        assert_eq!(tree.host().no_device_node(bdf(NIC)).code(), Code::NoIommufd);
+        assert_eq!(not_bound().host().no_device_node(bdf(NIC)).code(), Code::DeviceNotBound);
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct RunOptions {
     pub machine: Args,
     /// The devices' types (key `driver`) and properties in the user's order, for the device registry.
     pub devices: Vec<Args>,
+    /// The objects' types (key `qom-type`) and properties, for the object registry.
+    pub objects: Vec<Args>,
     /// Where the serial port goes.
     pub serial: SerialOption,
     /// The control socket.
@@ -41,6 +43,8 @@ pub struct RunOptions {
     pub no_reboot: bool,
     /// Where the phases of the start are written.
     pub boot_trace: Option<PathBuf>,
+    /// Says on standard error what was chosen, and why.
+    pub verbose: bool,
     /// The guest's name.
     pub name: Option<String>,
 }

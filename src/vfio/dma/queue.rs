@@ -1,6 +1,6 @@
 //! What a DMA space knows: what is mapped, what is queued, and what could be mapped. No thread and no waiting here.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
@@ -10,6 +10,7 @@ use crate::boot_trace::{self, Span, phases};
 use crate::error::{Error, Result};
 use crate::guest_error;
 use crate::memory::{FlatRange, HostMem, HostSlice};
+use crate::vfio::backend::Backend;
 use crate::vfio::seams::{DmaLimits, DmaMapper};
 
 /// What a mapping is for.
@@ -46,6 +47,8 @@ impl Job {
 
 #[derive(Default)]
 pub(super) struct State {
+    /// Whose requests they are.
+    backend: Backend,
     /// Read when it is first needed after a group joined.
     limits: Option<DmaLimits>,
     /// How many more mappings the kernel takes, when all queued RAM is mapped.
@@ -56,6 +59,8 @@ pub(super) struct State {
     policies: Vec<(Weak<HostMem>, PeerToPeer)>,
     /// Every BAR that the guest has placed, mapped or not, by guest address.
     pub bars: BTreeMap<u64, FlatRange>,
+    /// Devices of which the user was told that others cannot reach their BARs.
+    unreachable: BTreeSet<String>,
     /// What is mapped: address and length.
     pub mapped: BTreeMap<u64, u64>,
     /// Pieces of RAM that are checked and counted but not mapped yet.
@@ -69,6 +74,10 @@ pub(super) struct State {
 }
 
 impl State {
+    pub(super) fn of(backend: Backend) -> State {
+        State { backend, ..State::default() }
+    }
+
     pub(super) fn forget_limits(&mut self) {
         self.limits = None;
         self.budget = None;
@@ -148,7 +157,7 @@ impl State {
 
     pub(super) fn ram_error(&self, refusal: Refusal, at: &Range<u64>, missing: u64) -> Error {
         let usable = self.limits.as_ref().map(|limits| limits.usable.as_slice()).unwrap_or_default();
-        refusal.for_ram(at, missing, usable, self.mapped.len())
+        refusal.for_ram(self.backend, at, missing, usable, self.mapped.len())
     }
 
     /// Whether it can be mapped, as far as that is known before the kernel is asked; takes a mapping.
@@ -182,7 +191,13 @@ impl State {
             self.give_back(1);
         }
         match job.kind {
-            Use::Bar => guest_error!(job.name, "other devices cannot reach it by DMA: {}", refusal.reason()),
+            Use::Bar => {
+                // The name is that of the device, then the BAR's: its other BARs would say the same.
+                let device = job.name.rsplit_once(' ').map_or(&*job.name, |(device, _)| device);
+                if self.unreachable.insert(device.to_owned()) {
+                    guest_error!(device, "other devices cannot reach it by DMA: {}", refusal.reason());
+                }
+            }
             _ => guest_error!(job.name, "devices cannot read it by DMA: {}", refusal.reason()),
         }
     }

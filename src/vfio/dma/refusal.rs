@@ -7,7 +7,8 @@ use nix::errno::Errno;
 
 use crate::error::{Code, Error, explain_io};
 use crate::host::Host;
-use crate::host::limits::memlock::{LockRights, MemlockPlan, plan_memlock};
+use crate::host::limits::memlock::{LockRights, MemlockPlan, UNLIMITED, plan_memlock};
+use crate::vfio::backend::Backend;
 
 /// Why a range was not mapped.
 pub(super) enum Refusal {
@@ -36,7 +37,14 @@ impl Refusal {
     }
 
     /// The error for guest RAM at `at` that could not be mapped, with `missing` bytes of RAM, those included, not mapped.
-    pub(super) fn for_ram(self, at: &Range<u64>, missing: u64, usable: &[Range<u64>], mapped: usize) -> Error {
+    pub(super) fn for_ram(
+        self,
+        backend: Backend,
+        at: &Range<u64>,
+        missing: u64,
+        usable: &[Range<u64>],
+        mapped: usize,
+    ) -> Error {
         let what = format!("guest memory at {}", text(at));
         match self {
             Refusal::Reserved(reserved) => {
@@ -51,25 +59,42 @@ impl Refusal {
             }
             Refusal::Odd => Error::new(Code::DmaFailed, format!("{what} is not made of whole pages of the IOMMU")),
             Refusal::Kernel(error) => match error.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::ENOMEM) => no_memory(&what, missing, &error, &Host::real().lock_rights()),
-                Some(Errno::ENOSPC) => Refusal::Limit.for_ram(at, missing, usable, mapped),
-                _ => Error::new(Code::DmaFailed, format!("{what} could not be mapped for DMA"))
-                    .evidence(format!("VFIO_IOMMU_MAP_DMA: {}", explain_io(&error))),
+                Some(Errno::ENOMEM) => no_memory(backend, &what, missing, &error, &Host::real().lock_rights()),
+                Some(Errno::ENOSPC) => Refusal::Limit.for_ram(backend, at, missing, usable, mapped),
+                _ => Error::new(Code::DmaFailed, format!("{what} could not be mapped for DMA")).evidence(format!(
+                    "{}: {}",
+                    request(backend),
+                    explain_io(&error)
+                )),
             },
             Refusal::Unknown(error) => error,
         }
     }
 }
 
+fn request(backend: Backend) -> &'static str {
+    match backend {
+        Backend::Type1 => "VFIO_IOMMU_MAP_DMA",
+        Backend::Iommufd => "IOMMU_IOAS_MAP",
+    }
+}
+
 /// ENOMEM: the limit of locked memory, if it does not suffice, else the host has no page left to pin.
-pub(super) fn no_memory(what: &str, needed: u64, answer: &io::Error, rights: &LockRights) -> Error {
-    let asked = format!("VFIO_IOMMU_MAP_DMA of {what}: {}", explain_io(answer));
+pub(super) fn no_memory(backend: Backend, what: &str, needed: u64, answer: &io::Error, rights: &LockRights) -> Error {
+    let asked = format!("{} of {what}: {}", request(backend), explain_io(answer));
     match plan_memlock(needed, rights) {
         Err(error) => error.evidence(asked),
         Ok(MemlockPlan::Raise(hard)) => Error::new(Code::Memlock, format!("{what} could not be pinned"))
             .evidence(asked)
             .evidence(format!("RLIMIT_MEMLOCK of this process: soft {} bytes, hard {hard} bytes", rights.soft))
             .fix("`ulimit -S -l hard` before it"),
+        // type1 counts what the process has pinned, iommufd what all processes of the user have.
+        Ok(MemlockPlan::Enough) if backend == Backend::Iommufd && !rights.exempt && rights.soft != UNLIMITED => {
+            Error::new(Code::Memlock, format!("{what} could not be pinned"))
+                .evidence(asked)
+                .evidence("iommufd counts the pinned memory of all processes of the user together")
+                .fix("as root, `ulimit -l unlimited` before it, or run one guest for each user")
+        }
         Ok(MemlockPlan::Enough) => Error::new(Code::DmaFailed, format!("{what} could not be pinned"))
             .evidence(asked)
             .evidence("the limit of locked memory suffices: the host has no memory left for it")

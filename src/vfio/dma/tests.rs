@@ -9,6 +9,7 @@ use crate::error::Code;
 use crate::host::limits::memlock::LockRights;
 use crate::memory::host::PageSize;
 use crate::memory::{IoHandler, Memory, PRIORITY_PLATFORM, Piece, Region, Space, Stage};
+use crate::vfio::backend::Backend;
 
 const GIB: u64 = 1 << 30;
 
@@ -161,13 +162,18 @@ fn the_kernels_answers_have_codes() {
 fn no_memory_is_the_limit_only_if_that_is_too_low() {
     let rights = |soft, hard, exempt| LockRights { soft, hard, locked: 0, exempt };
     let answer = io::Error::from_raw_os_error(libc::ENOMEM);
-    for (rights, code) in [
-        (rights(4096, 4096, false), Code::Memlock),
-        (rights(4096, 1 << 30, false), Code::Memlock),
-        (rights(1 << 30, 1 << 30, false), Code::DmaFailed),
-        (rights(4096, 4096, true), Code::DmaFailed),
+    for (backend, rights, code) in [
+        (Backend::Type1, rights(4096, 4096, false), Code::Memlock),
+        (Backend::Type1, rights(4096, 1 << 30, false), Code::Memlock),
+        (Backend::Type1, rights(1 << 30, 1 << 30, false), Code::DmaFailed),
+        (Backend::Type1, rights(4096, 4096, true), Code::DmaFailed),
+        (Backend::Iommufd, rights(4096, 4096, false), Code::Memlock),
+        // Other processes of the user count as well.
+        (Backend::Iommufd, rights(1 << 30, 1 << 30, false), Code::Memlock),
+        (Backend::Iommufd, rights(u64::MAX, u64::MAX, false), Code::DmaFailed),
+        (Backend::Iommufd, rights(4096, 4096, true), Code::DmaFailed),
     ] {
-        let error = no_memory("guest memory", 1 << 20, &answer, &rights);
+        let error = no_memory(backend, "guest memory", 1 << 20, &answer, &rights);
         assert_eq!(error.code(), code, "{error}");
         assert!(error.to_string().contains("(ENOMEM)"), "{error}");
         assert!(error.fix_text().is_some());
