@@ -5,15 +5,15 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use serde::Serialize;
-
 use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result};
 use crate::object::prop_enum;
 
 prop_enum! {
     /// Which interface a device is to be opened by (`iommu=`).
+    #[derive(Default)]
     pub enum IommuChoice {
+        #[default]
         /// iommufd where the kernel and its permissions allow it, else type1.
         Auto = "auto",
         /// The device's own node, bound to an iommufd.
@@ -24,8 +24,7 @@ prop_enum! {
 }
 
 /// The two interfaces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
     /// Device nodes and one IOAS.
     Iommufd,
@@ -40,12 +39,6 @@ impl fmt::Display for Backend {
             Backend::Iommufd => "iommufd",
             Backend::Type1 => "type1",
         })
-    }
-}
-
-impl Default for IommuChoice {
-    fn default() -> Self {
-        IommuChoice::Auto
     }
 }
 
@@ -128,7 +121,7 @@ pub fn choose(bdf: Bdf, wish: &Wish, present: Present) -> Result<Choice> {
 }
 
 /// What a device is opened by, and why: for `info vfio`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceReport {
     /// The host's address.
     pub host: String,
@@ -139,7 +132,6 @@ pub struct DeviceReport {
     /// The number of the IOMMU group.
     pub group: u32,
     /// The object `iommufd` that it is on, if it was named.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub object: Option<String>,
     /// Which of the guest's address spaces it is in, from 0.
     pub address_space: usize,
@@ -147,14 +139,29 @@ pub struct DeviceReport {
     pub mappings: usize,
 }
 
+impl DeviceReport {
+    /// Names and values, but for the host's address.
+    pub fn into_facts(self) -> Vec<(&'static str, String)> {
+        let mut facts = vec![("iommu", self.backend.to_string()), ("iommu-reason", self.why)];
+        facts.extend(self.object.map(|id| ("iommufd", id)));
+        facts.extend([
+            ("iommu-group", self.group.to_string()),
+            ("address-space", self.address_space.to_string()),
+            ("mappings", self.mappings.to_string()),
+        ]);
+        facts
+    }
+}
+
 impl fmt::Display for DeviceReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let DeviceReport { host, backend, why, group, address_space, mappings, .. } = self;
-        write!(f, "{host}: {backend} ({why}), group {group}, address space {address_space} with {mappings} mappings")
+        let DeviceReport { host, backend, why, group, address_space, .. } = self;
+        write!(f, "{host}: {backend} ({why}), group {group}, address space {address_space}")
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::type_complexity, reason = "tables")]
 mod tests {
     use super::*;
 

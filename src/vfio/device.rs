@@ -13,6 +13,7 @@ use vfio_bindings::bindings::vfio as bindings;
 use vfio_ioctls::{VfioDevice as RawDevice, VfioError, VfioRegionInfoCap};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::backend::DeviceReport;
 use super::container::{Container, DeviceOps};
 use super::dma::Gate;
 use super::ioas::Ioas;
@@ -299,6 +300,11 @@ impl HostPci for VfioDevice {
         if let Err(error) = self.home.host().quarantine(self.handle.bdf, reason) {
             crate::log::warn(format_args!("{error}"));
         }
+    }
+
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        let reports = self.home.describe().into_iter();
+        reports.filter(|report| report.host == self.name).flat_map(DeviceReport::into_facts).collect()
     }
 
     fn gate(&self) -> Option<&Gate> {

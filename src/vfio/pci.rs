@@ -521,7 +521,9 @@ impl Device for VfioPci {
     }
 
     fn facts(&self) -> Vec<(&'static str, String)> {
-        vec![("host", self.host.name().to_owned()), ("interrupts", self.interrupts.mode().to_string())]
+        let mut facts = vec![("host", self.host.name().to_owned()), ("interrupts", self.interrupts.mode().to_string())];
+        facts.extend(self.host.facts());
+        facts
     }
 
     fn unplug(&self) {

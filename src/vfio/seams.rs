@@ -132,6 +132,10 @@ pub trait HostPci: Send + Sync {
     }
     /// Notes that the function did not come back from a reset, so that the next start refuses it.
     fn quarantine(&self, _reason: &str) {}
+    /// By which of the kernel's interfaces it is open, and why: names and values, for `info vfio`.
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
     /// What keeps it from DMA until all of the guest's RAM is mapped for it; `None`: nothing needs to.
     fn gate(&self) -> Option<&Gate> {
         None

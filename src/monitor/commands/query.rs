@@ -47,6 +47,24 @@ pub static COMMANDS: &[Command] = &[
         },
     },
     Command {
+        name: "x-query-vfio",
+        doc: "The passed-through devices: where they are on host and guest, by which of the kernel's interfaces they are \
+              open (iommufd or type1) and why, and how many ranges their IOMMU maps",
+        params: &[],
+        open: false,
+        run: |control, _| {
+            let devices = control.devices().into_iter();
+            let passed = devices.filter(|device| device.of_type == crate::vfio::front_end::NAME);
+            Ok(passed
+                .map(|device| {
+                    let place = [("id", device.id), ("bus", device.bus), ("addr", device.addr)];
+                    let facts = place.into_iter().chain(device.facts);
+                    Value::Object(facts.map(|(name, value)| (name.to_owned(), Value::String(value))).collect())
+                })
+                .collect())
+        },
+    },
+    Command {
         name: "x-query-resources",
         doc: "Counts of what is held for the guest: descriptors, threads, memory slots, routes, irqfds, IOMMU mappings, \
               devices. They are the same before a device comes and after it has gone",

@@ -67,6 +67,12 @@ fn run(fake: &mut Fake, command: &str, arguments: Value) -> Result<Value, Failur
 }
 
 #[test]
+fn passed_through_devices_are_listed_with_their_facts() {
+    let listed = run(&mut Fake::default(), "x-query-vfio", json!({})).unwrap();
+    assert_eq!(listed, json!([{"id": "nic0", "bus": "rp1", "addr": "00.0", "host": "0000:01:00.0"}]));
+}
+
+#[test]
 fn names_are_unique_and_every_row_has_its_text() {
     let mut names: Vec<&str> = all().map(|command| command.name).collect();
     names.sort_unstable();

@@ -201,6 +201,23 @@ pub static VGA: Machine = Machine {
     ..DEFAULT
 };
 
+pub static MATRIX_IOMMUFD: Machine = Machine {
+    name: "matrix-iommufd",
+    about: "some of the device matrix, with iommufd",
+    rows: rows::SUBSET,
+    iommufd: true,
+    ..MATRIX_NICS
+};
+
+pub static MATRIX_NICS_IOMMUFD: Machine =
+    Machine { name: "matrix-nics-iommufd", about: "as matrix-nics, with iommufd", iommufd: true, ..MATRIX_NICS };
+
+pub static MATRIX_DRIVES_IOMMUFD: Machine =
+    Machine { name: "matrix-drives-iommufd", about: "as matrix-drives, with iommufd", iommufd: true, ..MATRIX_DRIVES };
+
+pub static MATRIX_OTHERS_IOMMUFD: Machine =
+    Machine { name: "matrix-others-iommufd", about: "as matrix-others, with iommufd", iommufd: true, ..MATRIX_OTHERS };
+
 /// All machines.
 pub static ALL: &[&Machine] = &[
     &DEFAULT,
@@ -219,6 +236,10 @@ pub static ALL: &[&Machine] = &[
     &MATRIX_DRIVES,
     &MATRIX_OTHERS,
     &MATRIX_AMD,
+    &MATRIX_IOMMUFD,
+    &MATRIX_NICS_IOMMUFD,
+    &MATRIX_DRIVES_IOMMUFD,
+    &MATRIX_OTHERS_IOMMUFD,
 ];
 
 /// The machine of that name.

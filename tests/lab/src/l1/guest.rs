@@ -126,8 +126,14 @@ impl Guest {
 
     /// Passes the host's device through, behind a root port of its own as on the host.
     pub fn passes(self, bdf: &str) -> Self {
+        self.passes_with(bdf, "")
+    }
+
+    /// As [`Guest::passes`], with more properties, each after a comma.
+    pub fn passes_with(self, bdf: &str, more: &str) -> Self {
         let port = self.devices.len() / 2 + 1;
-        self.device(&format!("pcie-root-port,id=port{port}")).device(&format!("vfio-pci,host={bdf},bus=port{port}"))
+        let device = format!("vfio-pci,host={bdf},bus=port{port}{more}");
+        self.device(&format!("pcie-root-port,id=port{port}")).device(&device)
     }
 
     /// Shell text that the guest runs once it is up; further calls add to it.

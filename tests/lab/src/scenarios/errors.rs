@@ -34,7 +34,7 @@ const SHARED_SOUND: &str = "02:02.0";
 const AS_USER: &str = "setpriv --reuid 1000 --regid 1000 --clear-groups --inh-caps=-all --bounding-set=-all";
 
 /// The command must fail with `code`, and name all of `words`.
-fn refused(lab: &mut Lab, command: &str, code: &str, words: &[&str]) -> Result<String> {
+pub fn refused(lab: &mut Lab, command: &str, code: &str, words: &[&str]) -> Result<String> {
     let output = lab.l1.sh_within(command, Duration::from_secs(60))?;
     ensure!(output.code != 0 && !output.timed_out, "`{command}` should fail, but {}", crate::l1::describe(&output));
     let text = output.stdout + &output.stderr;

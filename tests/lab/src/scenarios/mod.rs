@@ -6,6 +6,7 @@ mod errors;
 mod groups;
 mod host;
 mod interrupts;
+pub mod iommufd;
 pub mod lab;
 mod lifecycle;
 mod main_job;
@@ -26,6 +27,7 @@ static TABLES: &[&[Scenario]] = &[
     errors::SCENARIOS,
     groups::SCENARIOS,
     host::SCENARIOS,
+    iommufd::SCENARIOS,
     matrix::SCENARIOS,
     interrupts::SCENARIOS,
     rom::SCENARIOS,

@@ -12,6 +12,7 @@ mod work;
 
 use anyhow::{Context, Result, ensure};
 
+use super::iommufd::open_nodes;
 use super::steps;
 use crate::l0::machines;
 use crate::l1::{Guest, Session};
@@ -23,6 +24,10 @@ pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("matrix-drives", matrix).on(&machines::MATRIX_DRIVES).limit(LIMIT),
     Scenario::new("matrix-others", matrix).on(&machines::MATRIX_OTHERS).limit(LIMIT),
     Scenario::new("matrix-amd-iommu", matrix).on(&machines::MATRIX_AMD).limit(LIMIT).long(),
+    Scenario::new("matrix-iommufd", matrix).on(&machines::MATRIX_IOMMUFD).limit(LIMIT),
+    Scenario::new("matrix-nics-iommufd", matrix).on(&machines::MATRIX_NICS_IOMMUFD).limit(LIMIT).long(),
+    Scenario::new("matrix-drives-iommufd", matrix).on(&machines::MATRIX_DRIVES_IOMMUFD).limit(LIMIT).long(),
+    Scenario::new("matrix-others-iommufd", matrix).on(&machines::MATRIX_OTHERS_IOMMUFD).limit(LIMIT).long(),
 ];
 
 /// Real time for one PC, seconds.
@@ -118,6 +123,11 @@ fn in_guest(lab: &mut Lab, tested: &mut [Tested]) -> Result<()> {
             .device(&format!("vfio-pci,host={bdf},bus=port{port:x},id=dev{port:x}"));
     }
     let mut session = Session::start(lab.l1, guest)?;
+    if lab.l1.machine().iommufd {
+        let nodes = open_nodes(lab.l1)?;
+        let by_node = nodes.lines().all(|node| node == "/dev/iommu" || node.starts_with("/dev/vfio/devices/"));
+        ensure!(by_node && !nodes.is_empty(), "not all devices are on iommufd; open are:\n{nodes}");
+    }
     works(lab, &mut session, tested, WORKS)?;
     session.reboot(lab.l1)?;
     works(lab, &mut session, tested, REBOOT)?;
