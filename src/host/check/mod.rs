@@ -119,7 +119,9 @@ pub fn vfio_error(step: VfioStep, answer: &io::Error, facts: &VfioFacts) -> Erro
         {
             Some(no_remapping(device, step, answer))
         }
-        (VfioStep::BindIommufd, libc::EINVAL) => Some(bound_already(device, answer)),
+        // A node can be opened by many processes and bound by one; the kernel does not say EBUSY to the others.
+        (VfioStep::BindIommufd, libc::EINVAL) if holders.processes.is_empty() => Some(not_taken(device, answer)),
+        (VfioStep::BindIommufd, libc::EINVAL) => Some(busy_error(device, holders, Some(answer))),
         (VfioStep::AttachIoas, libc::EADDRINUSE) => Some(reserved(device, answer)),
         (VfioStep::SetIommu, libc::ENODEV | libc::EINVAL) => Some(no_type1(answer)),
         (VfioStep::GetDevice, libc::EBUSY) => Some(busy_error(device, holders, Some(answer))),
@@ -224,10 +226,10 @@ fn node_missing(node: &Node, answer: &io::Error) -> Error {
 }
 
 /// A bind that is refused as a wrong request, although it was none.
-fn bound_already(device: &PciDevice, answer: &io::Error) -> Error {
+fn not_taken(device: &PciDevice, answer: &io::Error) -> Error {
     Error::new(Code::DeviceFailed, format!("iommufd does not take {}", device.bdf))
         .evidence(format!("VFIO_DEVICE_BIND_IOMMUFD: {}", explain_io(answer)))
-        .evidence("it is bound already by the same descriptor, or its IOMMU does not keep DMA coherent with caches")
+        .evidence("another process has bound it, or its IOMMU does not keep DMA coherent with caches")
         .fix("try iommu=type1")
 }
 
@@ -397,6 +399,7 @@ mod tests {
             (with_companion, BindIommufd, libc::EBUSY, Code::GroupNotViable, "0000:01:00.1"),
             (bound, BindIommufd, libc::EPERM, Code::NoInterruptRemapping, "iommufd.allow_unsafe_interrupts is off"),
             (bound, BindIommufd, libc::EINVAL, Code::DeviceFailed, "iommu=type1"),
+            (with_node, BindIommufd, libc::EINVAL, Code::Busy, "process 43 (qemu-system-x86)"),
             (not_bound, BindIommufd, libc::ENODEV, Code::DeviceNotBound, "e1000e"),
             (bound, AttachIoas, libc::EADDRINUSE, Code::ReservedIova, "less memory"),
             (bound, AttachIoas, libc::ENOMEM, Code::DeviceFailed, "VFIO_DEVICE_ATTACH_IOMMUFD_PT"),

@@ -3,7 +3,7 @@
 //! VFIO's type 1 driver counts every page of RAM once for each container that maps it, adds what the process has
 //! locked already (VmLck), and refuses with ENOMEM above the soft limit. BARs are not counted. CAP_IPC_LOCK in the
 //! first user namespace lifts the limit (kernel: drivers/vfio/vfio_iommu_type1.c, `vfio_lock_acct`). iommufd counts
-//! likewise (drivers/iommu/iommufd/pages.c), and BARs as well.
+//! what all processes of the user have pinned together (drivers/iommu/iommufd/pages.c), and not what is locked.
 
 use std::io;
 
