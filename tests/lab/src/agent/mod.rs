@@ -3,6 +3,7 @@
 
 mod jobs;
 pub mod protocol;
+mod qmp;
 mod server;
 mod waker;
 

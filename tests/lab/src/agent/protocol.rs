@@ -1,6 +1,7 @@
 //! The words between the lab on L0 and its agent in L1: one JSON document a line.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// One question; the answer carries the same `id`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -24,6 +25,12 @@ pub enum Op {
     Kill { job: u64, signal: i32 },
     /// Kill every background command that is left.
     KillAll,
+    /// Connect to a guest's control socket.
+    QmpOpen { path: String, timeout_ms: u64 },
+    /// Run a command on it.
+    QmpRun { session: u64, command: String, arguments: Value, timeout_ms: u64 },
+    /// Wait for an event on it.
+    QmpEvent { session: u64, name: String, timeout_ms: u64 },
 }
 
 /// A program with its arguments (`sh -c TEXT` for shell text).
@@ -53,6 +60,10 @@ pub enum Answer {
     Waited {
         code: Option<i32>,
     },
+    /// A session with a control socket.
+    Session(u64),
+    /// What came over it; `None`: nothing did in time.
+    Json(Option<Value>),
 }
 
 /// How a command ended.

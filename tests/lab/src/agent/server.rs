@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 
 use super::jobs::{self, Jobs};
 use super::protocol::{Answer, Op, Request, Response};
+use super::qmp::Sessions;
 use super::{PORT, waker};
 
 /// Serves the port until the machine goes down.
@@ -19,6 +20,7 @@ pub fn serve() -> Result<()> {
     let mut answers = port.try_clone()?;
     let mut lines = BufReader::new(port);
     let mut jobs = Jobs::default();
+    let mut sessions = Sessions::default();
     let mut line = String::new();
     loop {
         line.clear();
@@ -31,15 +33,18 @@ pub fn serve() -> Result<()> {
             eprintln!("lab agent: not a request: {line}");
             continue;
         };
-        let response =
-            Response { id: request.id, result: perform(request.op, &mut jobs).map_err(|e| format!("{e:#}")) };
+        let response = Response {
+            id: request.id,
+            result: perform(request.op, &mut jobs, &mut sessions).map_err(|e| format!("{e:#}")),
+        };
         let mut text = serde_json::to_string(&response)?;
         text.push('\n');
         answers.write_all(text.as_bytes())?;
     }
 }
 
-fn perform(op: Op, jobs: &mut Jobs) -> Result<Answer> {
+fn perform(op: Op, jobs: &mut Jobs, sessions: &mut Sessions) -> Result<Answer> {
+    let limit = Duration::from_millis;
     Ok(match op {
         Op::Ping => Answer::Done,
         Op::Run { command, timeout_ms } => Answer::Ran(jobs::run(&command, Duration::from_millis(timeout_ms))?),
@@ -51,6 +56,13 @@ fn perform(op: Op, jobs: &mut Jobs) -> Result<Answer> {
         Op::Kill { job, signal } => {
             jobs.kill(job, Signal::try_from(signal).context("no such signal")?);
             Answer::Done
+        }
+        Op::QmpOpen { path, timeout_ms } => Answer::Session(sessions.open(&path, limit(timeout_ms))?),
+        Op::QmpRun { session, command, arguments, timeout_ms } => {
+            Answer::Json(Some(sessions.run(session, &command, arguments, limit(timeout_ms))?))
+        }
+        Op::QmpEvent { session, name, timeout_ms } => {
+            Answer::Json(sessions.event(session, &name, limit(timeout_ms))?)
         }
         Op::KillAll => {
             jobs.kill_all()?;

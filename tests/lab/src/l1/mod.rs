@@ -4,6 +4,7 @@
 mod client;
 pub mod guest;
 pub mod l2_scripts;
+pub mod live;
 pub mod session;
 mod state;
 
@@ -244,6 +245,12 @@ impl L1 {
         let initrd = format!("/tmp/initrd{}", self.scripts);
         self.ok(&format!("cat {} /share/{name} > {initrd}", guest.base_initramfs()))?;
         Ok(guest.command(&initrd))
+    }
+
+    /// Asks the agent for something that takes `limit` at most.
+    fn ask(&mut self, op: Op, limit: Duration) -> Result<Answer> {
+        let limit = self.within(limit)?;
+        self.agent.ask(op, limit + GRACE)
     }
 
     /// Hands new output of a background command on, line by line, until it has ended; returns

@@ -39,13 +39,23 @@ pub struct Session {
 impl Session {
     /// Starts `guest`; when its own script has ended it listens.
     pub fn start(l1: &mut L1, guest: Guest) -> Result<Self> {
+        let mut session = Self::launch(l1, guest)?;
+        session.listens(l1)?;
+        Ok(session)
+    }
+
+    /// As [`Session::start`], without waiting for the guest.
+    pub(super) fn launch(l1: &mut L1, guest: Guest) -> Result<Self> {
         let command = l1.prepare(&guest.script(LOOP))?;
         let input = format!("/tmp/input{}", l1.scripts);
         // Opened for reading and writing: the guest's input never ends.
         let job = l1.start(&format!("mkfifo {input} && {command} <> {input}"))?;
-        let mut session = Self { job, input, commands: 0, boots: 0 };
-        session.listens(l1)?;
-        Ok(session)
+        Ok(Self { job, input, commands: 0, boots: 0 })
+    }
+
+    /// The VMM.
+    pub fn job(&self) -> &Job {
+        &self.job
     }
 
     /// Runs one line of shell text in the guest; it must succeed. Returns what it wrote.
@@ -77,7 +87,8 @@ impl Session {
         Ok(self.commands)
     }
 
-    fn listens(&mut self, l1: &mut L1) -> Result<()> {
+    /// Waits until the guest listens, once more than before.
+    pub fn listens(&mut self, l1: &mut L1) -> Result<()> {
         self.boots += 1;
         l1.expect_times(&self.job, "LAB listens.", self.boots, LIMIT)
     }

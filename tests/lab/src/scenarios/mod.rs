@@ -2,6 +2,7 @@
 //! is a line here.
 
 mod bars;
+mod control;
 mod errors;
 mod groups;
 mod host;
@@ -22,6 +23,7 @@ static TABLES: &[&[Scenario]] = &[
     lab::SCENARIOS,
     main_job::SCENARIOS,
     bars::SCENARIOS,
+    control::SCENARIOS,
     lifecycle::SCENARIOS,
     start::SCENARIOS,
     errors::SCENARIOS,

@@ -1,0 +1,109 @@
+//! A guest under control while it runs: a shell in it, and the VMM's control socket.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::{Ended, Guest, L1, session::Session};
+use crate::agent::protocol::{Answer, Op};
+use crate::report;
+
+/// For a command in the guest that names no limit.
+const SHELL_LIMIT: Duration = Duration::from_secs(90);
+/// For an answer on the control socket.
+const QMP_LIMIT: Duration = Duration::from_secs(60);
+/// For a guest's answer to an unplug request: Linux alone waits 5 s after the button.
+const UNPLUG_LIMIT: Duration = Duration::from_secs(60);
+
+/// A running guest.
+pub struct Live {
+    shell: Session,
+    qmp: u64,
+}
+
+impl L1 {
+    /// Starts a guest and waits until it is up. Its own script runs before the shell.
+    pub fn live(&mut self, guest: &Guest) -> Result<Live> {
+        let socket = format!("/tmp/qmp{}", self.scripts + 1);
+        let mut shell = Session::launch(self, guest.clone().option(&format!("--qmp unix:{socket},server=on,wait=off")))?;
+        let op = Op::QmpOpen { path: socket, timeout_ms: millis(QMP_LIMIT)? };
+        let qmp = match self.ask(op, QMP_LIMIT) {
+            Ok(Answer::Session(number)) => number,
+            Ok(other) => bail!("the agent answered {other:?}"),
+            Err(error) => {
+                return Err(error.context(format!("the VMM says:\n{}", report::tail(&shell.job().text(), 30))));
+            }
+        };
+        shell.listens(self)?;
+        Ok(Live { shell, qmp })
+    }
+}
+
+impl Live {
+    /// The guest's shell.
+    pub fn shell(&mut self) -> &mut Session {
+        &mut self.shell
+    }
+
+    /// Runs shell text, of several lines too, in the guest; it must succeed. Returns what it wrote.
+    pub fn sh(&mut self, l1: &mut L1, text: &str) -> Result<String> {
+        let quoted = text.replace('\\', "\\\\").replace('\n', "\\n").replace('\'', "'\\''");
+        self.shell.ok(l1, &format!("eval \"$(printf '%b' '{quoted}')\""), SHELL_LIMIT)
+    }
+
+    /// Value of the last line `LAB key=value` on the console.
+    pub fn value(&self, key: &str) -> Result<String> {
+        Ended { code: 0, text: self.shell.job().text() }.value(key).map(str::to_owned)
+    }
+
+    /// Runs a command on the control socket.
+    pub fn qmp(&self, l1: &mut L1, command: &str, arguments: Value) -> Result<Value> {
+        let timeout_ms = millis(QMP_LIMIT)?;
+        let op = Op::QmpRun { session: self.qmp, command: command.into(), arguments, timeout_ms };
+        match l1.ask(op, QMP_LIMIT)? {
+            Answer::Json(value) => Ok(value.unwrap_or_default()),
+            other => bail!("the agent answered {other:?}"),
+        }
+    }
+
+    /// Runs a command that must fail; gives the error.
+    pub fn qmp_fails(&self, l1: &mut L1, command: &str, arguments: Value) -> Result<String> {
+        match self.qmp(l1, command, arguments.clone()) {
+            Ok(value) => bail!("{command} {arguments} should fail, but returned {value}"),
+            Err(error) => Ok(format!("{error:#}")),
+        }
+    }
+
+    /// The next event of that name, if it has come or comes in time; all others stay.
+    pub fn event_within(&self, l1: &mut L1, name: &str, limit: Duration) -> Result<Option<Value>> {
+        let op = Op::QmpEvent { session: self.qmp, name: name.into(), timeout_ms: millis(limit)? };
+        match l1.ask(op, limit)? {
+            Answer::Json(value) => Ok(value),
+            other => bail!("the agent answered {other:?}"),
+        }
+    }
+
+    /// Waits for an event and gives its data.
+    pub fn event(&self, l1: &mut L1, name: &str) -> Result<Value> {
+        let event = self.event_within(l1, name, UNPLUG_LIMIT)?;
+        let event = event.with_context(|| {
+            format!("the event {name} did not come; the console:\n{}", report::tail(&self.shell.job().text(), 30))
+        })?;
+        Ok(event["data"].clone())
+    }
+
+    /// The counts of `x-query-resources`.
+    pub fn resources(&self, l1: &mut L1) -> Result<Value> {
+        self.qmp(l1, "x-query-resources", json!({}))
+    }
+
+    /// Switches the guest off from inside and waits for the VMM's end.
+    pub fn power_off(self, l1: &mut L1) -> Result<Ended> {
+        self.shell.power_off(l1)
+    }
+}
+
+fn millis(limit: Duration) -> Result<u64> {
+    Ok(u64::try_from(limit.as_millis())?)
+}
