@@ -1,9 +1,15 @@
 //! What every device of the machine has in common: what making one needs, and what can be asked of it.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::error::Result;
 use crate::irq::Router;
 use crate::memory::Memory;
+use crate::object::prop_enum;
 use crate::pci::decode::Decode;
 use crate::pci::{PciBus, PciFunction};
 use crate::vfio::Vfio;
@@ -26,8 +32,89 @@ pub trait Device: Send + Sync {
         Vec::new()
     }
 
+    /// What the host may say of the device while it runs. Asked once, when it was plugged.
+    ///
+    /// # Errors
+    /// The process may not have another descriptor.
+    fn notices(&self) -> Result<Vec<NoticeFd>> {
+        Ok(Vec::new())
+    }
+
+    /// What is done when the host says something.
+    fn policy(&self) -> Policy {
+        Policy::default()
+    }
+
+    /// The registers that tell of an error, as they are now.
+    fn report_error(&self) -> ErrorReport {
+        ErrorReport::default()
+    }
+
     /// Silences the host's side for good: no interrupt, no DMA. Later accesses by the guest read as ones. Idempotent.
     fn unplug(&self) {}
+}
+
+/// What the host can say of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// It wants the device back.
+    Request,
+    /// The device had an uncorrectable error.
+    Error,
+}
+
+/// A descriptor that becomes readable when the host says something.
+pub struct NoticeFd {
+    /// What it says.
+    pub notice: Notice,
+    /// What to wait for.
+    pub watch: OwnedFd,
+    /// The same eventfd, to empty it.
+    pub fd: Arc<EventFd>,
+}
+
+prop_enum! {
+    /// What is done when a device had an uncorrectable error.
+    #[derive(Default)]
+    pub enum OnError {
+        #[default]
+        Pause = "pause",
+        Reset = "reset",
+        Detach = "detach",
+        Poweroff = "poweroff",
+        Ignore = "ignore",
+    }
+}
+
+impl OnError {
+    /// The word that the user writes.
+    pub fn name(self) -> &'static str {
+        match self {
+            OnError::Pause => "pause",
+            OnError::Reset => "reset",
+            OnError::Detach => "detach",
+            OnError::Poweroff => "poweroff",
+            OnError::Ignore => "ignore",
+        }
+    }
+}
+
+/// What is done when the host says something of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// After an uncorrectable error.
+    pub on_error: OnError,
+    /// How long the guest has to give the device up when the host wants it back.
+    pub request_timeout: Duration,
+}
+
+/// What the registers tell of a device's error.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ErrorReport {
+    /// The host's address of the device.
+    pub host: String,
+    /// Names and values; `None`: the register cannot be read.
+    pub registers: Vec<(&'static str, Option<u32>)>,
 }
 
 /// What making a device needs.

@@ -159,6 +159,15 @@ codes! {
     ControlSocket = 34, Host, "the control socket cannot be made",
         "--qmp makes a socket file, on which programs control the running guest. Its folder must be writable, its path \
          short (107 bytes), and no other process may listen there.";
+    NoHotplug = 35, Usage, "the bus does not support hot-plug",
+        "A device can be plugged into a running guest behind a pcie-root-port that has nothing behind it, and unplugged \
+         from there. Bus pcie.0, and a port with hotplug=off, keep what the guest was started with.";
+    UnplugPending = 36, Usage, "the device is being unplugged already",
+        "The guest was asked for the device a moment ago: Linux waits 5 seconds before it begins, and a second press of \
+         the button would cancel the first. Wait for DEVICE_DELETED, or take the device away with `force`.";
+    DeviceError = 37, Device, "a device had an uncorrectable error",
+        "The host's kernel was told of the error by PCI Express (AER). `dmesg` on the host says more. The property \
+         on-error= of vfio-pci chooses what happens to the guest.";
     NoIommufd = 40, Host, "the kernel offers no iommufd",
         "iommu=iommufd and iommufd= open a device by a node of its own (/dev/vfio/devices/vfioN) and bind it to /dev/iommu. \
          The kernel needs CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV for that, which Debian's kernels do not have. \

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -176,6 +177,14 @@ impl EventLoop {
     /// # Errors
     /// The kernel's epoll fails, which it does not in a sound process.
     pub fn run(&mut self) -> io::Result<Return> {
+        self.run_until(None)
+    }
+
+    /// As [`EventLoop::run`]; yields when `deadline` has come, too.
+    ///
+    /// # Errors
+    /// As [`EventLoop::run`].
+    pub fn run_until(&mut self, deadline: Option<Instant>) -> io::Result<Return> {
         loop {
             if std::mem::take(&mut self.stopped) {
                 return Ok(Return::Stopped);
@@ -183,7 +192,13 @@ impl EventLoop {
             if std::mem::take(&mut self.yielded) {
                 return Ok(Return::Yielded);
             }
-            self.wait(EpollTimeout::NONE)?;
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Ok(Return::Yielded);
+            }
+            // Rounded up, or the last millisecond would be spent in a loop.
+            let timeout = left.map(|left| i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX));
+            self.wait(timeout.and_then(|ms| EpollTimeout::try_from(ms).ok()).unwrap_or(EpollTimeout::NONE))?;
         }
     }
 

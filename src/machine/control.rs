@@ -1,5 +1,7 @@
 //! What the commands of the control socket do to the machine.
 
+use std::time::Duration;
+
 use super::types::DEVICES;
 use super::{End, Machine};
 use crate::monitor::control::{Control, DeviceView, Removal, Resources, Status};
@@ -9,7 +11,7 @@ use crate::pci::view::{self, BusView};
 
 impl Machine {
     /// Makes the guest stand still, for the reason that `status` says.
-    fn pause(&mut self, status: Status) {
+    pub(super) fn pause(&mut self, status: Status) {
         if self.status == Status::Running {
             self.running.iter().for_each(super::Running::pause);
             self.status = status;
@@ -48,12 +50,16 @@ impl Control for Machine {
         self.wish = Some(End::Quit);
     }
 
-    fn device_add(&mut self, _args: Args) -> Result<(), Failure> {
-        Err(Failure::generic("Bus 'pcie.0' does not support hotplugging"))
+    fn device_add(&mut self, args: Args) -> Result<(), Failure> {
+        Ok(self.plug(args)?)
     }
 
     fn device_del(&mut self, removal: &Removal) -> Result<(), Failure> {
-        Err(Failure::no_device(&removal.id))
+        if self.plugged.function(&removal.id).is_none() {
+            return Err(Failure::no_device(&removal.id));
+        }
+        let timeout = removal.timeout.map(Duration::from_millis);
+        Ok(self.unplug(&removal.id, timeout, removal.force)?)
     }
 
     fn properties(&self, of_type: &str) -> Result<Vec<&'static Prop>, Failure> {

@@ -8,6 +8,7 @@
 //! | [`objects`] | what devices name but is none, made before them |
 //! | [`places`] | which id, bus and address each device gets |
 //! | [`plug`] | the one path by which every device comes into the machine; [`types`] are the tables of types |
+//! | [`hotplug`], [`unplug`], [`inbox`] | devices that come and go; the table of an unplug; what other threads ask for |
 //! | [`board`] | the devices that sit in no slot |
 //! | [`pinning`] | when and by how many threads RAM is pinned |
 //! | [`control`] | what the control socket's commands do |
@@ -25,6 +26,8 @@
 mod board;
 mod control;
 mod functions;
+mod hotplug;
+mod inbox;
 mod objects;
 pub mod options;
 mod pinning;
@@ -33,14 +36,18 @@ mod plug;
 mod preflight;
 mod running;
 pub mod types;
+mod unplug;
 
 use std::sync::Arc;
 
 use serde_json::json;
 
 use board::{Board, JobControl};
+use hotplug::Unplugs;
+use inbox::Inbox;
 use options::{HugePages, MemoryOptions, RunOptions};
-use plug::Plugged;
+use places::Places;
+use plug::{Parts, Plugged};
 use preflight::Plan;
 use running::Running;
 
@@ -79,6 +86,12 @@ pub fn run(options: RunOptions, host: &Host) -> Result<()> {
 pub struct Machine {
     running: Option<Running>,
     plugged: Plugged,
+    places: Places,
+    unplugs: Unplugs,
+    inbox: Arc<Inbox>,
+    host: Host,
+    /// Bytes of the guest's memory.
+    ram: u64,
     board: Board,
     cf8: Arc<Cf8>,
     ecam: Arc<Ecam>,
@@ -122,7 +135,7 @@ fn reset_reason(by_guest: bool) -> &'static str {
 impl Machine {
     /// Builds the machine and all of its devices. Nothing runs yet.
     pub fn new(options: RunOptions, host: &Host) -> Result<Machine> {
-        let Plan { machine, image, kvm, cpus, phys_bits, objects, mut places } = preflight::plan(&options, host)?;
+        let Plan { machine, image, kvm, cpus, phys_bits, objects, taken, mut places } = preflight::plan(&options, host)?;
         boot_trace::lap(phases::CHECKS);
         let events = VmEvents::new()?;
         // Before any thread is started: threads inherit which signals are blocked.
@@ -140,7 +153,8 @@ impl Machine {
         vfio.set_pinning(pinning::pinning(machine.dma_map, options.smp.cpus(), &events));
         let board = Board::new(&memory, &router, &mut event_loop, &events, &job_control, &options.serial)?;
         objects::create(objects, &vfio)?;
-        let plugged = Plugged::new(&root, &memory, &router, &decode, &vfio, &mut places)?;
+        let parts = Parts { memory: memory.clone(), router: router.clone(), decode, vfio: vfio.clone() };
+        let plugged = Plugged::new(&root, parts, &mut places)?;
 
         boot_trace::lap(phases::DEVICES);
         let layout = Layout::new(options.memory.size.0, phys_bits, plugged.last_bus())?;
@@ -158,9 +172,15 @@ impl Machine {
         })?;
         add_ram(&memory, &layout, &options.memory, root.has_legacy_vga())?;
         boot_trace::lap(phases::MEMORY);
-        Ok(Machine {
+        let inbox = Inbox::new(event_loop.handle());
+        let mut machine = Machine {
             running: None,
             plugged,
+            places: taken,
+            unplugs: Unplugs::new(),
+            inbox,
+            host: host.clone(),
+            ram: options.memory.size.0,
             board,
             cf8,
             ecam,
@@ -180,7 +200,9 @@ impl Machine {
             layout,
             no_reboot: options.no_reboot,
             wait: options.qmp.is_some_and(|qmp| qmp.wait),
-        })
+        };
+        machine.watch_all()?;
+        Ok(machine)
     }
 
     /// Starts the guest, and starts it again whenever it resets, until it ends.
@@ -213,12 +235,16 @@ impl Machine {
     fn serve(&mut self) -> Result<End> {
         let monitor = self.monitor.clone();
         loop {
+            self.do_tasks()?;
             monitor.serve(self);
             if let Some(end) = self.wish.take() {
                 return Ok(end);
             }
             monitor.settle(&mut self.event_loop);
-            if self.event_loop.run().map_err(|error| Error::system("wait for events", &error))? == Return::Stopped {
+            let deadline = self.next_deadline();
+            if self.event_loop.run_until(deadline).map_err(|error| Error::system("wait for events", &error))?
+                == Return::Stopped
+            {
                 return Ok(End::Signal);
             }
             match self.events.take() {
@@ -232,6 +258,7 @@ impl Machine {
 
     /// Puts everything into the state after power-on. No vCPU runs.
     fn reset(&mut self) {
+        self.finish_unplugs();
         self.root.reset();
         self.plugged.reset();
         self.cf8.reset();

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::functions::{self, Function};
+use super::hotplug::no_hotplug;
 use super::types::DEVICES;
 use crate::device::{Cx, Plug};
 use crate::error::{Code, Error, Result};
@@ -36,16 +37,20 @@ pub struct Place {
 }
 
 /// A bus, with the id of what is at each address.
+#[derive(Clone)]
 struct Bus {
     name: Arc<str>,
     functions: BTreeMap<Devfn, Arc<str>>,
 }
 
 /// What is taken already.
-struct Places {
+#[derive(Clone)]
+pub struct Places {
     /// In the order in which they come to be; the root bus is the first.
     buses: Vec<Bus>,
     ids: BTreeSet<Arc<str>>,
+    /// How many lines have been placed, for the ids that are made.
+    lines: usize,
 }
 
 /// Places `devices` one after the other, as the user wrote them. Of the functions of one device function 0 comes last: a
@@ -54,19 +59,60 @@ struct Places {
 /// # Errors
 /// [`Code::UnknownType`], [`Code::BadProperty`], [`Code::DuplicateId`], or [`Code::BadBus`] for a bus that does not exist
 /// or is of another kind, and for an address that is taken or that the bus does not have.
-pub fn plan(devices: &[Args], host: &Host) -> Result<Vec<Place>> {
+pub fn plan(devices: &[Args], host: &Host) -> Result<(Places, Vec<Place>)> {
     let bridge = (Devfn::parse(host_bridge::ADDRESS)?, host_bridge::ID.into());
     let root = Bus { name: ROOT_BUS.into(), functions: BTreeMap::from([bridge]) };
-    let mut places = Places { ids: BTreeSet::from([root.name.clone()]), buses: vec![root] };
+    let mut places = Places { ids: BTreeSet::from([root.name.clone()]), buses: vec![root], lines: devices.len() };
     let mut all = Vec::new();
     for (index, args) in devices.iter().enumerate() {
         all.extend(places.place(index, functions::expand(args.clone(), host)?)?);
     }
     places.check_functions(&all)?;
-    Ok(all)
+    Ok((places, all))
 }
 
 impl Places {
+    /// Places a device that is plugged into the running machine; `hotplug` says which buses take one. On an error the
+    /// places are to be forgotten.
+    ///
+    /// # Errors
+    /// Those of [`plan`]; [`Code::NoHotplug`] for a bus, or a device, that cannot be plugged now.
+    pub fn plan_hot(&mut self, args: Args, host: &Host, hotplug: impl Fn(&str) -> bool) -> Result<Vec<Place>> {
+        let functions = functions::expand(args, host)?;
+        self.lines += 1;
+        let before = self.clone();
+        let placed = self.place(self.lines - 1, functions)?;
+        for place in &placed {
+            if place.of_type.adds_bus() {
+                let cause = format!("Device '{}' does not support hotplugging", place.of_type.name());
+                return Err(Error::new(Code::NoHotplug, cause).evidence(place.args.written()));
+            }
+            if !hotplug(&place.bus) {
+                return Err(no_hotplug(&place.bus).evidence(place.args.written()));
+            }
+            let bus = before.buses.iter().find(|bus| bus.name == place.bus);
+            let zero = bus.and_then(|bus| bus.functions.get(&Devfn::new(place.addr.slot(), 0)?));
+            if let Some(holder) = zero {
+                // The guest looks at the other functions of a slot only when function 0 comes.
+                let cause = format!(
+                    "PCI: slot {} function 0 already occupied by {holder}, new func {} cannot be exposed to guest.",
+                    place.addr.slot(),
+                    place.id
+                );
+                return Err(Error::new(Code::BadBus, cause).evidence(place.args.written()));
+            }
+        }
+        Ok(placed)
+    }
+
+    /// A device has gone: its id and its address are free.
+    pub fn free(&mut self, id: &str) {
+        self.ids.remove(id);
+        for bus in &mut self.buses {
+            bus.functions.retain(|_, at| &**at != id);
+        }
+    }
+
     /// Places what one line means: function 0 chooses the slot, the others go there too.
     fn place(&mut self, index: usize, functions: Vec<Function>) -> Result<Vec<Place>> {
         let mut placed = Vec::new();
@@ -189,7 +235,7 @@ mod tests {
         for address in ["0000:05:00.0", "0000:05:00.1", "0000:05:00.4"] {
             tree.pci(address).add();
         }
-        let places = plan(&devices, &tree.host())?;
+        let (_, places) = plan(&devices, &tree.host())?;
         Ok(places.iter().map(|place| format!("{} {} {}", place.id, place.bus, place.addr)).collect())
     }
 
@@ -271,6 +317,37 @@ mod tests {
             assert!(error.cause().contains(cause), "{devices:?}: {error}");
             assert!(error.evidence_lines().iter().any(|line| line.starts_with("--device ")), "{error}");
         }
+    }
+
+    #[test]
+    fn a_running_machine_takes_devices_behind_free_ports_only() {
+        let parse = |text: &str| Args::parse("--device", Some("driver"), text).unwrap();
+        let host = TestTree::new().host();
+        let (mut places, _) = plan(&[parse("pcie-root-port,id=rp1"), parse("pcie-root-port,id=rp2")], &host).unwrap();
+        let add = |places: &mut Places, text: &str| {
+            let mut next = places.clone();
+            let placed = next.plan_hot(parse(text), &host, |bus| bus == "rp1")?;
+            *places = next;
+            Ok::<_, Error>(
+                placed.iter().map(|place| format!("{} {} {}", place.id, place.bus, place.addr)).collect::<Vec<_>>(),
+            )
+        };
+        for (text, code, cause) in [
+            ("vfio-pci,host=01:00.0", Code::NoHotplug, "Bus 'pcie.0' does not support hotplugging"),
+            ("vfio-pci,host=01:00.0,bus=rp2", Code::NoHotplug, "Bus 'rp2' does not support hotplugging"),
+            ("pcie-root-port,bus=rp1", Code::NoHotplug, "Device 'pcie-root-port' does not support hotplugging"),
+            ("vfio-pci,host=01:00.0,bus=rp3", Code::BadBus, "there is no bus `rp3`"),
+            ("vfio-pci,host=01:00.0,bus=rp1,id=rp2", Code::DuplicateId, "the id `rp2` is used twice"),
+        ] {
+            let error = add(&mut places, text).unwrap_err();
+            assert_eq!((error.code(), error.cause().starts_with(cause)), (code, true), "{text}: {error}");
+        }
+        assert_eq!(add(&mut places, "vfio-pci,host=01:00.0,bus=rp1,id=nic0").unwrap(), ["nic0 rp1 00.0"]);
+        assert!(add(&mut places, "vfio-pci,host=02:00.0,bus=rp1").is_err(), "occupied");
+        let beside = add(&mut places, "vfio-pci,host=02:00.1,bus=rp1,addr=0.1").unwrap_err();
+        assert!(beside.cause().contains("function 0 already occupied by nic0"), "{beside}");
+        places.free("nic0");
+        assert_eq!(add(&mut places, "vfio-pci,host=01:00.0,bus=rp1,id=nic0").unwrap(), ["nic0 rp1 00.0"]);
     }
 
     #[test]

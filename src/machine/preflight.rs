@@ -3,7 +3,7 @@
 
 use super::objects::{self, Object};
 use super::options::{HugePages, RunOptions};
-use super::places::{self, Place};
+use super::places::{self, Place, Places};
 use super::types::{MACHINES, Q35};
 use crate::boot::layout::Layout;
 use crate::boot::linux::LinuxImage;
@@ -29,6 +29,8 @@ pub struct Plan {
     pub cpus: CpuPlan,
     /// Physical address bits of the guest.
     pub phys_bits: u8,
+    /// Which places are taken.
+    pub taken: Places,
     /// The devices to plug, and where.
     pub places: Vec<Place>,
     /// What they name, to be made before them.
@@ -42,7 +44,7 @@ pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
     let of_type = MACHINES.take_type(&mut machine)?;
     let machine = of_type.create(&mut machine, &())?;
     let objects = objects::plan(&options.objects)?;
-    let places = places::plan(&options.devices, host)?;
+    let (taken, places) = places::plan(&options.devices, host)?;
     objects::check_uses(&places, &objects)?;
     if places.iter().any(|place| place.of_type.name() == front_end::NAME)
         && let Some(warning) = host.acs_overridden()
@@ -56,17 +58,26 @@ pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
         HugePages::Transparent | HugePages::Off => PageKind::Normal,
     };
     check_memory(ram, pages, &host.free_memory())?;
-    if places.iter().any(|place| place.of_type.name() == crate::vfio::front_end::NAME) {
-        raise_descriptor_limit();
-        memlock::apply(plan_memlock(memlock_needed(ram, 1, 0), &host.lock_rights())?)?;
-    }
+    places.iter().try_for_each(|place| for_host_devices(place.of_type.name(), ram, host))?;
     let kvm = Kvm::open(host)?;
     let host_cpu = kvm.host_cpu()?;
     let phys_bits = u8::try_from(host_cpu.phys_bits()).unwrap_or(u8::MAX);
     let cpus = CpuPlan::new(&host_cpu, &options.cpu, options.smp)?;
     // The layout of the smallest machine: whether the memory fits below the highest address.
     Layout::new(ram, phys_bits, 0)?;
-    Ok(Plan { machine, image, kvm, cpus, phys_bits, places, objects })
+    Ok(Plan { machine, image, kvm, cpus, phys_bits, taken, places, objects })
+}
+
+/// Raises the process's limits as far as a device of this type needs it.
+///
+/// # Errors
+/// [`Code::Memlock`] if the guest's memory may not be locked.
+pub fn for_host_devices(of_type: &str, ram: u64, host: &Host) -> Result<()> {
+    if of_type == front_end::NAME {
+        raise_descriptor_limit();
+        memlock::apply(plan_memlock(memlock_needed(ram, 1, 0), &host.lock_rights())?)?;
+    }
+    Ok(())
 }
 
 /// Every vector of a device's MSI-X is a descriptor, and another while the guest uses it: up to 4096 for one device, and

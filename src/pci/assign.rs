@@ -18,6 +18,28 @@ use super::{Devfn, PciRoot};
 use crate::error::{Code, Error, Result};
 use crate::memory::host::PAGE;
 
+/// Addresses that a bridge keeps free, for devices that come later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Room {
+    /// How many, with what is there already.
+    pub bytes: u64,
+    /// Whether the user asked for it: its lack is an error. Other room is given if there is enough for all.
+    pub hard: bool,
+}
+
+/// What a bridge keeps free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reserve {
+    /// Bus numbers.
+    pub buses: u8,
+    /// Ports.
+    pub io: Room,
+    /// Memory below 4 GiB.
+    pub low: Room,
+    /// Prefetchable memory.
+    pub high: Room,
+}
+
 /// A function as the planner sees it.
 #[derive(Debug, Clone)]
 pub struct Node {
@@ -31,6 +53,8 @@ pub struct Node {
     pub bars: BarSpecs,
     /// The GSI of its pin.
     pub gsi: Option<u32>,
+    /// What it keeps free behind it, if it is a bridge.
+    pub reserve: Reserve,
     /// What is behind it, if it is a bridge.
     pub behind: Option<Vec<Node>>,
 }
@@ -140,6 +164,29 @@ impl Class {
     }
 }
 
+/// What is being placed.
+#[derive(Debug, Clone, Copy)]
+struct Want {
+    class: Class,
+    high_exists: bool,
+    /// Whether room that nobody asked for is given too.
+    soft: bool,
+}
+
+impl Want {
+    /// What a bridge keeps free of the class.
+    fn room(self, reserve: Reserve) -> u64 {
+        let room = match self.class {
+            Class::Io => reserve.io,
+            Class::Low => reserve.low,
+            // Without addresses above 4 GiB all memory is low.
+            Class::High if !self.high_exists => Room::default(),
+            Class::High => reserve.high,
+        };
+        if room.hard || self.soft { room.bytes } else { 0 }
+    }
+}
+
 /// Something to be placed on one bus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Item {
@@ -164,7 +211,11 @@ pub fn plan(tree: &[Node], apertures: &Apertures) -> Result<Plan> {
     let high_exists = !apertures.high.is_empty();
     for class in Class::ALL {
         let aperture = class.aperture(apertures).clone();
-        if place(tree, class, true, high_exists, aperture.clone(), &mut functions.iter_mut()).is_none() {
+        let done = [true, false].into_iter().any(|soft| {
+            let class = Want { class, high_exists, soft };
+            place(tree, class, true, aperture.clone(), &mut functions.iter_mut()).is_some()
+        });
+        if !done {
             return Err(exhausted(tree, class, high_exists, &aperture));
         }
     }
@@ -182,6 +233,7 @@ fn number(nodes: &[Node], bus: u8, next: &mut u16, out: &mut Vec<Assigned>) {
         let secondary = *next as u8;
         *next = next.saturating_add(1);
         number(behind, secondary, next, out);
+        *next = next.saturating_add(node.reserve.buses.into());
         let subordinate = (*next - 1) as u8;
         if let Some(function) = out.get_mut(at) {
             function.bridge = Some(BridgePlan { secondary, subordinate, windows: Windows::default() });
@@ -190,7 +242,8 @@ fn number(nodes: &[Node], bus: u8, next: &mut u16, out: &mut Vec<Assigned>) {
 }
 
 /// What one bus needs of a class.
-fn items(nodes: &[Node], class: Class, on_root: bool, high_exists: bool) -> Option<Vec<Item>> {
+fn items(nodes: &[Node], want: Want, on_root: bool) -> Option<Vec<Item>> {
+    let Want { class, high_exists, .. } = want;
     let mut items = Vec::new();
     for (node, function) in nodes.iter().enumerate() {
         for (index, bar) in function.bars.iter().enumerate() {
@@ -201,7 +254,7 @@ fn items(nodes: &[Node], class: Class, on_root: bool, high_exists: bool) -> Opti
             }
         }
         if let Some(behind) = &function.behind
-            && let Some((size, align)) = window(behind, class, high_exists)?
+            && let Some((size, align)) = window(behind, function.reserve, want)?
         {
             items.push(Item { node, bar: None, size, align });
         }
@@ -211,11 +264,16 @@ fn items(nodes: &[Node], class: Class, on_root: bool, high_exists: bool) -> Opti
 
 /// Size and alignment of the window of a bridge with these functions behind it; nothing if they need none. The outer
 /// `None`: more than there are addresses.
-fn window(behind: &[Node], class: Class, high_exists: bool) -> Option<Option<(u64, u64)>> {
-    let items = items(behind, class, false, high_exists)?;
-    let Some(align) = items.iter().map(|item| item.align).max() else { return Some(None) };
+fn window(behind: &[Node], reserve: Reserve, want: Want) -> Option<Option<(u64, u64)>> {
+    let class = want.class;
+    let items = items(behind, want, false)?;
+    let room = want.room(reserve);
+    let align = items.iter().map(|item| item.align).max().unwrap_or(1);
     let offsets = pack(&items, 0..u64::MAX)?;
-    let end = offsets.iter().zip(&items).map(|(offset, item)| offset + item.size).max()?;
+    let end = offsets.iter().zip(&items).map(|(offset, item)| offset + item.size).max().unwrap_or(0).max(room);
+    if end == 0 {
+        return Some(None);
+    }
     Some(Some((end.checked_next_multiple_of(class.grain())?, align.max(class.grain()))))
 }
 
@@ -223,13 +281,12 @@ fn window(behind: &[Node], class: Class, high_exists: bool) -> Option<Option<(u6
 /// order of the tree. `None` if the range is too small.
 fn place<'a>(
     nodes: &[Node],
-    class: Class,
+    want: Want,
     on_root: bool,
-    high_exists: bool,
     within: Range<u64>,
     out: &mut impl Iterator<Item = &'a mut Assigned>,
 ) -> Option<()> {
-    let items = items(nodes, class, on_root, high_exists)?;
+    let items = items(nodes, want, on_root)?;
     let addresses = pack(&items, within)?;
     for (index, node) in nodes.iter().enumerate() {
         let function = out.next()?;
@@ -241,7 +298,7 @@ fn place<'a>(
             }
         }
         if let Some(bridge) = &mut function.bridge {
-            let window = match class {
+            let window = match want.class {
                 Class::Io => &mut bridge.windows.io,
                 Class::Low => &mut bridge.windows.memory,
                 Class::High => &mut bridge.windows.prefetchable,
@@ -249,7 +306,7 @@ fn place<'a>(
             *window = forwarded.clone();
         }
         if let Some(behind) = &node.behind {
-            place(behind, class, false, high_exists, forwarded, out)?;
+            place(behind, want, false, forwarded, out)?;
         }
     }
     Some(())

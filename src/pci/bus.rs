@@ -8,8 +8,9 @@ use parking_lot::{Mutex, RwLock};
 use super::bar::{BARS, BarContent};
 use super::bridge::Bridge;
 use super::decode::{Decode, Key, Mapped};
+use super::slot::ExpressSlot;
 use super::vga::{Contents, Places, places};
-use super::{Changes, Devfn, PciCore, PciFunction, intx, root_port};
+use super::{Changes, Devfn, PciFunction, intx};
 use crate::error::{Code, Error, Result};
 
 /// The slot of the host bridge, and the one that an ICH9 keeps for its LPC function: never given automatically.
@@ -22,8 +23,8 @@ const MAX_DEPTH: usize = 256;
 pub struct PciBus {
     name: Arc<str>,
     decode: Arc<Decode>,
-    /// The root port above; `None` for the root bus.
-    upstream: Option<Arc<PciCore>>,
+    /// The slot of the root port above; `None` for the root bus.
+    upstream: Option<Arc<ExpressSlot>>,
     /// Where that port sits. Set when the port is attached, which is before anything can be attached here.
     parent: Mutex<Option<(Weak<PciBus>, Devfn)>>,
     functions: RwLock<BTreeMap<Devfn, Arc<Attached>>>,
@@ -69,12 +70,12 @@ impl PciBus {
         PciBus::new(name, decode, None)
     }
 
-    /// The bus behind the root port whose registers are `port`.
-    pub fn secondary(name: &str, decode: &Arc<Decode>, port: Arc<PciCore>) -> Arc<PciBus> {
-        PciBus::new(name, decode, Some(port))
+    /// The bus behind the root port with this slot.
+    pub(super) fn secondary(name: &str, decode: &Arc<Decode>, slot: Arc<ExpressSlot>) -> Arc<PciBus> {
+        PciBus::new(name, decode, Some(slot))
     }
 
-    fn new(name: &str, decode: &Arc<Decode>, upstream: Option<Arc<PciCore>>) -> Arc<PciBus> {
+    fn new(name: &str, decode: &Arc<Decode>, upstream: Option<Arc<ExpressSlot>>) -> Arc<PciBus> {
         Arc::new(PciBus {
             name: name.into(),
             decode: decode.clone(),
@@ -92,6 +93,21 @@ impl PciBus {
     /// Whether it is the root bus, where endpoints are integrated into the root complex.
     pub fn is_root(&self) -> bool {
         self.upstream.is_none()
+    }
+
+    /// The slot that the bus is in; `None` for the root bus.
+    pub fn express_slot(&self) -> Option<&Arc<ExpressSlot>> {
+        self.upstream.as_ref()
+    }
+
+    /// Whether a guest can find something here: it looks for function 0 first.
+    pub(super) fn is_occupied(&self) -> bool {
+        self.functions.read().keys().any(|devfn| devfn.function() == 0)
+    }
+
+    /// Whether what is here has power.
+    fn powered(&self) -> bool {
+        self.upstream.as_ref().is_none_or(|slot| slot.powered())
     }
 
     /// The functions and their addresses, ascending.
@@ -157,16 +173,16 @@ impl PciBus {
 
     /// Makes what others show of a slot's functions true: function 0's header, and the link of the port above.
     fn occupancy_changed(&self, slot: u8) {
-        let (zero, others, occupied) = {
+        let (zero, others) = {
             let functions = self.functions.read();
             let others = functions.keys().any(|devfn| devfn.slot() == slot && devfn.function() != 0);
-            (Devfn::new(slot, 0).and_then(|zero| functions.get(&zero).cloned()), others, !functions.is_empty())
+            (Devfn::new(slot, 0).and_then(|zero| functions.get(&zero).cloned()), others)
         };
         if let Some(zero) = zero {
             zero.function.core().set_multi_function(others);
         }
         if let Some(port) = &self.upstream {
-            root_port::set_link(port, occupied);
+            port.set_presence(self.is_occupied());
         }
     }
 
@@ -184,16 +200,19 @@ impl PciBus {
 
     /// The function at an address.
     pub(super) fn find(&self, devfn: Devfn) -> Option<Arc<Attached>> {
+        if !self.powered() {
+            return None;
+        }
         self.functions.read().get(&devfn).cloned()
     }
 
     /// The registers of the bridges on the way from here to the processor.
     fn bridges_above(&self) -> Vec<Bridge> {
-        let mut bridges: Vec<Bridge> = self.upstream.iter().filter_map(|port| port.bridge()).collect();
+        let mut bridges: Vec<Bridge> = self.upstream.iter().filter_map(|port| port.core().bridge()).collect();
         let mut parent = self.parent.lock().clone();
         for _ in 0..MAX_DEPTH {
             let Some(bus) = parent.and_then(|(bus, _)| bus.upgrade()) else { break };
-            bridges.extend(bus.upstream.iter().filter_map(|port| port.bridge()));
+            bridges.extend(bus.upstream.iter().filter_map(|port| port.core().bridge()));
             parent = bus.parent.lock().clone();
         }
         bridges
@@ -261,9 +280,10 @@ impl Attached {
     /// Where the registers of the function and of the bridges above it put its BARs.
     fn wanted(&self) -> (Key, Places) {
         let above = self.bus.upgrade().map(|bus| bus.bridges_above()).unwrap_or_default();
-        let seen = |bar: &super::bar::Placement| above.iter().all(|bridge| bridge.forwards(bar));
+        let powered = self.bus.upgrade().is_some_and(|bus| bus.powered());
+        let seen = |bar: &super::bar::Placement| powered && above.iter().all(|bridge| bridge.forwards(bar));
         let core = self.function.core();
-        let command = if core.power_state() == 0 { core.command() } else { 0 };
+        let command = if powered && core.power_state() == 0 { core.command() } else { 0 };
         (self.key, places(core.placements().map(|bar| bar.filter(seen)), command, &above))
     }
 }

@@ -190,6 +190,7 @@ impl PciCore {
             || touches(BAR0, HEADER_END)
             || capability(self.power, POWER_CONTROL)
             || capability(self.express, EXPRESS_DEVICE_CONTROL)
+            || capability(self.express, super::slot::CONTROL)
             || capability(self.advanced, ADVANCED_CONTROL)
     }
 

@@ -31,6 +31,7 @@ pub mod regs;
 pub mod rom;
 mod root;
 pub mod root_port;
+pub mod slot;
 #[cfg(test)]
 mod testing;
 mod vectors;
@@ -119,6 +120,11 @@ pub trait PciFunction: Device {
     /// decode mutex is held, and that only if the write could change decoding: take your own lock, and act on what
     /// [`PciFunction::core`] says now, not on what this write said.
     fn changed(&self, _what: Changes) {}
+
+    /// What the addresses behind it are to have room for beyond what is there, if it is a bridge.
+    fn reserve(&self) -> assign::Reserve {
+        assign::Reserve::default()
+    }
 
     /// The bus behind the function, if it is a bridge.
     fn secondary(&self) -> Option<&Arc<PciBus>> {

@@ -36,6 +36,20 @@ struct Page {
 }
 
 impl Shown {
+    /// Takes the pages of functions away for which `keep` says no.
+    pub(super) fn retain(&self, keep: impl Fn(u8, Devfn, &Arc<dyn PciFunction>) -> bool) {
+        let mut pages = self.pages.lock();
+        let gone: Vec<_> = pages
+            .iter()
+            .filter(|((bus, devfn), page)| !keep(*bus, *devfn, &page.function))
+            .map(|(key, _)| *key)
+            .collect();
+        let gone: Vec<_> = gone.iter().filter_map(|key| pages.remove(key)).collect();
+        // Without the lock: with its page a function may go for good, which closes its descriptors.
+        drop(pages);
+        gone.into_iter().for_each(|page| hide(Some(page)));
+    }
+
     /// After a write to a register of a function: takes pages away that are not current any more.
     pub(super) fn after_write(&self, bus: u8, devfn: Devfn, off: usize, len: usize) {
         let mut pages = self.pages.lock();

@@ -50,6 +50,16 @@ impl PciRoot {
             }
         }
         self.shown.after_write(number, devfn, usize::from(off), data.len());
+        if target.function().secondary().is_some() {
+            self.hide_unreachable_pages();
+        }
+    }
+
+    /// Takes the pages of functions away that the guest cannot reach any more: they have gone, or lost their power.
+    pub fn hide_unreachable_pages(&self) {
+        self.shown.retain(|bus, devfn, function| {
+            self.locate(bus, devfn).is_some_and(|at| Arc::ptr_eq(at.function(), function)) && function.page_is_current()
+        });
     }
 
     /// The functions whose registers the guest reads from memory.
@@ -121,6 +131,7 @@ fn nodes(bus: &PciBus) -> Vec<Node> {
             layout: function.core().with(|config| config.layout()),
             bars: function.core().bars(),
             gsi: function.core().gsi(),
+            reserve: function.reserve(),
             behind: function.secondary().map(|bus| nodes(bus)),
         })
         .collect()

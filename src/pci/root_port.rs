@@ -1,10 +1,10 @@
 //! A PCI Express root port: the bridge that a device behind its own bus sits at (PCIe 7.5.1.3 and 7.5.3).
 //!
-//! It has a slot without hot-plug: nothing is advertised that does not work. Interrupts are by MSI only; the port has
-//! no pin, and none of its services signals anything yet.
+//! Its slot is in [`super::slot`]. Interrupts are by MSI only; the port has no pin.
 
 use std::sync::Arc;
 
+use super::assign::{Reserve, Room};
 use super::bridge::Windows;
 use super::decode::Decode;
 use super::regs::{
@@ -13,12 +13,13 @@ use super::regs::{
     DEVICE, HEADER_BRIDGE, HEADER_TYPE, IO_BASE, MEMORY_BASE, POWER_NO_SOFT_RESET, POWER_STATE, PREFETCH_BASE,
     PREFETCH_BASE_UPPER, PREFETCH_LIMIT_UPPER, PRIMARY_BUS, SECONDARY_STATUS, STATUS, STATUS_ERRORS, VENDOR,
 };
-use super::{ConfigSpace, Msi, MsiSpec, PciBus, PciCore, PciFunction};
+use super::slot::{self, ExpressSlot};
+use super::{Changes, ConfigSpace, Msi, MsiSpec, PciBus, PciCore, PciFunction};
 use crate::device::{Cx, Device, Plug};
 use crate::error::Result;
 use crate::irq::Router;
 use crate::memory::HostSlice;
-use crate::object::{Create, TypeInfo, props};
+use crate::object::{Create, Int, Size, TypeInfo, props};
 
 /// Red Hat's PCIe root port, which guests know.
 const IDS: (u16, u16) = (0x1b36, 0x000c);
@@ -26,6 +27,11 @@ const IDS: (u16, u16) = (0x1b36, 0x000c);
 const CLASS_BRIDGE: [u8; 3] = [0, 4, 6];
 /// The low bits of the prefetchable base and limit: 64-bit addresses (bridge 3.2.5.9).
 const PREFETCH_64BIT: u32 = 0x0001_0001;
+
+/// Link status of a link that is up: 16 GT/s, 16 lanes, active.
+pub(super) const LINK_UP: u16 = 4 | 16 << 4 | 1 << 13;
+/// Room that a slot with hot-plug has where the user does not say: ports, memory below 4 GiB, prefetchable memory.
+const ROOM: (u64, u64, u64) = (4 << 10, 2 << 20, 1 << 30);
 
 /// Registers of the PCI Express capability from its start (PCIe 7.5.3), those that the port has.
 mod express {
@@ -41,16 +47,10 @@ mod express {
     pub const LINK_CAP: (usize, u32) = (0x0c, 4 | 16 << 4 | 1 << 20);
     /// Link control: ASPM, common clock, extended sync.
     pub const LINK_CONTROL: (u16, u16) = (0x10, 0x00c3);
-    /// Link status: speed in bits 0 to 3, width in bits 4 to 9, bit 13 for an active link.
-    pub const LINK_STATUS: u16 = 0x12;
-    pub const LINK_UP: u16 = 4 | 16 << 4 | 1 << 13;
     /// Slot capabilities: the slot's number from bit 19 on.
-    pub const SLOT_CAP: usize = 0x14;
+    pub const SLOT_CAP: usize = super::slot::CAPABILITIES as usize;
     pub const SLOT_NUMBER_SHIFT: u32 = 19;
     pub const SLOT_NUMBER_MAX: u16 = 0x1fff;
-    /// Slot status: presence.
-    pub const SLOT_STATUS: u16 = 0x1a;
-    pub const SLOT_PRESENT: u16 = 1 << 6;
     /// Root control: which errors become system errors, PME interrupt enable.
     pub const ROOT_CONTROL: (u16, u16) = (0x1c, 0x000f);
     /// Link capabilities 2: 2.5, 5, 8 and 16 GT/s.
@@ -69,6 +69,20 @@ props! {
     struct RootPortProps {
         /// Number of the slot that the guest shows to people; 0: the next one that is free
         slot: u16 = "0",
+        /// Whether a device can be plugged and unplugged while the guest runs
+        hotplug: bool = "on",
+        /// Ports kept free for a device that is plugged later; by default 4K with hotplug=on, if there is so much
+        #[name = "io-reserve"]
+        io_reserve: Option<Size>,
+        /// Memory below 4 GiB kept free; by default 2M with hotplug=on, if there is so much
+        #[name = "mem-reserve"]
+        mem_reserve: Option<Size>,
+        /// Prefetchable memory kept free; by default 1G with hotplug=on, if there is so much
+        #[name = "pref64-reserve"]
+        pref64_reserve: Option<Size>,
+        /// Bus numbers kept free behind the port
+        #[name = "bus-reserve"]
+        bus_reserve: Int<0, 254> = "0",
     }
 }
 
@@ -83,7 +97,17 @@ impl Create<Plug, Cx> for RootPortType {
 
     fn create(props: RootPortProps, cx: &Cx) -> Result<Plug> {
         let slot = if props.slot == 0 { cx.next_slot } else { props.slot };
-        let port = RootPort::new(&cx.id, slot, &cx.decode, &cx.router)?;
+        let room = |given: Option<Size>, default: u64| match given {
+            Some(size) => Room { bytes: size.0, hard: true },
+            None => Room { bytes: if props.hotplug { default } else { 0 }, hard: false },
+        };
+        let reserve = Reserve {
+            buses: props.bus_reserve.get() as u8,
+            io: room(props.io_reserve, ROOM.0),
+            low: room(props.mem_reserve, ROOM.1),
+            high: room(props.pref64_reserve, ROOM.2),
+        };
+        let port = RootPort::with(&cx.id, slot, &cx.decode, &cx.router, props.hotplug, reserve)?;
         let bus = port.bus().clone();
         Ok(Plug { function: port, adds: Some(bus) })
     }
@@ -93,6 +117,8 @@ impl Create<Plug, Cx> for RootPortType {
 pub struct RootPort {
     id: Arc<str>,
     core: Arc<PciCore>,
+    slot: Arc<ExpressSlot>,
+    reserve: Reserve,
     bus: Arc<PciBus>,
 }
 
@@ -103,20 +129,41 @@ impl RootPort {
     /// # Errors
     /// None that a user could cause; the capabilities are made to fit.
     pub fn new(id: &str, slot: u16, decode: &Arc<Decode>, router: &Arc<Router>) -> Result<Arc<RootPort>> {
+        RootPort::with(id, slot, decode, router, true, Reserve::default())
+    }
+
+    fn with(
+        id: &str,
+        slot: u16,
+        decode: &Arc<Decode>,
+        router: &Arc<Router>,
+        hotplug: bool,
+        reserve: Reserve,
+    ) -> Result<Arc<RootPort>> {
         let mut config = ConfigSpace::new();
         header(&mut config);
         let power = config.add_capability(CAP_POWER, &[3, 0, POWER_NO_SOFT_RESET as u8, 0, 0, 0])?;
         config.allow(power + super::regs::POWER_CONTROL, &POWER_STATE.to_le_bytes());
-        let express = config.add_capability(CAP_EXPRESS, &express_body(slot))?;
+        let express = config.add_capability(CAP_EXPRESS, &express_body(slot, hotplug))?;
         for (off, mask) in [express::DEVICE_CONTROL, express::LINK_CONTROL, express::ROOT_CONTROL] {
             config.allow(express + off, &mask.to_le_bytes());
+        }
+        if hotplug {
+            config.allow(express + slot::CONTROL, &slot::CONTROL_WRITABLE.to_le_bytes());
+            config.allow_clear(express + slot::STATUS, &slot::STATUS_EVENTS.to_le_bytes());
         }
         config.allow_clear(express + express::DEVICE_STATUS.0, &express::DEVICE_STATUS.1.to_le_bytes());
         let spec = MsiSpec { vectors: 1, address_64bit: true, maskable: false };
         let msi = Msi::add(&mut config, spec, router, id)?;
         let core = Arc::new(PciCore::new(id, config, Some(msi), None));
-        let bus = PciBus::secondary(id, decode, core.clone());
-        Ok(Arc::new(RootPort { id: id.into(), core, bus }))
+        let slot = ExpressSlot::new(core.clone(), hotplug);
+        let bus = PciBus::secondary(id, decode, slot.clone());
+        Ok(Arc::new(RootPort { id: id.into(), core, slot, reserve, bus }))
+    }
+
+    /// The slot.
+    pub fn slot(&self) -> &Arc<ExpressSlot> {
+        &self.slot
     }
 
     /// The bus behind the port.
@@ -156,9 +203,10 @@ fn header(config: &mut ConfigSpace) {
 }
 
 /// The PCI Express capability after id and link.
-fn express_body(slot: u16) -> Vec<u8> {
+fn express_body(slot: u16, hotplug: bool) -> Vec<u8> {
     let mut cap = [0; express::LEN];
     let number = u32::from(slot.min(express::SLOT_NUMBER_MAX)) << express::SLOT_NUMBER_SHIFT;
+    let number = number | if hotplug { slot::HOT_PLUG } else { 0 };
     // The port's number is the slot's: both only tell ports apart.
     let link = (express::LINK_CAP.0, express::LINK_CAP.1 | u32::from(slot as u8) << 24);
     for (at, value) in [express::DEVICE_CAP, link, (express::SLOT_CAP, number), express::LINK_CAP2] {
@@ -170,15 +218,6 @@ fn express_body(slot: u16) -> Vec<u8> {
     cap[2..].to_vec()
 }
 
-/// Shows in a port's registers whether there is something behind it.
-pub(super) fn set_link(port: &PciCore, up: bool) {
-    let Some(at) = port.express() else { return };
-    port.with(|config| {
-        config.set_u16(at + express::LINK_STATUS, if up { express::LINK_UP } else { 0 });
-        config.set_u16(at + express::SLOT_STATUS, if up { express::SLOT_PRESENT } else { 0 });
-    });
-}
-
 impl Device for RootPort {
     fn id(&self) -> &str {
         &self.id
@@ -186,12 +225,23 @@ impl Device for RootPort {
 
     fn reset(&self) {
         self.core.reset();
+        self.slot.reset(self.bus.is_occupied());
     }
 }
 
 impl PciFunction for RootPort {
     fn core(&self) -> &PciCore {
         &self.core
+    }
+
+    fn config_write(&self, off: u16, data: &[u8]) -> Changes {
+        let (what, power_lost) = self.slot.written(off, data.len(), || self.core.write(off, data));
+        // What loses its power is unmapped and reset as by the bridge's own reset of the bus.
+        if power_lost { what | Changes::SECONDARY_RESET } else { what }
+    }
+
+    fn reserve(&self) -> Reserve {
+        self.reserve
     }
 
     fn secondary(&self) -> Option<&Arc<PciBus>> {

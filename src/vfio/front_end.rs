@@ -1,12 +1,13 @@
 //! The device type `vfio-pci`: its properties, and how one is made of them.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::object::{self, Descriptor};
 use super::rom::{self, RomSource};
 use super::{Attachment, IommuChoice, PeerToPeer, VfioPci, VfioPciOptions, Wish};
 use crate::bdf::{Bdf, DeviceAddr};
-use crate::device::{Cx, Plug};
+use crate::device::{Cx, OnError, Plug, Policy};
 use crate::error::{Code, Error, Result};
 use crate::memory::{Backing, Memory};
 use crate::object::{Create, Id, Int, OnOffAuto, TypeInfo, props};
@@ -42,6 +43,12 @@ props! {
         /// Whether it answers at the legacy VGA memory and ports; one device of a machine can
         #[name = "x-vga"]
         vga: bool = "off",
+        /// What is done after an uncorrectable error of the device (AER); detach takes it away from the guest
+        #[name = "on-error"]
+        on_error: OnError = "pause",
+        /// Seconds that the guest has to give the device up when the host wants it back; 0: it is taken away at once
+        #[name = "request-timeout"]
+        request_timeout: Int<0, 3600> = "20",
         /// Trap every access to the BARs, to see what a driver does
         #[name = "x-no-mmap"]
         no_mmap: bool = "off",
@@ -84,6 +91,10 @@ impl Create<Plug, Cx> for VfioPciType {
             rom: rom_source(&props)?,
             no_mmap: props.no_mmap,
             vga: props.vga,
+            policy: Policy {
+                on_error: props.on_error,
+                request_timeout: Duration::from_secs(props.request_timeout.get()),
+            },
             attachment: if cx.on_root_bus { Attachment::RootBus } else { Attachment::Port },
         };
         Ok(Plug { function: VfioPci::open(&cx.vfio, bdf, &cx.router, options)?, adds: None })

@@ -12,6 +12,7 @@
 //! | [`config`], `page` | which configuration bits are whose (pure); registers that are read without an exit | VFIO_PCI_CONFIG_REGION_INDEX |
 //! | [`bars`], [`trap`], [`rom`], [`vga`] | what is mapped and what traps (pure), and the trapped rest | VFIO_DEVICE_GET_REGION_INFO |
 //! | [`irq`] | which interrupts VFIO delivers | VFIO_DEVICE_SET_IRQS |
+//! | [`notices`] | what the host says of a device by itself | VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX |
 //! | [`reset`], `hot_reset` | resets and whether they worked | VFIO_DEVICE_RESET, VFIO_DEVICE_PCI_HOT_RESET |
 //!
 //! Locks: the context's ([`space::Vfio`]) before the layout lock before a DMA space's; a function's own are taken with
@@ -29,6 +30,7 @@ mod hot_reset;
 pub mod inherited;
 pub mod ioas;
 pub mod irq;
+pub mod notices;
 pub mod object;
 mod page;
 pub mod pci;

@@ -19,16 +19,18 @@ use super::bars::{self, Part};
 use super::config::{self, Abilities, Attachment, Division};
 use super::dma::PeerToPeer;
 use super::irq::Interrupts;
+use super::notices::Notices;
 use super::page::QuietPage;
 use super::reset;
 use super::rom::{Rom, RomSource};
 use super::seams::{BARS, HostPci, IrqKind, RegionIndex, RegionInfo};
 use super::space::Vfio;
 use super::trap::BarTrap;
+use super::uapi;
 use super::vga;
 use crate::bdf::Bdf;
 use crate::boot_trace::{self, phases};
-use crate::device::Device;
+use crate::device::{Device, ErrorReport, NoticeFd, Policy};
 use crate::error::{Code, Error, Result, explain_io};
 use crate::guest_error;
 use crate::host::Host;
@@ -65,6 +67,8 @@ pub struct VfioPciOptions {
     pub no_mmap: bool,
     /// Whether it answers at the legacy ranges of VGA (`x-vga`).
     pub vga: bool,
+    /// What is done when the host says something of it.
+    pub policy: Policy,
     /// Where in the guest's topology it goes.
     pub attachment: Attachment,
 }
@@ -75,6 +79,8 @@ pub struct VfioPci {
     core: PciCore,
     division: Division,
     interrupts: Interrupts,
+    notices: Notices,
+    policy: Policy,
     bars: [Option<BarContent>; 7],
     rom: Option<Rom>,
     /// The legacy ranges of VGA, if it has them.
@@ -133,7 +139,7 @@ impl VfioPci {
     /// [`Code::DeviceFailed`] if it is a bridge or its configuration space cannot be read, [`Code::NoReset`] if it does
     /// not answer.
     pub fn new(host: Arc<dyn HostPci>, router: &Arc<Router>, options: VfioPciOptions) -> Result<Arc<VfioPci>> {
-        let VfioPciOptions { id, wish: _, p2p: _, rom, no_mmap, vga, attachment } = options;
+        let VfioPciOptions { id, wish: _, p2p: _, rom, no_mmap, vga, policy, attachment } = options;
         let vga = vga.then(|| vga::ranges(&host, &id)).transpose()?;
         let image = read_config(&*host)?;
         let source = config::image(&image);
@@ -175,6 +181,8 @@ impl VfioPci {
             core: PciCore::new(id.as_str(), space, msi, msix.clone()),
             division,
             interrupts: Interrupts::new(host.clone(), router.clone()),
+            notices: Notices::arm(&*host, &source),
+            policy,
             bars: Default::default(),
             rom,
             vga,
@@ -484,6 +492,7 @@ impl PciFunction for VfioPci {
             return;
         }
         if what.contains(Changes::RESET) {
+            self.page.end();
             let outcome = self.reset_hardware();
             return self.keeps_its_state(outcome);
         }
@@ -520,6 +529,22 @@ impl Device for VfioPci {
         }
     }
 
+    fn notices(&self) -> Result<Vec<NoticeFd>> {
+        let watch = |(notice, fd): (_, Arc<_>)| {
+            let watch = uapi::watch(&fd).map_err(|error| Error::system("copy an eventfd", &error))?;
+            Ok(NoticeFd { notice, watch, fd })
+        };
+        self.notices.fds().into_iter().map(watch).collect()
+    }
+
+    fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    fn report_error(&self) -> ErrorReport {
+        self.notices.report(&*self.host)
+    }
+
     fn facts(&self) -> Vec<(&'static str, String)> {
         let mut facts = vec![("host", self.host.name().to_owned()), ("interrupts", self.interrupts.mode().to_string())];
         facts.extend(self.host.facts());
@@ -529,6 +554,7 @@ impl Device for VfioPci {
     fn unplug(&self) {
         if !self.gone.swap(true, Ordering::AcqRel) {
             self.page.end();
+            self.notices.off(&*self.host);
             // What cannot be reset alone is reset by the kernel when the last function of its slot or bus is closed.
             self.reset_hardware();
         }

@@ -67,6 +67,10 @@ pub enum IrqKind {
     Msi,
     /// The extended kind, with a table in a BAR.
     Msix,
+    /// No interrupt of the device: the kernel has found an uncorrectable error.
+    Error,
+    /// No interrupt of the device: the host wants it back.
+    Request,
 }
 
 impl IrqKind {
@@ -76,6 +80,8 @@ impl IrqKind {
             IrqKind::Intx => uapi::VFIO_PCI_INTX_IRQ_INDEX,
             IrqKind::Msi => uapi::VFIO_PCI_MSI_IRQ_INDEX,
             IrqKind::Msix => uapi::VFIO_PCI_MSIX_IRQ_INDEX,
+            IrqKind::Error => uapi::VFIO_PCI_ERR_IRQ_INDEX,
+            IrqKind::Request => uapi::VFIO_PCI_REQ_IRQ_INDEX,
         }
     }
 }

@@ -208,7 +208,8 @@ impl HostPci for FakePci {
         }
         let fds = fds.iter().map(|fd| fd.map_or(-1, AsRawFd::as_raw_fd)).collect();
         let mut armed = self.armed.lock();
-        if armed.keys().any(|other| *other != kind) {
+        let notice = |kind: IrqKind| matches!(kind, IrqKind::Error | IrqKind::Request);
+        if !notice(kind) && armed.keys().any(|other| *other != kind && !notice(*other)) {
             assert!(!self.orderly, "VFIO refuses a second kind while one is armed");
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }

@@ -175,6 +175,12 @@ pub fn set_irqs(device: &impl AsRawFd, index: u32, start: u32, action: IrqAction
     Ok(usize::try_from(returned).ok().filter(|count| *count > 0))
 }
 
+/// A second descriptor of an eventfd, for the event loop to wait for.
+pub fn watch(fd: &vmm_sys_util::eventfd::EventFd) -> io::Result<OwnedFd> {
+    // SAFETY: the eventfd is open as long as `fd` is borrowed.
+    unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }.try_clone_to_owned()
+}
+
 /// A descriptor of the group that vfio-ioctls has opened and does not hand out, for KVM's pseudo device.
 ///
 /// A group can be opened once at a time, so the one descriptor of this process whose device number is the group's

@@ -105,6 +105,26 @@ pub static EVENTS: &[Event] = &[
     Event { name: "RESUME", data: "", doc: "The guest goes on" },
     Event { name: "RESET", data: "guest, reason", doc: "The machine is reset, by the guest or by a command" },
     Event { name: "POWERDOWN", data: "", doc: "The power button was pressed" },
+    Event {
+        name: "DEVICE_DELETED",
+        data: "device, path",
+        doc: "A device is out, and all that was held for it is free",
+    },
+    Event {
+        name: "DEVICE_UNPLUG_GUEST_ERROR",
+        data: "device, path",
+        doc: "The guest keeps a device: it said so, or did not answer in time",
+    },
+    Event {
+        name: "VFIO_DEVICE_REQUEST",
+        data: "device, path, host, timeout",
+        doc: "The host wants a device back; the guest has this many milliseconds to give it up",
+    },
+    Event {
+        name: "VFIO_DEVICE_ERROR",
+        data: "device, path, host, registers, policy",
+        doc: "A device had an uncorrectable error; the AER registers (null: unreadable) and what is done (on-error=)",
+    },
     Event { name: "SHUTDOWN", data: "guest, reason", doc: "The guest has ended, and the process is about to" },
 ];
 

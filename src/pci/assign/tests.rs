@@ -24,7 +24,15 @@ fn node(name: &str, slot: u8, bars: &[(usize, BarSpec)]) -> Node {
         specs[*index] = Some(*bar);
     }
     let devfn = Devfn::new(slot, 0).unwrap();
-    Node { name: name.into(), devfn, layout: HEADER_ENDPOINT, bars: specs, gsi: None, behind: None }
+    Node {
+        name: name.into(),
+        devfn,
+        layout: HEADER_ENDPOINT,
+        bars: specs,
+        gsi: None,
+        reserve: Reserve::default(),
+        behind: None,
+    }
 }
 
 fn port(slot: u8, behind: Vec<Node>) -> Node {
@@ -240,4 +248,30 @@ fn total(node: &Node) -> u64 {
     let own: u64 =
         node.bars.iter().flatten().map(|bar| if bar.kind == BarKind::Io { 16 * MIB } else { bar.size }).sum();
     own + node.behind.iter().flatten().map(total).sum::<u64>()
+}
+
+#[test]
+fn ports_keep_room_for_what_comes_later_if_there_is_enough() {
+    let room = |bytes, hard| Room { bytes, hard };
+    let port = |slot: u8, hard| Node {
+        reserve: Reserve { buses: 2, io: room(4 << 10, hard), low: room(2 << 20, hard), high: room(1 << 30, false) },
+        ..port(slot, Vec::new())
+    };
+    let apertures = Apertures { io: 0x1000..0x2000, low: 0xc000_0000..0xc100_0000, high: 1 << 32..1 << 40 };
+    let planned = plan(&[port(1, false), port(2, false)], &apertures).unwrap();
+    let windows: Vec<_> = planned.functions.iter().map(|function| function.bridge.clone().unwrap()).collect();
+    assert!(
+        windows.iter().all(|bridge| bridge.windows.io.is_empty()),
+        "ports are too few for both, so neither has any"
+    );
+    assert!(windows.iter().all(|bridge| bridge.windows.memory.end - bridge.windows.memory.start == 2 << 20));
+    assert!(
+        windows.iter().all(|bridge| bridge.windows.prefetchable.end - bridge.windows.prefetchable.start == 1 << 30)
+    );
+    assert_eq!(
+        windows.iter().map(|bridge| (bridge.secondary, bridge.subordinate)).collect::<Vec<_>>(),
+        [(1, 3), (4, 6)]
+    );
+    assert_eq!(planned.last_bus, 6);
+    assert!(plan(&[port(1, true), port(2, true)], &apertures).is_err(), "what was asked for must be there");
 }

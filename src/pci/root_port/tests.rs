@@ -63,7 +63,7 @@ fn the_express_capability_is_a_root_port_s_with_a_slot() {
     assert_eq!(bench.read32(0, "2", at) >> 16, 0x0142);
     assert_eq!(bench.read32(0, "2", at + 0x0c), 0x0510_0104, "link capabilities with port number 5");
     assert_eq!(bench.read32(0, "2", at + 0x10) >> 16, 0x2104, "link up at 16 GT/s, x16");
-    assert_eq!(bench.read32(0, "2", at + 0x14), 5 << 19, "slot 5 without hot-plug");
+    assert_eq!(bench.read32(0, "2", at + 0x14), 5 << 19 | 0x7b, "slot 5 with hot-plug");
     assert_eq!(bench.read32(0, "2", at + 0x18) >> 16, 0x40, "present");
     drop(slot);
     assert_eq!(bench.read32(0, "2", at + 0x10) >> 16, 0);

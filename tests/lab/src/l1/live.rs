@@ -1,8 +1,16 @@
 //! A guest under control while it runs: a shell in it, and the VMM's control socket.
+//!
+//! ```ignore
+//! let mut guest = lab.l1.live(&Guest::new().device("pcie-root-port,id=port1"))?;
+//! guest.plug(lab.l1, "nic0", NIC, "port1")?;
+//! guest.sh(lab.l1, &l2::nic_up("e1000e"))?;
+//! guest.device_del(lab.l1, "nic0")?;
+//! guest.power_off(lab.l1)?.success()?;
+//! ```
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{Ended, Guest, L1, session::Session};
@@ -91,6 +99,24 @@ impl Live {
             format!("the event {name} did not come; the console:\n{}", report::tail(&self.shell.job().text(), 30))
         })?;
         Ok(event["data"].clone())
+    }
+
+    /// Plugs a device; the arguments are those of `--device`.
+    pub fn device_add(&self, l1: &mut L1, arguments: Value) -> Result<()> {
+        self.qmp(l1, "device_add", arguments).map(drop)
+    }
+
+    /// Plugs a function of the host behind a root port.
+    pub fn plug(&self, l1: &mut L1, id: &str, bdf: &str, port: &str) -> Result<()> {
+        self.device_add(l1, json!({ "driver": "vfio-pci", "id": id, "host": bdf, "bus": port }))
+    }
+
+    /// Asks the guest for a device and waits until it is out.
+    pub fn device_del(&self, l1: &mut L1, id: &str) -> Result<()> {
+        self.qmp(l1, "device_del", json!({ "id": id }))?;
+        let data = self.event(l1, "DEVICE_DELETED")?;
+        ensure!(data["device"] == id, "another device is out: {data}");
+        Ok(())
     }
 
     /// The counts of `x-query-resources`.

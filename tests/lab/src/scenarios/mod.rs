@@ -4,10 +4,12 @@
 mod bars;
 mod control;
 mod errors;
+mod faults;
 mod groups;
 mod host;
 mod interrupts;
 pub mod iommufd;
+mod hotplug;
 pub mod lab;
 mod lifecycle;
 mod main_job;
@@ -24,6 +26,8 @@ static TABLES: &[&[Scenario]] = &[
     main_job::SCENARIOS,
     bars::SCENARIOS,
     control::SCENARIOS,
+    hotplug::SCENARIOS,
+    faults::SCENARIOS,
     lifecycle::SCENARIOS,
     start::SCENARIOS,
     errors::SCENARIOS,

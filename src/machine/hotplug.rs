@@ -1,0 +1,228 @@
+//! Devices that come and go while the guest runs: the effects around [`super::unplug`]'s table, and what the host says of
+//! its devices.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::EpollFlags;
+use serde_json::{Value, json};
+
+use super::inbox::Task;
+use super::unplug::{Action, Event, Waiting, step};
+use super::{Machine, preflight};
+use crate::device::{ErrorReport, Notice, OnError};
+use crate::error::{Code, Error, Result};
+use crate::monitor::control::{Control, Status};
+use crate::monitor::device_data;
+use crate::object::Args;
+
+/// The slots in which a request waits for the guest, by the name of their bus.
+pub type Unplugs = BTreeMap<Arc<str>, Waiting>;
+
+impl Machine {
+    /// Plugs what a `--device` line means, as at the start. A failure leaves nothing behind.
+    pub(super) fn plug(&mut self, args: Args) -> Result<()> {
+        let before = self.places.clone();
+        let placed = self.places.plan_hot(args, &self.host, |bus| self.plugged.hotplug(bus));
+        let mut done: Vec<Arc<str>> = Vec::new();
+        let plugged = placed.and_then(|places| {
+            for mut place in places {
+                preflight::for_host_devices(place.of_type.name(), self.ram, &self.host)?;
+                self.plugged.plug(&mut place)?;
+                done.push(place.id.clone());
+                self.watch(&place.id)?;
+            }
+            Ok(())
+        });
+        if plugged.is_err() {
+            done.iter().for_each(|id| drop(self.plugged.remove(id)));
+            self.places = before;
+        }
+        plugged
+    }
+
+    /// Listens to the guest's answers in every slot, and to the host about every device.
+    pub(super) fn watch_all(&mut self) -> Result<()> {
+        for slot in self.plugged.slots() {
+            let (inbox, name) = (self.inbox.clone(), slot.0.clone());
+            slot.1.listen(move |answer| inbox.post(Task::Slot(name.clone(), answer)));
+        }
+        self.plugged.ids().iter().try_for_each(|id| self.watch(id))
+    }
+
+    fn watch(&mut self, id: &Arc<str>) -> Result<()> {
+        let Some(function) = self.plugged.function(id) else { return Ok(()) };
+        for notice in function.notices()? {
+            let (inbox, id) = (self.inbox.clone(), id.clone());
+            let token = self.event_loop.add(notice.watch, EpollFlags::EPOLLIN, move |_, _| {
+                // Emptied, or the loop would spin; EAGAIN cannot be, it was readable.
+                let _ = notice.fd.read();
+                inbox.post(Task::Notice(id.clone(), notice.notice));
+            });
+            let token = token.map_err(|error| Error::system("wait for the host's notices", &error))?;
+            self.plugged.keep_token(&id_of(&*function), token);
+        }
+        Ok(())
+    }
+
+    /// When something has to be done though nothing happens.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.unplugs.values().filter_map(|waiting| waiting.deadline).min()
+    }
+
+    /// Does what came from other threads, and what the clock asks for.
+    pub(super) fn do_tasks(&mut self) -> Result<()> {
+        for task in self.inbox.take() {
+            match task {
+                Task::Slot(bus, answer) => {
+                    let event = match answer {
+                        crate::pci::slot::Answer::PoweredOff => Event::PoweredOff,
+                        crate::pci::slot::Answer::Kept => Event::Kept,
+                    };
+                    self.unplug_step(&bus, event)?;
+                }
+                Task::Notice(id, Notice::Request) => self.wanted_back(&id)?,
+                Task::Notice(id, Notice::Error) => self.device_failed(&id)?,
+            }
+        }
+        self.each_unplug(Event::Tick)
+    }
+
+    /// Completes every pending removal: the guest is about to start anew, without these devices.
+    pub(super) fn finish_unplugs(&mut self) {
+        // Only a request can be refused.
+        let _ = self.each_unplug(Event::Reset);
+    }
+
+    fn each_unplug(&mut self, event: Event) -> Result<()> {
+        let buses: Vec<_> = self.unplugs.keys().cloned().collect();
+        buses.iter().try_for_each(|bus| self.unplug_step(bus, event))
+    }
+
+    /// Asks for the device with this id.
+    pub(super) fn unplug(&mut self, id: &str, timeout: Option<Duration>, force: bool) -> Result<()> {
+        let Some((bus, slot)) = self.plugged.slot_of(id) else {
+            return Err(no_hotplug(&self.plugged.bus_of(id).unwrap_or_default()));
+        };
+        self.unplug_step(&bus, Event::Asked { timeout, force, powered: slot.powered() })
+    }
+
+    fn unplug_step(&mut self, bus: &Arc<str>, event: Event) -> Result<()> {
+        let waiting = self.unplugs.remove(bus);
+        let (next, action) = step(waiting, event, Instant::now());
+        self.unplugs.extend(next.map(|next| (bus.clone(), next)));
+        let ids = self.plugged.ids_on(bus);
+        match action {
+            None => {}
+            Some(Action::Press) => {
+                if let Some((_, slot)) = self.plugged.slots().into_iter().find(|(name, _)| name == bus) {
+                    slot.press_button();
+                }
+            }
+            Some(Action::Remove) => self.take_away(&ids),
+            Some(Action::GuestError) => {
+                for id in ids {
+                    self.monitor.event("DEVICE_UNPLUG_GUEST_ERROR", Some(device_data(&id)));
+                }
+            }
+            Some(Action::Busy) => {
+                let id = ids.first().cloned().unwrap_or_default();
+                let cause = format!("Device {id} is already in the process of unplug");
+                return Err(Error::new(Code::UnplugPending, cause).fix("wait for the event DEVICE_DELETED"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes devices out at once: off the bus and out of the memory map, then silenced, then closed.
+    fn take_away(&mut self, ids: &[Arc<str>]) {
+        for id in ids.iter().rev() {
+            for token in self.plugged.remove(id) {
+                self.event_loop.remove(token);
+            }
+            self.root.hide_unreachable_pages();
+            self.places.free(id);
+            self.monitor.event("DEVICE_DELETED", Some(device_data(id)));
+        }
+    }
+
+    /// The host wants a device back: the guest is asked, and when its time is over the device goes.
+    fn wanted_back(&mut self, id: &Arc<str>) -> Result<()> {
+        let Some(function) = self.plugged.function(id) else { return Ok(()) };
+        let timeout = function.policy().request_timeout;
+        let pending = self.plugged.slot_of(id).is_some_and(|(bus, _)| self.unplugs.contains_key(&bus));
+        if pending {
+            // The kernel repeats itself every few seconds until it has the device.
+            return Ok(());
+        }
+        let mut data = device_data(id);
+        if let Some(members) = data.as_object_mut() {
+            members.insert("host".into(), function.report_error().host.into());
+            members.insert("timeout".into(), json!(timeout.as_millis() as u64));
+        }
+        drop(function);
+        self.monitor.event("VFIO_DEVICE_REQUEST", Some(data));
+        match self.plugged.slot_of(id) {
+            Some(_) => self.unplug(id, Some(timeout).filter(|timeout| !timeout.is_zero()), true),
+            // No slot, nobody to ask: the guest reads ones from here on.
+            None => {
+                self.take_away(std::slice::from_ref(id));
+                Ok(())
+            }
+        }
+    }
+
+    /// The kernel has found an uncorrectable error of a device.
+    fn device_failed(&mut self, id: &Arc<str>) -> Result<()> {
+        let Some(function) = self.plugged.function(id) else { return Ok(()) };
+        let (policy, report) = (function.policy().on_error, function.report_error());
+        drop(function);
+        let mut data = device_data(id);
+        if let Some(members) = data.as_object_mut() {
+            members.insert("host".into(), report.host.clone().into());
+            members.insert("registers".into(), registers(&report));
+            members.insert("policy".into(), policy.name().into());
+        }
+        crate::log::warn(format_args!("{id} ({}) had an uncorrectable error: {}", report.host, policy.name()));
+        self.monitor.event("VFIO_DEVICE_ERROR", Some(data));
+        match policy {
+            OnError::Pause => self.pause(Status::IoError),
+            OnError::Reset => Control::reset(self),
+            OnError::Detach => match self.plugged.slot_of(id) {
+                Some(_) => self.unplug(id, None, true)?,
+                None => self.take_away(std::slice::from_ref(id)),
+            },
+            OnError::Poweroff => {
+                let cause = format!("{id} ({}) had an uncorrectable error", report.host);
+                let error = Error::new(Code::DeviceError, cause).fix("on-error= of the device says what happens then");
+                let lines = report.registers.iter().map(|(name, value)| match value {
+                    Some(value) => format!("{name}: {value:#x}"),
+                    None => format!("{name}: unreadable"),
+                });
+                return Err(lines.fold(error, Error::evidence));
+            }
+            OnError::Ignore => {}
+        }
+        Ok(())
+    }
+}
+
+fn registers(report: &ErrorReport) -> Value {
+    report
+        .registers
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), json!(value)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+fn id_of(function: &dyn crate::pci::PciFunction) -> Arc<str> {
+    function.id().into()
+}
+
+/// QEMU's words for it, which programs look for.
+pub(super) fn no_hotplug(bus: &str) -> Error {
+    Error::new(Code::NoHotplug, format!("Bus '{bus}' does not support hotplugging"))
+        .fix("give the guest a `pcie-root-port,id=NAME` for each device that is to come later, and name it with bus=")
+}

@@ -1,0 +1,47 @@
+//! What other threads and callbacks of the event loop want the machine to do: it is done when the loop has yielded.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::device::Notice;
+use crate::event_loop::{EventLoop, LoopHandle};
+use crate::pci::slot::Answer;
+
+/// Something to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Task {
+    /// A guest has answered by the registers of the slot of this bus.
+    Slot(Arc<str>, Answer),
+    /// The host says something of the device with this id.
+    Notice(Arc<str>, Notice),
+}
+
+/// Tasks in their order.
+pub struct Inbox {
+    /// Never held while anything else is called.
+    tasks: Mutex<Vec<Task>>,
+    wake: LoopHandle,
+}
+
+impl Inbox {
+    /// Empty; `wake` reaches the loop of the machine.
+    pub fn new(wake: LoopHandle) -> Arc<Inbox> {
+        Arc::new(Inbox { tasks: Mutex::default(), wake })
+    }
+
+    /// Adds a task, unless the same one waits already: a guest that repeats itself fills nothing.
+    pub fn post(&self, task: Task) {
+        let mut tasks = self.tasks.lock();
+        if !tasks.contains(&task) {
+            tasks.push(task);
+            drop(tasks);
+            self.wake.post(EventLoop::yield_now);
+        }
+    }
+
+    /// Takes all tasks.
+    pub fn take(&self) -> Vec<Task> {
+        std::mem::take(&mut *self.tasks.lock())
+    }
+}

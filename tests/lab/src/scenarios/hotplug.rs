@@ -1,0 +1,122 @@
+//! Devices that come and go while the guest runs.
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::steps::{self, DRIVE, NIC};
+use crate::l1::live::Live;
+use crate::l1::{Guest, l2_scripts as l2};
+use crate::scenario::{Lab, Scenario};
+
+pub static SCENARIOS: &[Scenario] = &[
+    Scenario::new("hotplug-nic-and-nvme", nic_and_nvme).limit(900),
+    Scenario::new("hotplug-refusals", refusals),
+    Scenario::new("hotplug-guest-never-answers", never_answers).limit(600),
+    Scenario::new("hotplug-10-cycles", |lab| cycles(lab, 10)).limit(1200),
+    Scenario::new("hotplug-200-cycles", |lab| cycles(lab, 200)).limit(9000).long(),
+];
+
+fn ports() -> Guest {
+    Guest::new().device("pcie-root-port,id=port1").device("pcie-root-port,id=port2")
+}
+
+/// Devices that come are used with checked data, go, and come again.
+fn nic_and_nvme(lab: &mut Lab) -> Result<()> {
+    let read = steps::host_sum(lab.l1)?;
+    steps::with_bound(lab, &[NIC, DRIVE], |lab| {
+        let mut guest = lab.l1.live(&ports())?;
+        for round in 0..2 {
+            guest.plug(lab.l1, "nic0", NIC, "port1")?;
+            guest.sh(lab.l1, &l2::nic_up("e1000e"))?;
+            guest.sh(lab.l1, &l2::ping(3))?;
+            ensure!(guest.value("ping")? == "3", "round {round}: pings were lost");
+            guest.sh(lab.l1, &l2::fetch(lab.server.port))?;
+            ensure!(guest.value("tcp")? == lab.server.sum, "round {round}: wrong data over TCP");
+            guest.plug(lab.l1, "nvme0", DRIVE, "port2")?;
+            guest.sh(lab.l1, &l2::nvme_up())?;
+            guest.sh(lab.l1, &l2::nvme_read(64))?;
+            ensure!(guest.value("nvme_read")? == read, "round {round}: the drive reads differently");
+            guest.sh(lab.l1, &l2::nvme_write())?;
+            ensure!(guest.value("nvme_wrote")? == guest.value("nvme_reread")?, "round {round}: not what was written");
+            guest.device_del(lab.l1, "nvme0")?;
+            guest.device_del(lab.l1, "nic0")?;
+            let left = guest.sh(lab.l1, "ls /sys/class/net /dev/nvme* 2>/dev/null; true")?;
+            ensure!(!left.contains("eth0") && !left.contains("nvme0n1"), "something is left in the guest: {left}");
+        }
+        guest.power_off(lab.l1)?.success().map(drop)
+    })
+}
+
+/// What cannot be is refused, and nothing of it is left.
+fn refusals(lab: &mut Lab) -> Result<()> {
+    steps::with_bound(lab, &[NIC], |lab| {
+        let guest = lab.l1.live(&ports().device("pcie-root-port,id=fixed,hotplug=off"))?;
+        let before = guest.resources(lab.l1)?;
+        for (arguments, text) in [
+            (json!({"driver": "vfio-pci", "host": NIC}), "Bus 'pcie.0' does not support hotplugging"),
+            (json!({"driver": "vfio-pci", "host": NIC, "bus": "fixed"}), "Bus 'fixed' does not support hotplugging"),
+            (json!({"driver": "vfio-pci", "host": NIC, "bus": "no"}), "there is no bus `no`"),
+            (json!({"driver": "pcie-root-port", "bus": "port1"}), "does not support hotplugging"),
+            (json!({"driver": "vfio-pci", "host": NIC, "bus": "port1", "id": "port2"}), "is used twice"),
+            (json!({"driver": "vfio-pci", "host": "0f:00.0", "bus": "port1"}), "PT004"),
+            (json!({"driver": "vfio-pci", "host": DRIVE, "bus": "port1"}), "PT005"),
+            (json!({"driver": "vfoi-pci", "bus": "port1"}), "there is no device type"),
+        ] {
+            let refused = guest.qmp_fails(lab.l1, "device_add", arguments.clone())?;
+            ensure!(refused.contains(text), "{arguments}: {refused}");
+        }
+        guest.plug(lab.l1, "nic0", NIC, "port1")?;
+        let twice =
+            guest.qmp_fails(lab.l1, "device_add", json!({"driver": "vfio-pci", "host": NIC, "bus": "port1"}))?;
+        ensure!(twice.contains("taken") || twice.contains("free"), "{twice}");
+        guest.device_del(lab.l1, "nic0")?;
+        let after = guest.resources(lab.l1)?;
+        ensure!(before == after, "something stayed behind; before: {before}, after: {after}");
+        guest.power_off(lab.l1)?.success().map(drop)
+    })
+}
+
+/// A guest without a driver for hot-plug finds a device when it looks, keeps it when asked, and loses it by force.
+fn never_answers(lab: &mut Lab) -> Result<()> {
+    steps::with_bound(lab, &[NIC], |lab| {
+        let mut guest = lab.l1.live(&ports().append("pcie_ports=compat"))?;
+        guest.plug(lab.l1, "nic0", NIC, "port1")?;
+        guest.sh(lab.l1, "echo 1 > /sys/bus/pci/rescan")?;
+        guest.sh(lab.l1, &l2::nic_up("e1000e"))?;
+        guest.sh(lab.l1, &l2::ping(2))?;
+        ensure!(guest.value("ping")? == "2", "pings were lost");
+        guest.qmp(lab.l1, "device_del", json!({"id": "nic0", "timeout": 1000}))?;
+        let busy = guest.qmp_fails(lab.l1, "device_del", json!({"id": "nic0"}));
+        let told = guest.event(lab.l1, "DEVICE_UNPLUG_GUEST_ERROR")?;
+        ensure!(told["device"] == "nic0", "{told}");
+        ensure!(busy.is_err() || busy?.contains("already in the process of unplug"), "a second request was taken");
+        guest.qmp(lab.l1, "device_del", json!({"id": "nic0", "timeout": 1000, "force": true}))?;
+        guest.event(lab.l1, "DEVICE_DELETED")?;
+        let vendor = guest.sh(lab.l1, "echo LAB alive=1; cat /sys/class/net/eth0/carrier 2>/dev/null; true")?;
+        ensure!(vendor.contains("alive"), "the guest is not alive: {vendor}");
+        let resources = guest.resources(lab.l1)?;
+        ensure!(resources["host-devices"] == 0, "{resources}");
+        guest.qmp(lab.l1, "quit", json!({}))?;
+        lab.l1.ended(guest_job(&mut guest))?.success().map(drop)
+    })
+}
+
+fn guest_job(guest: &mut Live) -> &crate::l1::Job {
+    guest.shell().job()
+}
+
+/// Coming and going leaks nothing: every count is the same after each round.
+fn cycles(lab: &mut Lab, count: u32) -> Result<()> {
+    steps::with_bound(lab, &[NIC], |lab| {
+        let mut guest = lab.l1.live(&ports())?;
+        let before = guest.resources(lab.l1)?;
+        for round in 0..count {
+            guest.plug(lab.l1, "nic0", NIC, "port1")?;
+            guest.sh(lab.l1, &l2::nic_up("e1000e"))?;
+            guest.device_del(lab.l1, "nic0")?;
+            let after = guest.resources(lab.l1)?;
+            ensure!(before == after, "round {round}; before: {before}, after: {after}");
+        }
+        guest.power_off(lab.l1)?.success().map(drop)
+    })
+}
