@@ -135,7 +135,8 @@ fn reset_reason(by_guest: bool) -> &'static str {
 impl Machine {
     /// Builds the machine and all of its devices. Nothing runs yet.
     pub fn new(options: RunOptions, host: &Host) -> Result<Machine> {
-        let Plan { machine, image, kvm, cpus, phys_bits, objects, taken, mut places } = preflight::plan(&options, host)?;
+        let Plan { machine, image, kvm, cpus, phys_bits, objects, taken, mut places } =
+            preflight::plan(&options, host)?;
         boot_trace::lap(phases::CHECKS);
         let events = VmEvents::new()?;
         // Before any thread is started: threads inherit which signals are blocked.

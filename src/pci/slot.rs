@@ -1,6 +1,6 @@
 //! The slot of a PCI Express port: its hot-plug registers and when they interrupt (PCIe 6.7 and 7.5.3.9 to 7.5.3.11).
 //!
-//! A card that is put in is announced by Presence Detect Changed; the guest switches the slot's power on, the link comes
+//! A card that is put in is announced by Presence Detect Changed and the attention button; the guest switches the slot's power on, the link comes
 //! up, and it looks behind the port. It is asked for a card by the attention button; its answer is power and power
 //! indicator off. Before software has written the slot's control register, power follows presence, as after power-on.
 
@@ -82,10 +82,10 @@ impl Registers {
         self.control & CONTROL_INTERRUPT != 0 && (self.control & self.status & SAME_PLACE != 0 || link)
     }
 
-    /// A card came or went.
+    /// A card came or went. Who puts one in presses the button too: Linux listens to presence only where there is none.
     fn presence(&mut self, occupied: bool) {
         if occupied != self.occupied() {
-            self.status = self.status & !PRESENT | PRESENCE_CHANGED | if occupied { PRESENT } else { 0 };
+            self.status = self.status & !PRESENT | PRESENCE_CHANGED | if occupied { PRESENT | BUTTON } else { 0 };
         }
         self.follow_link();
     }
@@ -341,7 +341,7 @@ mod tests {
     fn a_card_that_comes_is_announced_and_reached_when_it_has_power() {
         let port = Port::driven();
         port.plug();
-        assert_eq!(port.status(), PRESENT | PRESENCE_CHANGED);
+        assert_eq!(port.status(), PRESENT | PRESENCE_CHANGED | BUTTON);
         assert_eq!(port.bench.read32(1, "0", 0), u32::MAX, "no power yet");
         port.clear();
         port.control(ENABLES | ATTENTION_OFF | POWER_BLINKS);

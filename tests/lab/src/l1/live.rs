@@ -34,7 +34,8 @@ impl L1 {
     /// Starts a guest and waits until it is up. Its own script runs before the shell.
     pub fn live(&mut self, guest: &Guest) -> Result<Live> {
         let socket = format!("/tmp/qmp{}", self.scripts + 1);
-        let mut shell = Session::launch(self, guest.clone().option(&format!("--qmp unix:{socket},server=on,wait=off")))?;
+        let mut shell =
+            Session::launch(self, guest.clone().option(&format!("--qmp unix:{socket},server=on,wait=off")))?;
         let op = Op::QmpOpen { path: socket, timeout_ms: millis(QMP_LIMIT)? };
         let qmp = match self.ask(op, QMP_LIMIT) {
             Ok(Answer::Session(number)) => number,
