@@ -80,7 +80,7 @@ mod tests {
         let parse = |option, key| move |text: &&str| Args::parse(option, Some(key), text);
         let objects: Vec<Args> = objects.iter().map(parse("--object", OBJECTS.key)).collect::<Result<_>>()?;
         let devices: Vec<Args> = devices.iter().map(parse("--device", "driver")).collect::<Result<_>>()?;
-        check_uses(&places::plan(&devices, &crate::host::testtree::TestTree::new().host())?, &plan(&objects)?)
+        check_uses(&places::plan(&devices, &crate::host::testtree::TestTree::new().host())?.1, &plan(&objects)?)
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The slot of a PCI Express port: its hot-plug registers and when they interrupt (PCIe 6.7 and 7.5.3.9 to 7.5.3.11).
 //!
 //! A card that is put in is announced by Presence Detect Changed and the attention button. The guest switches the slot's
-//! power on, the link comes
-//! up, and it looks behind the port. It is asked for a card by the attention button; its answer is power and power
-//! indicator off. Before software has written the slot's control register, power follows presence, as after power-on.
+//! power on, the link comes up, and it looks behind the port. It is asked for a card by the attention button; its answer
+//! is power and power indicator off. Before software has written the slot's control register, power follows presence, as
+//! after power-on.
 
 use std::ops::Range;
 use std::sync::Arc;
