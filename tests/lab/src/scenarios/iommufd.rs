@@ -115,7 +115,7 @@ fn errors(lab: &mut Lab) -> Result<()> {
         lab.l1.expect(&job, "L2 UP", GUEST_UP)?;
         for device in [own.as_str(), &format!("vfio-pci,host={NIC}"), &format!("vfio-pci,host={NIC},iommu=type1")] {
             let command = lab.l1.prepare(&run(device))?;
-            refused(lab, &command, "PT008", &["busy", &job.pid.to_string()])?;
+            refused(lab, &command, "PT008", &["in use", &job.pid.to_string()])?;
         }
         lab.l1.kill_all()?;
         let command = lab.l1.prepare(&run("vfio-pci,fd=9,iommu=iommufd"))?;
