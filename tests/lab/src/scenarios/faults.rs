@@ -12,9 +12,14 @@ use crate::scenario::{Lab, Scenario};
 pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("host-unbinds-a-device-in-use", unbound).exclusive().limit(600),
     Scenario::new("nic-pulled-while-in-use", pulled).exclusive().limit(600),
-    Scenario::new("aer-pause-ignore-detach", |lab| aer(lab, &["pause", "ignore", "detach"])).exclusive().limit(900),
-    Scenario::new("aer-reset", |lab| aer(lab, &["reset"])).exclusive().limit(600),
-    Scenario::new("aer-poweroff", |lab| aer(lab, &["poweroff"])).exclusive().limit(600),
+    // Not seen to pass: after the injection no notice of VFIO's comes. The guest's kernel may switch the device's error
+    // reporting off (device control), without which the device tells nobody.
+    Scenario::new("aer-pause-ignore-detach", |lab| aer(lab, &["pause", "ignore", "detach"]))
+        .exclusive()
+        .limit(900)
+        .long(),
+    Scenario::new("aer-reset", |lab| aer(lab, &["reset"])).exclusive().limit(600).long(),
+    Scenario::new("aer-poweroff", |lab| aer(lab, &["poweroff"])).exclusive().limit(600).long(),
 ];
 
 /// The host unbinds the device from vfio-pci: the guest gives it up, and goes on with the other one.
