@@ -50,7 +50,7 @@ fn nic_and_nvme(lab: &mut Lab) -> Result<()> {
 /// What cannot be is refused, and nothing of it is left.
 fn refusals(lab: &mut Lab) -> Result<()> {
     steps::with_bound(lab, &[NIC], |lab| {
-        let guest = lab.l1.live(&ports().device("pcie-root-port,id=fixed,hotplug=off"))?;
+        let mut guest = lab.l1.live(&ports().device("pcie-root-port,id=fixed,hotplug=off"))?;
         let before = guest.resources(lab.l1)?;
         for (arguments, text) in [
             (json!({"driver": "vfio-pci", "host": NIC}), "Bus 'pcie.0' does not support hotplugging"),
@@ -69,6 +69,8 @@ fn refusals(lab: &mut Lab) -> Result<()> {
         let twice =
             guest.qmp_fails(lab.l1, "device_add", json!({"driver": "vfio-pci", "host": NIC, "bus": "port1"}))?;
         ensure!(twice.contains("taken") || twice.contains("free"), "{twice}");
+        // A button that is pressed while the guest still takes the device in is ignored by it.
+        guest.sh(lab.l1, &l2::nic_up("e1000e"))?;
         guest.device_del(lab.l1, "nic0")?;
         let after = guest.resources(lab.l1)?;
         ensure!(before == after, "something stayed behind; before: {before}, after: {after}");
