@@ -37,14 +37,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// Starts `guest`; when its own script has ended it listens.
-    pub fn start(l1: &mut L1, guest: Guest) -> Result<Self> {
-        let mut session = Self::launch(l1, guest)?;
-        session.listens(l1)?;
-        Ok(session)
-    }
-
-    /// As [`Session::start`], without waiting for the guest.
+    /// Starts `guest`; it listens when its own script has ended.
     pub(super) fn launch(l1: &mut L1, guest: Guest) -> Result<Self> {
         let command = l1.prepare(&guest.script(LOOP))?;
         let input = format!("/tmp/input{}", l1.scripts);

@@ -10,12 +10,17 @@ pub mod rows;
 mod screenshot;
 mod work;
 
-use anyhow::{Context, Result, ensure};
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Error, Result, ensure};
+use serde_json::json;
 
 use super::iommufd::open_nodes;
 use super::steps;
 use crate::l0::machines;
-use crate::l1::{Guest, Session};
+use crate::l1::live::Live;
+use crate::l1::{Guest, L1, Stalled};
 use crate::scenario::{Lab, Scenario};
 use work::{At, Device, Seen, Work};
 
@@ -32,15 +37,18 @@ pub static SCENARIOS: &[Scenario] = &[
 
 /// Real time for one PC, seconds.
 const LIMIT: u64 = 900;
+/// How long the guest may take to give all devices up.
+const UNPLUG_LIMIT: Duration = Duration::from_secs(90);
 /// First slot of the guest's root ports.
 const FIRST_PORT: usize = 0x10;
 
 /// What is asked of a device, in this order.
 const WORKS: &str = "works";
 const REBOOT: &str = "after reboot";
+const REPLUG: &str = "after unplug and plug";
 const HOST: &str = "on the host again";
 #[cfg(test)]
-const STEPS: &[&str] = &[WORKS, REBOOT, HOST];
+const STEPS: &[&str] = &[WORKS, REBOOT, REPLUG, HOST];
 
 /// A row in a run.
 struct Tested {
@@ -55,6 +63,13 @@ struct Tested {
     former: String,
     seen: Seen,
     fit: bool,
+}
+
+impl Tested {
+    /// Its id in the guest's machine.
+    fn guest_id(&self) -> String {
+        format!("dev{:x}", self.port)
+    }
 }
 
 fn matrix(lab: &mut Lab) -> Result<()> {
@@ -111,35 +126,89 @@ fn take(lab: &mut Lab, row: &rows::Row, address: &str) -> Result<(String, String
     Ok((bdf, former))
 }
 
-/// The part with the guest: first start, reboot, power-off.
+/// The part with the guest: first start, reboot, unplug and plug, power-off.
 fn in_guest(lab: &mut Lab, tested: &mut [Tested]) -> Result<()> {
     let mut guest = Guest::new().fat().reboots().file(work::GUEST_TONE, &work::tone()).script(work::SCRIPT);
     if tested.iter().any(|device| device.row.work == Work::Edu) {
         guest = guest.file("bin/lab", &std::fs::read(std::env::current_exe()?)?);
     }
-    for Tested { bdf, port, .. } in tested.iter() {
+    for device in tested.iter() {
+        let Tested { bdf, port, .. } = device;
         guest = guest
             .device(&format!("pcie-root-port,id=port{port:x},addr={port:x}"))
-            .device(&format!("vfio-pci,host={bdf},bus=port{port:x},id=dev{port:x}"));
+            .device(&format!("vfio-pci,host={bdf},bus=port{port:x},id={}", device.guest_id()));
     }
-    let mut session = Session::start(lab.l1, guest)?;
+    let mut live = lab.l1.live(&guest)?;
     if lab.l1.machine().iommufd {
         let nodes = open_nodes(lab.l1)?;
         let by_node = nodes.lines().all(|node| node == "/dev/iommu" || node.starts_with("/dev/vfio/devices/"));
         ensure!(by_node && !nodes.is_empty(), "not all devices are on iommufd; open are:\n{nodes}");
     }
-    works(lab, &mut session, tested, WORKS)?;
-    session.reboot(lab.l1)?;
-    works(lab, &mut session, tested, REBOOT)?;
-    session.power_off(lab.l1)?.success().map(drop)
+    works(lab, &mut live, tested, WORKS)?;
+    live.shell().reboot(lab.l1)?;
+    works(lab, &mut live, tested, REBOOT)?;
+    for (name, error) in replug(lab.l1, &live, tested)? {
+        lab.part(name, REPLUG, Err(error))?;
+    }
+    works(lab, &mut live, tested, REPLUG)?;
+    live.power_off(lab.l1)?.success().map(drop)
+}
+
+/// All devices leave the guest and come back; those that do not are no longer fit, and returned with their errors.
+///
+/// All together: the guest waits 5 s after each press of an attention button.
+fn replug(l1: &mut L1, live: &Live, tested: &mut [Tested]) -> Result<Vec<(&'static str, Error)>> {
+    let mut failed = Vec::new();
+    each_fit(tested, &mut failed, |device| live.qmp(l1, "device_del", json!({ "id": device.guest_id() })).map(drop))?;
+    let mut gone = BTreeSet::new();
+    let count = tested.iter().filter(|device| device.fit).count();
+    let end = Instant::now() + UNPLUG_LIMIT;
+    while gone.len() < count && Instant::now() < end {
+        let left = end.saturating_duration_since(Instant::now());
+        if let Some(event) = live.event_within(l1, "DEVICE_DELETED", left)?
+            && let Some(id) = event["data"]["device"].as_str()
+        {
+            gone.insert(id.to_owned());
+        }
+    }
+    each_fit(tested, &mut failed, |device| {
+        ensure!(gone.contains(&device.guest_id()), "it did not leave the guest within {} s", UNPLUG_LIMIT.as_secs());
+        let arguments = json!({
+            "driver": "vfio-pci", "host": device.bdf, "id": device.guest_id(), "bus": format!("port{:x}", device.port)
+        });
+        live.qmp(l1, "device_add", arguments).map(drop)
+    })?;
+    Ok(failed)
+}
+
+/// Does `step` with every device that is still fit.
+///
+/// # Errors
+/// A stall.
+fn each_fit(
+    tested: &mut [Tested],
+    failed: &mut Vec<(&'static str, Error)>,
+    mut step: impl FnMut(&Tested) -> Result<()>,
+) -> Result<()> {
+    for device in tested.iter_mut().filter(|device| device.fit) {
+        match step(device) {
+            Ok(()) => {}
+            Err(e) if e.is::<Stalled>() => return Err(e),
+            Err(e) => {
+                device.fit = false;
+                failed.push((device.row.name, e));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Every device works in the guest, one after the other.
-fn works(lab: &mut Lab, session: &mut Session, tested: &mut [Tested], step: &'static str) -> Result<()> {
+fn works(lab: &mut Lab, live: &mut Live, tested: &mut [Tested], step: &'static str) -> Result<()> {
     for device in tested.iter_mut().filter(|device| device.fit) {
         let sysfs = format!("$(behind {:x})", device.port);
         let Tested { row, id, seen, .. } = device;
-        let result = row.work.check(lab, &Device { row, id, sysfs: &sysfs }, At::Guest(session), seen);
+        let result = row.work.check(lab, &Device { row, id, sysfs: &sysfs }, At::Guest(live.shell()), seen);
         device.fit = result.is_ok();
         lab.part(device.row.name, step, result)?;
     }
