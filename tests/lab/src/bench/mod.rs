@@ -4,6 +4,7 @@
 mod hist;
 mod map_time;
 pub mod measure;
+mod plug;
 mod smaps;
 mod strace;
 mod table;
@@ -31,6 +32,8 @@ const COUNTING_ROUNDS: u32 = 3;
 pub const START_MEMORY: [&str; 2] = ["256M", "2G"];
 /// Rounds of that.
 const START_ROUNDS: u32 = 3;
+/// Unplugs and plugs of one card.
+const PLUG_ROUNDS: u32 = 3;
 /// L1s that may stall before the benchmark is given up.
 const MAX_BOOTS: u32 = 4;
 
@@ -50,6 +53,8 @@ pub struct Figures {
     pub counted: Vec<Run>,
     /// Plain starts, for each of [`START_MEMORY`].
     pub starts: [Vec<Run>; 2],
+    /// Unplugs and plugs.
+    pub plugged: Option<plug::Plugged>,
     pub ioctls: Option<Ioctls>,
     /// Size of its stripped binary, bytes.
     pub binary: Option<u64>,
@@ -72,6 +77,7 @@ pub fn run(
             timed: Vec::new(),
             counted: Vec::new(),
             starts: Default::default(),
+            plugged: None,
             ioctls: None,
             binary: passthru_size.filter(|_| *vmm == Vmm::Passthru),
         });
@@ -98,6 +104,11 @@ pub fn run(
                 }
             }
         }
+    }
+    for figures in &mut all {
+        let (vmm, rounds) = (figures.vmm, plan.rounds.min(PLUG_ROUNDS));
+        figures.plugged = Some(bench.robust(|bench| plug::measure(bench.l1()?, vmm, rounds))?);
+        progress(&format!("{vmm:?}: {rounds} unplugs and plugs"));
     }
     print!("{}", table::render(&all, &plan.memory));
     if let Some(file) = json {

@@ -114,6 +114,16 @@ const ROWS: &[Row] = &[
         target: None,
     },
     Row {
+        what: "device_del to DEVICE_DELETED, s",
+        take: |f| Sample::of(f.plugged.as_ref()?.unplug.clone()),
+        target: None,
+    },
+    Row {
+        what: "device_add to the guest's interface, s",
+        take: |f| Sample::of(f.plugged.as_ref()?.plug.clone()),
+        target: None,
+    },
+    Row {
         what: "stripped binary, MB",
         take: |f| exact(f.binary?).map(|s| Sample { median: s.median / 1e6, least: s.least / 1e6, most: s.most / 1e6 }),
         target: Some(6.0),
@@ -258,6 +268,7 @@ mod tests {
             timed: Vec::new(),
             counted: Vec::new(),
             starts: Default::default(),
+            plugged: None,
             ioctls: None,
             binary: None,
         };
@@ -275,6 +286,7 @@ mod tests {
             timed: Vec::new(),
             counted: Vec::new(),
             starts: Default::default(),
+            plugged: None,
             ioctls: None,
             binary: Some(7_000_000),
         };
