@@ -117,7 +117,7 @@ pub static OTHERS: &[Row] = &[
     Row::new(
         "ich9-intel-hda",
         Root,
-        "ich9-intel-hda,{at},id={id} -device hda-output,bus={id}.0,audiodev={id}a,mixer=off",
+        "ich9-intel-hda,{at},id={id} -device hda-output,bus={id}.0,audiodev={id}a,mixer=off,use-timer=off",
         "snd_hda_intel",
         "snd-hda-codec-generic snd-hda-intel",
         Work::Sound,
