@@ -1,5 +1,5 @@
-//! The device matrix: every device of every PC does its work in a guest, after the guest's reboot, and on the host
-//! that got it back. Each pair of device and step is one result.
+//! The device matrix: every device of every PC does its work in a guest, after the guest's reboot, after it was unplugged
+//! and plugged again, and on the host that got it back. Each pair of device and step is one result.
 //!
 //! One guest has all devices of a PC, each behind a root port of its own. Only what is no device's own fault ends a PC's
 //! run early.
