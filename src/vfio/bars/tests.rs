@@ -181,6 +181,76 @@ proptest! {
         prop_assert!(at == size || (1..PAGE).contains(&size) && at == PAGE);
     }
 
+    /// What is whole pages of one area and has nothing emulated in it is mapped: nothing is slow without a reason.
+    #[test]
+    fn nothing_traps_without_a_reason(
+        pages in 1u64..32,
+        areas in prop::collection::vec((0u64..0x24000, 0u64..0x8000), 0..5),
+        vectors in 1u16..=2048, table in 0u32..0x20000, pending in 0u32..0x20000, elsewhere: bool,
+    ) {
+        let size = pages * PAGE;
+        let mappable: Vec<_> = areas.iter().map(|(start, len)| *start..start + len).collect();
+        let spec = msix(vectors, (0, table & !7), (u8::from(elsewhere), pending & !7));
+        let parts = parts(0, &region(size, &mappable), Some(&spec));
+        for page in (0..size).step_by(PAGE as usize) {
+            let (what, until) = target(0, Some(&spec), page);
+            let clean = what == Target::Device && until >= page + PAGE;
+            let in_one_area = mappable.iter().any(|area| area.start <= page && page + PAGE <= area.end);
+            let (_, part) = parts.iter().find(|(range, _)| range.contains(&page)).unwrap();
+            prop_assert!(!(clean && in_one_area) || *part == Mapped, "page {:#x} of {:?}", page, parts);
+        }
+    }
+
+    /// The order of the areas, areas that are listed twice, and the MSI-X structures of other BARs decide about nothing.
+    #[test]
+    fn the_list_of_areas_is_a_set(
+        size in 1u64..0x20000,
+        areas in prop::collection::vec((0u64..0x24000, 0u64..0x8000), 0..5).prop_shuffle(),
+        again in prop::collection::vec(any::<prop::sample::Index>(), 0..3),
+        vectors in 1u16..=2048, table in 0u32..0x20000,
+    ) {
+        let listed: Vec<_> = areas.iter().map(|(start, len)| *start..start + len).collect();
+        let mut sorted = listed.clone();
+        sorted.sort_by_key(|area| (area.start, area.end));
+        let mut twice = listed.clone();
+        twice.extend(again.iter().filter(|_| !listed.is_empty()).map(|index| index.get(&listed).clone()));
+        let spec = msix(vectors, (0, table & !7), (1, 0));
+        let mapped = |areas: &[Range<u64>]| -> Vec<u64> {
+            let parts = parts(0, &region(size, areas), Some(&spec)).into_iter();
+            let mapped = parts.filter(|(_, part)| *part == Mapped);
+            mapped.flat_map(|(range, _)| range.step_by(PAGE as usize)).collect()
+        };
+        let expected = mapped(&sorted);
+        prop_assert_eq!(mapped(&listed), expected.clone());
+        prop_assert_eq!(mapped(&twice), expected);
+        let foreign = msix(vectors, (1, table & !7), (2, 0));
+        prop_assert_eq!(parts(0, &region(size, &listed), Some(&foreign)), parts(0, &region(size, &listed), None));
+    }
+
+    /// The bytes of a trapped page, walked from target to target, are the table's, the pending bits' and the device's, each
+    /// once.
+    #[test]
+    fn targets_follow_each_other(
+        vectors in 1u16..=64, table in 0u32..0x2000, pending in 0u32..0x2000, start in 0u64..0x3000,
+    ) {
+        let spec = msix(vectors, (0, table & !7), (0, pending & !7));
+        let mut at = start;
+        while at < 0x4000 {
+            let (what, until) = target(0, Some(&spec), at);
+            prop_assert!(until > at);
+            let last = until.min(0x4000) - 1;
+            let (other, end) = target(0, Some(&spec), last);
+            prop_assert_eq!(end, until);
+            match (what, other) {
+                (Target::Table(first), Target::Table(other)) | (Target::Pending(first), Target::Pending(other)) => {
+                    prop_assert_eq!(other - first, last - at);
+                }
+                (what, other) => prop_assert_eq!(what, other),
+            }
+            at = until;
+        }
+    }
+
     #[test]
     fn no_register_or_size_panics(flags in prop::array::uniform6(any::<u32>()), sizes in prop::array::uniform6(any::<u64>()), rom: u64) {
         let mut config = ConfigSpace::new();

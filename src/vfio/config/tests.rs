@@ -145,7 +145,89 @@ fn a_resizable_bar_shows_its_present_size_and_no_other() {
     assert!(config.ext_capabilities().iter().all(|(id, _)| *id != 0x15));
 }
 
+/// What a guest does to the space: where, and the bytes of a read (none) or a write.
+fn accesses() -> impl Strategy<Value = Vec<(u16, Vec<u8>)>> {
+    prop::collection::vec((0..regs::CONFIG_SIZE, prop::collection::vec(any::<u8>(), 1..=4)), 1..48)
+}
+
+/// A hostile device: the sample with bytes changed and any capability of the hidden ones put in.
+fn device() -> impl Strategy<Value = Vec<u8>> {
+    let pokes = prop::collection::vec((0usize..SIZE, any::<u8>()), 0..32);
+    let hidden = prop::sample::select(HIDDEN_EXTENDED.to_vec());
+    (pokes, hidden, prop::bool::ANY).prop_map(|(pokes, (id, _), first)| {
+        let mut bytes = sample();
+        for (at, byte) in pokes {
+            bytes[at] = byte;
+        }
+        let at = if first { 0x100 } else { 0x180 };
+        bytes[at..at + 2].copy_from_slice(&id.to_le_bytes());
+        bytes
+    })
+}
+
 proptest! {
+    /// A guest may write what it likes: what is hidden stays hidden, no emulated bit reaches the hardware, and the hardware
+    /// gets exactly the bytes that the division gives it.
+    #[test]
+    fn no_write_crosses_the_division(
+        bytes in device(), accesses in accesses(), port: bool, msi: bool, msix: bool, intx: bool,
+    ) {
+        let attachment = if port { Attachment::Port } else { Attachment::RootBus };
+        let abilities = Abilities { msi, msix, intx, attachment };
+        let (fresh, division) = plan(&bytes, abilities);
+        let (mut guest, _) = plan(&bytes, abilities);
+        let mut hardware = bytes.clone();
+        for (off, data) in accesses {
+            guest.write(off, &data);
+            let mut before = 0;
+            for part in division.forwarded(off, data.len()) {
+                prop_assert!(part.start >= before && part.start < part.end && part.end <= data.len());
+                before = part.end;
+                let at = usize::from(off) + part.start;
+                hardware[at..at + part.len()].copy_from_slice(&data[part]);
+            }
+        }
+        for at in 0..SIZE {
+            let off = at as u16;
+            let of_hardware = division.bits(off, 1)[0];
+            let changeable = fresh.changeable(off);
+            if division.forwarded(off, 1).is_empty() {
+                prop_assert_eq!(hardware[at], bytes[at], "a write reached {:#x}", at);
+            } else {
+                // What goes to the hardware unasked is the hardware's, but for bits that show the same whatever is there.
+                prop_assert_eq!(changeable, 0, "{:#x} has two owners", at);
+                prop_assert!(of_hardware != 0, "{:#x} is written and never read", at);
+            }
+            prop_assert_eq!(guest.u8(off) & !changeable, fresh.u8(off) & !changeable, "emulated at {:#x}", at);
+            let mut shown = [guest.u8(off)];
+            division.merge(off, &[hardware[at]], &mut shown);
+            prop_assert_eq!(shown[0] & !of_hardware, guest.u8(off) & !of_hardware);
+            prop_assert_eq!(shown[0] & of_hardware, hardware[at] & of_hardware);
+        }
+        let (seen, there) = (ids(&guest), ids(&fresh));
+        prop_assert!(seen.0.iter().all(|id| !HIDDEN.contains(id)));
+        let of_the_host = |id: &u16| HIDDEN_EXTENDED.iter().any(|(hidden, _)| hidden == id);
+        prop_assert!(!seen.1.iter().any(of_the_host), "{:x?}", seen.1);
+        prop_assert_eq!(seen, there, "the lists are the guest's to read only");
+        prop_assert!(division.msi.is_none() || msi);
+        prop_assert!(division.msix.is_none() || msix);
+        prop_assert!(intx || guest.u8(regs::INTERRUPT_PIN) == 0);
+    }
+
+    /// The registers that decide about addresses, interrupts and the built-in self test are never the hardware's.
+    #[test]
+    fn the_host_keeps_what_decides(bytes in device(), port: bool) {
+        let attachment = if port { Attachment::Port } else { Attachment::RootBus };
+        let (_, division) = plan(&bytes, Abilities { attachment, ..ALL });
+        let never = [(0, 6), (regs::STATUS + 2, regs::CAPABILITIES_START - regs::STATUS - 2)];
+        let msi = division.msi.map(|at| (at, 0xa));
+        let msix = division.msix.map(|at| (at, MSIX_LEN));
+        for (at, len) in never.into_iter().chain(msi).chain(msix) {
+            prop_assert!(!division.reads_hardware(at, usize::from(len)), "{:#x} is read", at);
+            prop_assert!(division.forwarded(at, usize::from(len)).is_empty(), "{:#x} is written", at);
+        }
+    }
+
     /// Whatever the device shows: lists end, MSI and MSI-X fit, and no bit has two owners.
     #[test]
     fn no_device_breaks_the_plan(
