@@ -215,9 +215,11 @@ codes! {
     NoPhysicalInterface = 59, Device, "the physical function has no network interface",
         "Only the driver of the physical function can set what its virtual functions are. It is unbound, is on vfio-pci \
          itself, or is no network driver. Leave the physical function on its host driver.";
-    VfToken = 60, Device, "the virtual function needs a token",
+    VfToken = 60, Device, "the function needs another token",
         "Its physical function is on vfio-pci, too: whoever has that must know whoever has the virtual function, by a token \
-         that both give to VFIO. passthru cannot give one yet. Give the physical function back to its host driver.";
+         that both give to VFIO. `vf-token=UUID` is set by the guest that gets the physical function, while no virtual function is \
+         in use, and must be the same for each of them. `uuidgen` makes one. A physical function on its host driver needs \
+         none.";
     BarSize = 61, Device, "a BAR cannot have that size",
         "--bar-size needs a device with resizable BARs, one of the sizes that it offers (they are listed), and room below \
          the bridges above it. The firmware's switch \"Above 4G decoding\" makes room.";
@@ -225,6 +227,12 @@ codes! {
         "The host draws its console on the framebuffer that the firmware set up on this card. passthru takes the console \
          away at `bind` and gives it back at `release`; where the kernel refuses, `initcall_blacklist=sysfb_init` on its \
          command line keeps the console off the card.";
+    VfTokenUnused = 63, Usage, "the device has no token",
+        "vf-token= is for a physical function with SR-IOV, and for a virtual function whose physical function is on vfio-pci, \
+         too. The kernel refuses it for everything else.";
+    VfTokenIommufd = 64, Device, "the kernel's iommufd takes no token",
+        "A device's own node takes vf-token= since Linux 6.17; its group has always taken it. iommu=auto, the default, uses the \
+         group by itself where the kernel has both.";
 }
 
 impl Code {

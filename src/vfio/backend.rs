@@ -5,6 +5,7 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use super::token::VfToken;
 use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result};
 use crate::object::prop_enum;
@@ -51,6 +52,8 @@ pub struct Wish {
     pub object: Option<Arc<str>>,
     /// `fd=`: the device's node, opened by whoever started the process.
     pub fd: Option<RawFd>,
+    /// `vf-token=`.
+    pub token: Option<VfToken>,
 }
 
 impl Wish {
@@ -213,7 +216,7 @@ mod tests {
             (IommuChoice::Type1, None, Some(4), false),
             (IommuChoice::Auto, Some("i0".into()), Some(4), true),
         ] {
-            let checked = Wish { iommu, object, fd }.check();
+            let checked = Wish { iommu, object, fd, token: None }.check();
             assert_eq!(checked.is_ok(), good);
         }
     }

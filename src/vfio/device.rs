@@ -19,6 +19,7 @@ use super::dma::Gate;
 use super::ioas::Ioas;
 use super::seams::{HostPci, IrqInfo, IrqKind, RegionIndex, RegionInfo};
 use super::space::Vfio;
+use super::token::{Alias, VfToken};
 use super::uapi::{self, IrqAction};
 use crate::bdf::Bdf;
 use crate::guest_error;
@@ -48,20 +49,38 @@ pub(super) struct Handle {
     /// Of a device of a container.
     ops: Option<Arc<DeviceOps>>,
     sysfs: PathBuf,
+    /// The path that the crate has of it, if it has a token. Gone after `raw`, whose Drop looks there.
+    _alias: Option<Arc<Alias>>,
     group: u32,
     bdf: Bdf,
 }
 
+/// A device that is to be opened.
+pub(super) struct Target<'a> {
+    pub bdf: Bdf,
+    pub group: u32,
+    pub sysfs: &'a Path,
+    pub token: Option<VfToken>,
+}
+
 impl Handle {
-    /// Opens the device; its group joins the container if it has not yet.
-    pub(super) fn open(container: &Container, sysfs: &Path, group: u32, bdf: Bdf) -> Result<Handle, VfioError> {
-        let (raw, ops) = container.device(sysfs)?;
-        Ok(Handle { raw, ops: Some(ops), sysfs: sysfs.to_owned(), group, bdf })
+    /// Opens the device, by its alias if there is one; its group joins the container if it has not yet.
+    pub(super) fn open(
+        container: &Container,
+        what: &Target<'_>,
+        alias: Option<Arc<Alias>>,
+    ) -> Result<Handle, VfioError> {
+        let (raw, ops) = container.device(alias.as_ref().map_or(what.sysfs, |alias| alias.path()))?;
+        Ok(Handle::new(raw, Some(ops), what, alias))
     }
 
     /// Binds a device's own node to an iommufd and attaches it to the address space.
-    pub(super) fn bind(ioas: &Ioas, node: File, sysfs: &Path, group: u32, bdf: Bdf) -> Result<Handle, VfioError> {
-        Ok(Handle { raw: ioas.device(node)?, ops: None, sysfs: sysfs.to_owned(), group, bdf })
+    pub(super) fn bind(ioas: &Ioas, node: File, what: &Target<'_>) -> Result<Handle, VfioError> {
+        Ok(Handle::new(ioas.device(node, what.token)?, None, what, None))
+    }
+
+    fn new(raw: RawDevice, ops: Option<Arc<DeviceOps>>, what: &Target<'_>, alias: Option<Arc<Alias>>) -> Handle {
+        Handle { raw, ops, sysfs: what.sysfs.to_owned(), _alias: alias, group: what.group, bdf: what.bdf }
     }
 
     /// The host's address.

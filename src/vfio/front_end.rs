@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::object::{self, Descriptor};
 use super::rom::{self, RomSource};
-use super::{Attachment, IommuChoice, PeerToPeer, VfioPci, VfioPciOptions, Wish};
+use super::{Attachment, IommuChoice, PeerToPeer, VfToken, VfioPci, VfioPciOptions, Wish};
 use crate::bdf::{Bdf, DeviceAddr};
 use crate::device::{Cx, OnError, Plug, Policy};
 use crate::error::{Code, Error, Result};
@@ -32,6 +32,9 @@ props! {
         iommufd: Option<Id>,
         /// Descriptor of the device's node (/dev/vfio/devices/vfioN) that passthru was started with, instead of host
         fd: Option<Descriptor>,
+        /// Token of a physical function on vfio-pci, and of its virtual functions; the physical function's guest sets it
+        #[name = "vf-token"]
+        vf_token: Option<VfToken>,
         /// Whether other passed-through devices may reach its BARs by DMA; auto: if there are any
         p2p: OnOffAuto = "auto",
         /// Expansion ROM that the guest sees: the device's own, none, or a file's
@@ -147,6 +150,7 @@ fn wish(props: &VfioPciProps) -> Wish {
         iommu: props.iommu,
         object: props.iommufd.as_ref().map(|id| id.as_str().into()),
         fd: props.fd.map(object::number),
+        token: props.vf_token,
     }
 }
 

@@ -15,6 +15,7 @@ use super::backend::Backend;
 use super::held::Held;
 use super::peer::{BarRequests, DmaBufs};
 use super::seams::{DmaLimits, DmaMapper};
+use super::token::VfToken;
 use super::uapi::iommufd as uapi;
 use crate::error::{Code, Error, Result, explain_io};
 use crate::memory::HostSlice;
@@ -42,8 +43,13 @@ impl Ioas {
     }
 
     /// Binds a device's node to the iommufd and attaches it to the address space.
-    pub(super) fn device(&self, node: File) -> Result<RawDevice, VfioError> {
-        RawDevice::new_from_fd(node, self.inner.clone(), true)
+    pub(super) fn device(&self, node: File, token: Option<VfToken>) -> Result<RawDevice, VfioError> {
+        let Some(token) = token else { return RawDevice::new_from_fd(node, self.inner.clone(), true) };
+        uapi::bind_with_token(&node, &**self.inner.iommufd(), &token).map_err(|error| {
+            VfioError::VfioDeviceBindIommufd(vmm_sys_util::errno::Error::new(error.raw_os_error().unwrap_or(libc::EIO)))
+        })?;
+        // Closing the node unbinds it, if it cannot be attached.
+        RawDevice::new_from_bound_fd(node, self.inner.clone(), true)
     }
 
     fn map_memory(&self, iova: u64, host: &HostSlice, writable: bool) -> io::Result<()> {

@@ -6,6 +6,7 @@
 //! | [`space`] | every descriptor of a machine: who shares an address space, who closes what when | container, group, IOAS, cdev |
 //! | [`backend`], [`inherited`], [`object`] | groups or iommufd, and why (pure); descriptors that came with the process; the object `iommufd` | |
 //! | [`container`], [`ioas`], [`device`], `uapi` | the descriptors and their requests; the only `unsafe` here | VFIO_GROUP_*, VFIO_DEVICE_*, VFIO_IOMMU_*, IOMMU_IOAS_* |
+//! | [`token`] | the token of a physical function and its virtual ones | VFIO_GROUP_GET_DEVICE_FD, VFIO_DEVICE_BIND_FLAG_TOKEN |
 //! | `held`, `peer` | memory stays while it is mapped; how a BAR is mapped for other devices | VFIO_DEVICE_FEATURE_DMA_BUF |
 //! | [`dma`] | the IOMMU's mappings, a listener of the memory layout | VFIO_IOMMU_MAP_DMA |
 //! | [`front_end`], [`pci`] | the type `vfio-pci`, and the function on a bus of the guest | |
@@ -39,6 +40,7 @@ pub mod reset;
 pub mod rom;
 pub mod seams;
 pub mod space;
+pub mod token;
 pub mod trap;
 mod uapi;
 pub mod vga;
@@ -53,3 +55,4 @@ pub use dma::{DmaSpace, PeerToPeer};
 pub use pci::{VfioPci, VfioPciOptions};
 pub use seams::{DmaMapper, GroupSink, HostPci};
 pub use space::Vfio;
+pub use token::VfToken;

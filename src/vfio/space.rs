@@ -18,12 +18,13 @@ use vfio_ioctls::VfioError;
 
 use super::backend::{Backend, Choice, DeviceReport, Present, Wish, choose};
 use super::container::Container;
-use super::device::{Handle, Seat, VfioDevice, group_of};
+use super::device::{Handle, Seat, Target, VfioDevice, group_of};
 use super::dma::{DmaSpace, PeerToPeer, Pinning};
 use super::hot_reset::HotResets;
 use super::inherited;
 use super::ioas::Ioas;
 use super::seams::GroupSink;
+use super::token::Alias;
 use super::uapi::group_descriptor;
 use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result, explain_io};
@@ -139,7 +140,7 @@ impl Vfio {
         if state.has(bdf) {
             return Err(Error::new(Code::Busy, format!("{bdf} is given to this guest twice")));
         }
-        let what = Target { bdf, group, sysfs: &sysfs };
+        let what = Target { bdf, group, sysfs: &sysfs, token: wish.token };
         let (handle, at, why) = match choose(bdf, wish, state.present(group))? {
             Choice::Fixed(Backend::Type1, why) => {
                 let (handle, at) = self.open_in_some_container(&mut state, &what)?;
@@ -226,8 +227,7 @@ impl Vfio {
             None => self.add_ioas(state, wish.object.as_ref())?,
         };
         let opened = self.node_of(what.bdf, wish).and_then(|node| match state.domains.get(at).map(|d| &d.space) {
-            Some(Space::Ioas(ioas, _)) => Handle::bind(ioas, node, what.sysfs, what.group, what.bdf)
-                .map_err(|error| self.explain(what.bdf, error)),
+            Some(Space::Ioas(ioas, _)) => Handle::bind(ioas, node, what).map_err(|error| self.explain(what, error)),
             _ => Err(Error::new(Code::DeviceFailed, "the address space is none of iommufd's")),
         });
         match opened {
@@ -275,15 +275,17 @@ impl Vfio {
     /// Opens the device in the container that has its group, else in the first that takes it, else in a new one. Gives
     /// the domain's index.
     fn open_in_some_container(&self, state: &mut State, what: &Target<'_>) -> Result<(Handle, usize)> {
-        let Target { bdf, group, sysfs } = *what;
-        let explain = |error: VfioError| self.explain(bdf, error);
-        let home = state.domain_of(Seat::Group(group));
+        let explain = |error: VfioError| self.explain(what, error);
+        let alias = what.token.map(|token| Alias::new(&std::env::temp_dir(), what.sysfs, what.bdf, token));
+        let alias = alias.transpose().map_err(|error| Error::system("make a folder for temporary files", &error))?;
+        let alias = alias.map(Arc::new);
+        let home = state.domain_of(Seat::Group(what.group));
         for (at, domain) in state.domains.iter().enumerate() {
             let Space::Container(container) = &domain.space else { continue };
             if home.is_some_and(|home| home != at) {
                 continue;
             }
-            match Handle::open(container, sysfs, group, bdf) {
+            match Handle::open(container, what, alias.clone()) {
                 Ok(handle) => return Ok((handle, at)),
                 // Another IOMMU, or one with other abilities: its devices need page tables of their own.
                 Err(VfioError::GroupSetContainer) if home.is_none() => {}
@@ -291,7 +293,7 @@ impl Vfio {
             }
         }
         let container = Arc::new(Container::open().map_err(explain)?);
-        let handle = Handle::open(&container, sysfs, group, bdf).map_err(explain)?;
+        let handle = Handle::open(&container, what, alias).map_err(explain)?;
         Ok((handle, state.add_domain(Space::Container(container))))
     }
 
@@ -448,20 +450,15 @@ impl Vfio {
     }
 
     /// What the crate's error is in the user's terms.
-    fn explain(&self, bdf: Bdf, error: VfioError) -> Error {
+    fn explain(&self, what: &Target<'_>, error: VfioError) -> Error {
+        let bdf = what.bdf;
         let Some((step, answer)) = refusal(error) else {
             return Error::new(Code::DeviceFailed, format!("{bdf} cannot be used"))
                 .evidence("it is no PCI device of VFIO's");
         };
-        self.host.ready(bdf).err().unwrap_or_else(|| self.host.vfio_error(bdf, step, &answer))
+        let token = || self.host.token_error(bdf, step, &answer, what.token.is_some());
+        self.host.ready(bdf).err().or_else(token).unwrap_or_else(|| self.host.vfio_error(bdf, step, &answer))
     }
-}
-
-/// A device that is to be opened.
-struct Target<'a> {
-    bdf: Bdf,
-    group: u32,
-    sysfs: &'a Path,
 }
 
 fn open_node(path: &Path) -> io::Result<File> {

@@ -17,6 +17,7 @@ use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result, explain_io};
 
 pub mod node;
+pub mod token;
 
 use node::{Node, not_permitted};
 
@@ -82,8 +83,6 @@ pub struct VfioFacts {
     pub unsafe_interrupts: bool,
     /// How many IOMMU groups there are.
     pub groups: usize,
-    /// Whether it is a virtual function whose physical function is on vfio-pci.
-    pub physfn_on_vfio: bool,
 }
 
 /// The error for a device that VFIO refused at `step` with `answer`.
@@ -92,7 +91,6 @@ pub fn vfio_error(step: VfioStep, answer: &io::Error, facts: &VfioFacts) -> Erro
     let errno = answer.raw_os_error().unwrap_or(0);
     let not_viable = || device.iommu_group.and_then(|id| not_viable_error(id, verdicts));
     let error = match (step, errno) {
-        (VfioStep::GetDevice, libc::EACCES) if facts.physfn_on_vfio => Some(needs_token(device, answer)),
         (_, libc::EACCES) => Some(not_permitted(node, answer)),
         (VfioStep::OpenContainer, libc::ENOENT | libc::ENODEV | libc::ENXIO) => Some(no_vfio(node, answer)),
         // VFIO makes a group's node when its first device is bound, and refuses the open once the last is unbound.
@@ -189,14 +187,6 @@ fn usable(device: &PciDevice, groups: usize) -> Result<()> {
     if device.on_vfio() { Ok(()) } else { Err(not_bound_error(device)) }
 }
 
-fn needs_token(device: &PciDevice, answer: &io::Error) -> Error {
-    let physfn = device.physfn.map(|physfn| physfn.to_string()).unwrap_or_default();
-    Error::new(Code::VfToken, format!("{} needs a token", device.bdf))
-        .evidence(format!("VFIO_GROUP_GET_DEVICE_FD: {}", explain_io(answer)))
-        .evidence(format!("its physical function {physfn} is on vfio-pci, too"))
-        .fix(format!("give the physical function back to its host driver: `passthru release {physfn}`"))
-}
-
 fn no_vfio(node: &Node, answer: &io::Error) -> Error {
     Error::new(Code::NoVfio, "the kernel's VFIO driver is not loaded")
         .evidence(node.answer(answer))
@@ -287,7 +277,6 @@ impl Host {
             node: Node::read(&node),
             unsafe_interrupts: read::text(parameter).is_some_and(|value| value == "Y"),
             groups: self.group_ids().len(),
-            physfn_on_vfio: device.physfn.is_some_and(|physfn| self.device(physfn).is_ok_and(|it| it.on_vfio())),
             device,
         };
         vfio_error(step, answer, &facts)
@@ -415,16 +404,6 @@ mod tests {
                 assert!(!error.to_string().contains(dump), "{error}");
             }
         }
-    }
-
-    #[test]
-    fn a_virtual_function_of_a_function_on_vfio_needs_a_token() {
-        let tree = bound();
-        tree.pci("0000:01:10.0").driver("vfio-pci").group(3).add();
-        std::os::unix::fs::symlink(tree.pci_path(NIC), tree.pci_path("0000:01:10.0").join("physfn")).unwrap();
-        let error = tree.host().vfio_error(bdf("01:10.0"), VfioStep::GetDevice, &errno(libc::EACCES));
-        assert_eq!(error.code(), Code::VfToken);
-        assert!(error.to_string().contains("`passthru release 0000:01:00.0`"), "{error}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! | request | why not the crate's |
 //! |---|---|
 //! | IOMMU_IOAS_IOVA_RANGES | not offered |
+//! | VFIO_DEVICE_BIND_IOMMUFD | without a token there: used for devices that have none, this one for the others |
 //! | VFIO_DEVICE_FEATURE_DMA_BUF | there a method of its device; here asked of the descriptor behind a mapped BAR |
 
 use std::fs::File;
@@ -18,10 +19,12 @@ use vmm_sys_util::ioctl_io_nr;
 use super::{MAX_IOVA_RANGES, result};
 use crate::memory::host::PAGE;
 use crate::vfio::seams::DmaLimits;
+use crate::vfio::token::VfToken;
 
 ioctl_io_nr!(IOMMU_IOAS_IOVA_RANGES, bindings::IOMMUFD_TYPE as u32, bindings::IOMMUFD_CMD_IOAS_IOVA_RANGES);
 ioctl_io_nr!(VFIO_DEVICE_GET_REGION_INFO, uapi::VFIO_TYPE as u32, uapi::VFIO_BASE + 8);
 ioctl_io_nr!(VFIO_DEVICE_FEATURE, uapi::VFIO_TYPE as u32, uapi::VFIO_BASE + 17);
+ioctl_io_nr!(VFIO_DEVICE_BIND_IOMMUFD, uapi::VFIO_TYPE as u32, uapi::VFIO_BASE + 18);
 
 /// IOMMU_IOAS_IOVA_RANGES: what all devices of the address space can map.
 pub fn iova_ranges(iommufd: &impl AsRawFd, ioas: u32) -> io::Result<DmaLimits> {
@@ -49,6 +52,20 @@ fn limits(ranges: &[bindings::iommu_iova_range], alignment: u64) -> DmaLimits {
     let mut usable: Vec<Range<u64>> = whole.map(|range| range.start..range.last.saturating_add(1)).collect();
     usable.sort_by_key(|range| range.start);
     DmaLimits { page_sizes: alignment.max(PAGE).next_power_of_two(), usable, available: None }
+}
+
+/// VFIO_DEVICE_BIND_IOMMUFD with the token of the device. A kernel that knows of none (before 6.17) says EINVAL.
+pub fn bind_with_token(device: &File, iommufd: &impl AsRawFd, token: &VfToken) -> io::Result<()> {
+    let mut request = uapi::vfio_device_bind_iommufd {
+        argsz: size_of::<uapi::vfio_device_bind_iommufd>() as u32,
+        flags: uapi::VFIO_DEVICE_BIND_FLAG_TOKEN,
+        iommufd: iommufd.as_raw_fd(),
+        out_devid: 0,
+        token_uuid_ptr: token.bytes().as_ptr() as u64,
+    };
+    // SAFETY: the kernel writes at most `argsz` bytes, the size of the structure, and reads 16 bytes at `token_uuid_ptr`,
+    // which are the token's; both outlive the call.
+    result(unsafe { ioctl_with_mut_ref(device, VFIO_DEVICE_BIND_IOMMUFD(), &mut request) })
 }
 
 /// Whether a mapped descriptor may be a device's: its node, or the anonymous file that a group gives out. Memory is of
@@ -94,6 +111,7 @@ fn dma_buf_request(region: u32, offset: u64, len: u64) -> [u64; 5] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::object::PropValue;
     use std::os::fd::AsFd;
 
     #[test]
@@ -121,5 +139,7 @@ mod tests {
         let plain = tempfile::tempfile().unwrap();
         assert!(!may_be_device(plain.as_fd()));
         assert!(iova_ranges(&plain, 1).is_err());
+        let token = VfToken::parse("2ab74924-c335-45f4-9b16-8569e5b08258").unwrap();
+        assert!(bind_with_token(&plain, &null, &token).is_err());
     }
 }

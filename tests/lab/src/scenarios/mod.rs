@@ -14,7 +14,9 @@ pub mod lab;
 mod lifecycle;
 mod main_job;
 pub mod matrix;
+mod resets;
 mod rom;
+mod sriov;
 mod start;
 pub mod steps;
 mod vga;
@@ -33,6 +35,8 @@ static TABLES: &[&[Scenario]] = &[
     errors::SCENARIOS,
     groups::SCENARIOS,
     host::SCENARIOS,
+    resets::SCENARIOS,
+    sriov::SCENARIOS,
     iommufd::SCENARIOS,
     matrix::SCENARIOS,
     interrupts::SCENARIOS,
