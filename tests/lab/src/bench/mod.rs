@@ -22,6 +22,7 @@ use crate::scenarios::lab::bind_by_hand;
 use crate::scenarios::steps::{DRIVE, NIC};
 use crate::setup::{Image, progress};
 use measure::Run;
+use plug::Way;
 use strace::Ioctls;
 
 /// Limit of one run of a VMM, L1's time.
@@ -53,8 +54,10 @@ pub struct Figures {
     pub counted: Vec<Run>,
     /// Plain starts, for each of [`START_MEMORY`].
     pub starts: [Vec<Run>; 2],
-    /// Unplugs and plugs.
+    /// Unplugs and plugs, in the VMM's own way.
     pub plugged: Option<plug::Plugged>,
+    /// Unplugs and plugs by the slot's registers.
+    pub natively: Option<plug::Plugged>,
     pub ioctls: Option<Ioctls>,
     /// Size of its stripped binary, bytes.
     pub binary: Option<u64>,
@@ -78,6 +81,7 @@ pub fn run(
             counted: Vec::new(),
             starts: Default::default(),
             plugged: None,
+            natively: None,
             ioctls: None,
             binary: passthru_size.filter(|_| *vmm == Vmm::Passthru),
         });
@@ -107,7 +111,10 @@ pub fn run(
     }
     for figures in &mut all {
         let (vmm, rounds) = (figures.vmm, plan.rounds.min(PLUG_ROUNDS));
-        figures.plugged = Some(bench.robust(|bench| plug::measure(bench.l1()?, vmm, rounds))?);
+        let mut measure = |way| bench.robust(|bench| plug::measure(bench.l1()?, vmm, way, rounds));
+        let natively = measure(Way::Native)?;
+        figures.plugged = Some(if vmm == Vmm::Qemu { measure(Way::Default)? } else { natively.clone() });
+        figures.natively = Some(natively);
         progress(&format!("{vmm:?}: {rounds} unplugs and plugs"));
     }
     print!("{}", table::render(&all, &plan.memory));

@@ -114,13 +114,23 @@ const ROWS: &[Row] = &[
         target: None,
     },
     Row {
-        what: "device_del to DEVICE_DELETED, s",
+        what: "device_del to DEVICE_DELETED, s (QEMU by ACPI)",
         take: |f| Sample::of(f.plugged.as_ref()?.unplug.clone()),
         target: None,
     },
     Row {
-        what: "device_add to the guest's interface, s",
+        what: "device_add to interface, s (QEMU by ACPI)",
         take: |f| Sample::of(f.plugged.as_ref()?.plug.clone()),
+        target: None,
+    },
+    Row {
+        what: "device_del to DEVICE_DELETED, s (both natively)",
+        take: |f| Sample::of(f.natively.as_ref()?.unplug.clone()),
+        target: None,
+    },
+    Row {
+        what: "device_add to interface, s (both natively)",
+        take: |f| Sample::of(f.natively.as_ref()?.plug.clone()),
         target: None,
     },
     Row {
@@ -269,6 +279,7 @@ mod tests {
             counted: Vec::new(),
             starts: Default::default(),
             plugged: None,
+            natively: None,
             ioctls: None,
             binary: None,
         };
@@ -287,6 +298,7 @@ mod tests {
             counted: Vec::new(),
             starts: Default::default(),
             plugged: None,
+            natively: None,
             ioctls: None,
             binary: Some(7_000_000),
         };
