@@ -8,6 +8,7 @@
 //! | MSI, MSI-X (PCI 6.8) | emulated: VFIO programs the hardware's when eventfds are given to it |
 //! | power management | the hardware; its state bits are emulated and follow in order |
 //! | PCI Express (PCIe 7.5.3) | the hardware; port type and link as the guest's topology needs them |
+//! | which errors are reported, and how (PCIe 6.2) | emulated; the hardware's stay as the host set them ([`reporting`]) |
 //! | what [`HIDDEN`] and [`HIDDEN_EXTENDED`] list | nobody: unlinked, zero, not writable |
 //! | Resizable BAR (PCIe 7.8.6) | emulated: the present size is the only one |
 //! | all else from 40h on | the hardware, as far as VFIO lets it |
@@ -18,6 +19,8 @@
 use std::ops::Range;
 
 use crate::pci::{ConfigSpace, MsiSpec, regs};
+
+mod reporting;
 
 /// Size of the configuration space in bytes.
 pub const SIZE: usize = regs::CONFIG_SIZE as usize;
@@ -138,6 +141,8 @@ pub struct Division {
     pub msix: Option<u16>,
     /// Offset of the power management capability.
     pub power: Option<u16>,
+    /// Offset and value of the byte whose error reporting enables the hardware keeps.
+    reporting: Option<(u16, u8)>,
     /// The structures in which a write has no effect outside of the structure, as long as nothing uses the function.
     steady: Vec<Range<u16>>,
 }
@@ -161,6 +166,7 @@ pub fn plan(bytes: &[u8], abilities: Abilities) -> (ConfigSpace, Division) {
             msi: None,
             msix: None,
             power: None,
+            reporting: None,
             steady: Vec::new(),
         },
     };
@@ -169,6 +175,7 @@ pub fn plan(bytes: &[u8], abilities: Abilities) -> (ConfigSpace, Division) {
     if bytes.len() > usize::from(regs::EXTENDED_START) {
         plan.extended(&source, abilities.attachment);
     }
+    plan.keep_reporting(&source);
     (plan.config, plan.division)
 }
 

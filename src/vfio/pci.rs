@@ -46,9 +46,10 @@ use crate::pci::{
 
 /// The smallest configuration space (PCI 6.1).
 const MIN_CONFIG: u64 = 256;
-/// Bits of the command register that go to VFIO. It keeps the pin's disable bit to itself, and masks the pin by it.
+/// Bits of the command register that go to VFIO. It keeps the pin's disable bit to itself, and masks the pin by it. The
+/// reporting of errors (SERR#) stays as the host set it.
 const COMMAND_FORWARDED: u16 =
-    COMMAND_DECODE | regs::COMMAND_BUS_MASTER | regs::COMMAND_PARITY | regs::COMMAND_SERR | regs::COMMAND_INTX_DISABLE;
+    COMMAND_DECODE | regs::COMMAND_BUS_MASTER | regs::COMMAND_PARITY | regs::COMMAND_INTX_DISABLE;
 /// Those whose order matters.
 const COMMAND_DECODE: u16 = regs::COMMAND_IO | regs::COMMAND_MEMORY;
 
@@ -87,6 +88,8 @@ pub struct VfioPci {
     vga: Option<[BarContent; RANGES]>,
     /// What the hardware was last told. Held during the write, so that two vCPUs' writes reach it in this order.
     hardware: Mutex<Hardware>,
+    /// The host's bit of the command register that reports errors.
+    serr: u16,
     /// Registers that the guest reads without an exit.
     page: QuietPage,
     /// Nothing has used the device since the kernel reset it when it was opened.
@@ -187,6 +190,7 @@ impl VfioPci {
             rom,
             vga,
             hardware: Mutex::new(Hardware { command: source.u16(regs::COMMAND), power: 0 }),
+            serr: source.u16(regs::COMMAND) & regs::COMMAND_SERR,
             page: QuietPage::default(),
             fresh: AtomicBool::new(true),
             wants_hot_reset: AtomicBool::new(!host.resets_alone()),
@@ -267,9 +271,11 @@ impl VfioPci {
             self.page.end();
             return what;
         }
+        let mut kept = data.to_vec();
+        self.division.keep_reporting(off, &mut kept);
         for part in self.division.forwarded(off, data.len()) {
             let at = off.saturating_add(part.start as u16);
-            self.write_hardware(at, data.get(part).unwrap_or_default());
+            self.write_hardware(at, kept.get(part).unwrap_or_default());
         }
         let touches = |register: u16| off < register + 2 && usize::from(register) < usize::from(off) + data.len();
         if touches(regs::COMMAND) {
@@ -298,7 +304,7 @@ impl VfioPci {
     fn sync_command(&self, mapped: bool) {
         let mut hardware = self.hardware.lock();
         let keep = if mapped { 0 } else { hardware.command & COMMAND_DECODE };
-        let mut command = self.core.command() & COMMAND_FORWARDED | keep;
+        let mut command = self.core.command() & COMMAND_FORWARDED | self.serr | keep;
         if self.host.gate().is_some_and(|gate| !gate.is_open()) {
             // Pinning failed, or the vCPUs are being stopped: the guest does not live to miss it.
             command &= !regs::COMMAND_BUS_MASTER;

@@ -43,7 +43,7 @@ fn registers_have_their_owners() {
         ("power events", 0x45, 0xff, false, 0x21),
         ("MSI control", 0x52, 0, false, 0x80),
         ("express type", 0x72, 0, false, 0x92),
-        ("express device control", 0x78, 0xff, true, 0),
+        ("express device control, error reporting", 0x78, 0xf0, true, 0),
         ("SR-IOV control", 0x148, 0, false, 0),
         ("error reporting", 0x104, 0xff, true, 0),
     ];

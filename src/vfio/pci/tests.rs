@@ -165,6 +165,20 @@ fn decoding_goes_on_in_the_hardware_before_the_map_and_off_after_it() {
 }
 
 #[test]
+fn what_the_host_lets_it_report_stays() {
+    let mut config = sample();
+    config[0x05] |= 1;
+    config[0x78] |= 0x0f;
+    let s = Setup::of(FakePci::new(config, &[(0, 0x4000), (3, 0x4000)]));
+    s.write(0x04, 0x406, 2);
+    s.write(0x78, 0x2010, 2);
+    assert_eq!(s.host.take(), ["write Config 0x4 [06, 05]", "write Config 0x78 [1f, 20]"]);
+    assert_eq!((s.read(0x04) & 0x100, s.read(0x78) & 0x0f), (0, 0), "the guest's own");
+    s.write(0x108, u32::MAX, 4);
+    assert!(s.host.take().is_empty());
+}
+
+#[test]
 fn power_is_back_before_the_map_and_gone_after_it() {
     let s = Setup::new();
     s.write(0x10, BAR0 as u32, 4);
