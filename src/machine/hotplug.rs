@@ -9,13 +9,14 @@ use nix::sys::epoll::EpollFlags;
 use serde_json::{Value, json};
 
 use super::inbox::Task;
-use super::unplug::{Action, Event, Waiting, step};
+use super::unplug::{Action, Event, SlotState, Waiting, step};
 use super::{Machine, preflight};
 use crate::device::{ErrorReport, Notice, OnError};
 use crate::error::{Code, Error, Result};
 use crate::monitor::control::{Control, Status};
 use crate::monitor::device_data;
 use crate::object::Args;
+use crate::pci::slot::Answer;
 
 /// The slots in which a request waits for the guest, by the name of their bus.
 pub type Unplugs = BTreeMap<Arc<str>, Waiting>;
@@ -77,8 +78,9 @@ impl Machine {
             match task {
                 Task::Slot(bus, answer) => {
                     let event = match answer {
-                        crate::pci::slot::Answer::PoweredOff => Event::PoweredOff,
-                        crate::pci::slot::Answer::Kept => Event::Kept,
+                        Answer::PoweredOff => Event::PoweredOff,
+                        Answer::Kept => Event::Kept,
+                        Answer::TakenIn => Event::TakenIn,
                     };
                     self.unplug_step(&bus, event)?;
                 }
@@ -105,7 +107,12 @@ impl Machine {
         let Some((bus, slot)) = self.plugged.slot_of(id) else {
             return Err(no_hotplug(&self.plugged.bus_of(id).unwrap_or_default()));
         };
-        self.unplug_step(&bus, Event::Asked { timeout, force, powered: slot.powered() })
+        let slot = match (slot.powered(), slot.is_taken_in()) {
+            (false, _) => SlotState::Off,
+            (true, true) => SlotState::TakingIn,
+            (true, false) => SlotState::On,
+        };
+        self.unplug_step(&bus, Event::Asked { timeout, force, slot })
     }
 
     fn unplug_step(&mut self, bus: &Arc<str>, event: Event) -> Result<()> {
@@ -151,8 +158,9 @@ impl Machine {
     fn wanted_back(&mut self, id: &Arc<str>) -> Result<()> {
         let Some(function) = self.plugged.function(id) else { return Ok(()) };
         let timeout = function.policy().request_timeout;
-        let pending = self.plugged.slot_of(id).is_some_and(|(bus, _)| self.unplugs.contains_key(&bus));
-        if pending {
+        let slot = self.plugged.slot_of(id);
+        let pending = slot.as_ref().and_then(|(bus, _)| self.unplugs.get(bus)).copied();
+        if pending.is_some_and(Waiting::is_certain) {
             // The kernel repeats itself every few seconds until it has the device.
             return Ok(());
         }
@@ -163,7 +171,8 @@ impl Machine {
         }
         drop(function);
         self.monitor.event("VFIO_DEVICE_REQUEST", Some(data));
-        match self.plugged.slot_of(id) {
+        match slot {
+            Some((bus, _)) if pending.is_some() => self.unplug_step(&bus, Event::WantedBack { timeout }),
             Some(_) => self.unplug(id, Some(timeout).filter(|timeout| !timeout.is_zero()), true),
             // No slot, nobody to ask: the guest reads ones from here on.
             None => {

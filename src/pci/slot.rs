@@ -52,6 +52,8 @@ pub enum Answer {
     PoweredOff,
     /// It had begun to give the card up (the power indicator blinked) and keeps it.
     Kept,
+    /// It has switched the card on and is done with it (the power indicator is on after blinking).
+    TakenIn,
 }
 
 /// The registers at one moment.
@@ -60,6 +62,18 @@ struct Registers {
     control: u16,
     status: u16,
     link: bool,
+}
+
+/// What the guest is doing while the power indicator blinks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Transition {
+    /// Nothing: it does not blink.
+    #[default]
+    None,
+    /// It takes a card in: the indicator was off.
+    In,
+    /// It gives a card up: the indicator was on.
+    Out,
 }
 
 impl Registers {
@@ -101,17 +115,28 @@ impl Registers {
     }
 
     /// Software has written the control register, whose value was `before`.
-    fn commanded(&mut self, before: Registers) -> Option<Answer> {
+    fn commanded(&mut self, before: Registers, transition: &mut Transition) -> Option<Answer> {
         self.status |= COMPLETED;
         self.follow_link();
-        let off = |at: Registers| !at.powered() && at.control & POWER_INDICATOR == POWER_OFF;
-        let blinks = |at: Registers| at.control & POWER_INDICATOR == POWER_BLINKS;
+        let indicator = |at: Registers| at.control & POWER_INDICATOR;
+        let off = |at: Registers| !at.powered() && indicator(at) == POWER_OFF;
+        let began = *transition;
+        *transition = match (indicator(before), indicator(*self)) {
+            (POWER_BLINKS, POWER_BLINKS) => began,
+            (POWER_ON, POWER_BLINKS) => Transition::Out,
+            (_, POWER_BLINKS) => Transition::In,
+            _ => Transition::None,
+        };
         if !self.occupied() {
             None
         } else if off(*self) && !off(before) {
             Some(Answer::PoweredOff)
-        } else if blinks(before) && self.powered() && self.control & POWER_INDICATOR == POWER_ON {
-            Some(Answer::Kept)
+        } else if self.powered() && indicator(*self) == POWER_ON {
+            match began {
+                Transition::In => Some(Answer::TakenIn),
+                Transition::Out => Some(Answer::Kept),
+                Transition::None => None,
+            }
         } else {
             None
         }
@@ -135,6 +160,7 @@ pub struct ExpressSlot {
 struct State {
     /// Software has taken the control register over.
     commanded: bool,
+    transition: Transition,
 }
 
 impl ExpressSlot {
@@ -165,10 +191,9 @@ impl ExpressSlot {
         !self.hotplug || self.read().powered()
     }
 
-    /// Whether the guest answers requests: it wants an interrupt for the button.
-    pub fn is_listened_to(&self) -> bool {
-        let control = self.read().control;
-        control & (CONTROL_INTERRUPT | BUTTON) == CONTROL_INTERRUPT | BUTTON
+    /// Whether the guest is at taking a card in: it may not listen to the button before it is done.
+    pub fn is_taken_in(&self) -> bool {
+        self.state.lock().transition == Transition::In
     }
 
     /// Presses the attention button: asks the guest for the card.
@@ -180,7 +205,7 @@ impl ExpressSlot {
     /// The state after power-on. The port's core is in that state already.
     pub(super) fn reset(&self, occupied: bool) {
         let mut state = self.state.lock();
-        state.commanded = false;
+        *state = State::default();
         self.write(Registers::at_reset(occupied));
     }
 
@@ -217,7 +242,7 @@ impl ExpressSlot {
         if touches(range.start..range.start + 2) {
             state.commanded = true;
             let mut after = self.read();
-            answer = after.commanded(before);
+            answer = after.commanded(before, &mut state.transition);
             self.write(after);
         }
         let after = self.read();
@@ -354,7 +379,11 @@ mod tests {
     fn power_and_indicator_off_is_the_answer_and_blinking_then_on_a_refusal() {
         let port = Port::driven();
         port.plug();
+        port.control(ENABLES | ATTENTION_OFF | POWER_BLINKS);
+        assert!(port.port.slot().is_taken_in());
         port.control(ENABLES | ATTENTION_OFF | POWER_ON);
+        assert!(!port.port.slot().is_taken_in());
+        assert_eq!(std::mem::take(&mut *port.answers.lock()), [Answer::TakenIn]);
         port.clear();
         port.port.slot().press_button();
         assert_eq!(port.status() & BUTTON, BUTTON);
