@@ -69,8 +69,18 @@ fn aer(lab: &mut Lab, policies: &[&str]) -> Result<()> {
         let mut guest = lab.l1.live(&guest)?;
         guest.sh(lab.l1, &l2::nic_up("e1000e"))?;
         guest.sh(lab.l1, &l2::nvme_up())?;
-        lab.l1.l0().monitor()?.human("pcie_aer_inject_error nic1 UNSUP")?;
-        let failed = guest.event(lab.l1, "VFIO_DEVICE_ERROR")?;
+        let injected = lab.l1.l0().monitor()?.human("pcie_aer_inject_error nic1 UNSUP")?;
+        ensure!(injected.starts_with("OK"), "QEMU: {injected}");
+        let failed = match guest.event(lab.l1, "VFIO_DEVICE_ERROR") {
+            Err(error) => {
+                let host = lab.l1.sh(&format!(
+                    "for d in 00:02.0 {NIC}; do od -A x -t x4 -v /sys/bus/pci/devices/0000:$d/config | head -n 24; done; \
+                     dmesg | grep -i -e aer -e _OSC"
+                ))?;
+                return Err(error.context(host.stdout));
+            }
+            failed => failed?,
+        };
         ensure!(failed["device"] == "nic0" && failed["policy"] == *policy, "{failed}");
         ensure!(failed["registers"]["uncorrectable-mask"].is_u64(), "no registers: {failed}");
         match *policy {

@@ -5,8 +5,6 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 
-use serde_json::json;
-
 use super::matrix;
 use super::steps::{self, DRIVE, NIC};
 use crate::l1::{Guest, l2_scripts as l2};
@@ -21,7 +19,6 @@ pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("panic-reboots-or-ends", panic_ends),
     Scenario::new("serial-and-stdin-variants", serial_variants),
     Scenario::new("sigterm-ends-cleanly", sigterm),
-    Scenario::new("nic-taken-away-from-a-guest", taken_away).exclusive(),
 ];
 
 /// The guest counts its boots in a block of the drive, uses both devices at each, and
@@ -147,20 +144,4 @@ fn sigterm(lab: &mut Lab) -> Result<()> {
     let code = lab.l1.wait(&job, Duration::from_secs(30))?;
     ensure!(code.is_some(), "SIGTERM does not end passthru");
     Ok(())
-}
-
-/// The host takes the card out of its slot while a guest has it: passthru lets go of it,
-/// at the latest when it ends, and the host finishes the removal.
-fn taken_away(lab: &mut Lab) -> Result<()> {
-    lab.l1.ok(&format!("passthru bind {NIC}"))?;
-    let guest = Guest::new().passes(NIC).script(&l2::nic_up("e1000e")).script("echo LAB ready=1; sleep 1000");
-    let job = lab.l1.start_guest(&guest)?;
-    lab.l1.expect(&job, "LAB ready=1", Duration::from_secs(180))?;
-    let mut monitor = lab.l1.l0().monitor()?;
-    monitor.run("device_del", json!({ "id": "nic1" }))?;
-    let early = lab.l1.wait(&job, Duration::from_secs(10))?;
-    ensure!(early.is_none_or(|code| code < 128), "passthru died of it: {early:?}");
-    lab.l1.kill(&job, Signal::SIGTERM)?;
-    monitor.event("DEVICE_DELETED")?;
-    steps::eventually(lab.l1, &format!("[ ! -e /sys/bus/pci/devices/0000:{NIC} ]"))
 }
