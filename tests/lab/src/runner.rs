@@ -126,6 +126,10 @@ impl<'a> Worker<'a> {
                 parts.clear();
                 result = self.attempt(scenario, &mut parts);
             }
+            if scenario.exclusive {
+                // Nobody comes after it, least of all after a failure.
+                self.l1 = None;
+            }
             self.note(scenario, result, parts, started.elapsed());
         }
     }
@@ -206,9 +210,7 @@ impl<'a> Worker<'a> {
         l1.kill_all()?;
         let after = State::of(l1)?;
         let differences = before.differences(&after);
-        if scenario.exclusive {
-            self.l1 = None;
-        } else if !differences.is_empty() {
+        if !scenario.exclusive && !differences.is_empty() {
             self.l1 = None;
             bail!("the scenario left L1 changed:\n  {}", differences.join("\n  "));
         }

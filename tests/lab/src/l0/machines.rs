@@ -153,6 +153,21 @@ pub static LARGE: Machine =
 pub static IOMMUFD: Machine =
     Machine { name: "iommufd", about: "as default, with iommufd and VFIO device nodes", iommufd: true, ..DEFAULT };
 
+pub static AER: Machine = Machine {
+    name: "aer",
+    about: "as default, with a virtio NIC that can report errors (QEMU's e1000e has no error reporting to switch on)",
+    devices: &[
+        ROOT_PORT_1,
+        ROOT_PORT_2,
+        "-netdev user,id=net1 -device virtio-net-pci,id=nic1,netdev=net1,bus=rp1,mac=52:54:00:00:00:01,\
+         disable-legacy=on,iommu_platform=on,aer=on",
+        DRIVE,
+        NVME,
+    ],
+    modules: &["kvm-amd", "vfio-pci", "vfio_iommu_type1", "virtio_pci", "nvme"],
+    ..DEFAULT
+};
+
 /// Modules without those of any device.
 const NO_DEVICES: &[&str] = &["kvm-amd", "vfio-pci", "vfio_iommu_type1"];
 
@@ -231,6 +246,7 @@ pub static ALL: &[&Machine] = &[
     &AMD_IOMMU,
     &LARGE,
     &VGA,
+    &AER,
     &IOMMUFD,
     &MATRIX_NICS,
     &MATRIX_DRIVES,

@@ -52,7 +52,7 @@ fn nic_and_nvme(lab: &mut Lab) -> Result<()> {
 /// What cannot be is refused, and nothing of it is left.
 fn refusals(lab: &mut Lab) -> Result<()> {
     steps::with_bound(lab, &[NIC], |lab| {
-        let mut guest = lab.l1.live(&ports().device("pcie-root-port,id=fixed,hotplug=off"))?;
+        let guest = lab.l1.live(&ports().device("pcie-root-port,id=fixed,hotplug=off"))?;
         let before = guest.resources(lab.l1)?;
         for (arguments, text) in [
             (json!({"driver": "vfio-pci", "host": NIC}), "Bus 'pcie.0' does not support hotplugging"),
