@@ -20,7 +20,7 @@ impl Planner {
     /// Gives the guest its own choice of what is reported.
     pub(super) fn keep_reporting(&mut self, source: &ConfigSpace) {
         if let Some(at) = self.config.find(regs::CAP_EXPRESS).map(|at| at + DEVICE_CONTROL)
-            && at < regs::EXTENDED_START
+            && self.division.is_hardwares(at, 1)
         {
             self.division.hardware[usize::from(at)] &= !ENABLES;
             self.division.reporting = Some((at, source.u8(at)));
@@ -29,6 +29,9 @@ impl Planner {
         }
         let aer = self.config.ext_capabilities().into_iter().find(|(id, _)| *id == AER);
         for (off, bits) in aer.into_iter().flat_map(|(_, at)| AER_CHOICES.map(|(off, bits)| (at + off, bits))) {
+            if !self.division.is_hardwares(off, 4) {
+                continue;
+            }
             self.emulate(off, 4, regs::CONFIG_SIZE);
             self.config.allow(off, &bits.to_le_bytes());
         }
@@ -36,6 +39,12 @@ impl Planner {
 }
 
 impl Division {
+    /// Whether all bits of these bytes are the hardware's: no other structure of a defective device lies there.
+    fn is_hardwares(&self, off: u16, len: usize) -> bool {
+        let bits = self.bits(off, len);
+        bits.len() == len && bits.iter().all(|bits| *bits == 0xff)
+    }
+
     /// Puts the host's bits into what is written to the hardware at `off`.
     pub fn keep_reporting(&self, off: u16, data: &mut [u8]) {
         let byte =
