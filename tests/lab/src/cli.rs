@@ -236,6 +236,7 @@ fn run_tests(args: &TestArgs) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    let image = setup::run()?;
     let mut tally = Tally::default();
     if !args.scenarios_only {
         tally += build::cargo_test(filter)?;
@@ -244,7 +245,6 @@ fn run_tests(args: &TestArgs) -> Result<ExitCode> {
     let (chosen, left_out): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|s| args.long || !s.long);
     tally.skipped += left_out.len() as u64;
     if !chosen.is_empty() {
-        let image = setup::run()?;
         let passthru = if chosen.iter().any(|s| s.needs_passthru) {
             Some(build::passthru(args.passthru.as_deref(), "lab")?)
         } else {
@@ -259,6 +259,7 @@ fn run_tests(args: &TestArgs) -> Result<ExitCode> {
 }
 
 fn run_fuzz(args: &FuzzArgs) -> Result<ExitCode> {
+    setup::run()?;
     let tally = fuzz::run(args.filter.as_deref().unwrap_or_default(), Duration::from_secs(args.seconds))?;
     println!("{tally}");
     Ok(ExitCode::from(u8::from(tally.failed > 0)))

@@ -17,6 +17,8 @@ pub fn provide() -> Result<()> {
     let mut wanted = vec![
         ("mmdebstrap", "/usr/bin/mmdebstrap"),
         ("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
+        // The fuzzer that the fuzz targets are linked with is written in C++.
+        ("g++", "/usr/bin/g++"),
     ];
     if !Uid::effective().is_root() {
         // Another user unpacks packages in a user namespace with its subordinate ids.
