@@ -37,7 +37,7 @@ impl Machine {
             Ok(())
         });
         if plugged.is_err() {
-            done.iter().for_each(|id| drop(self.plugged.remove(id)));
+            done.iter().for_each(|id| self.withdraw(id));
             self.places = before;
         }
         plugged
@@ -55,14 +55,14 @@ impl Machine {
     fn watch(&mut self, id: &Arc<str>) -> Result<()> {
         let Some(function) = self.plugged.function(id) else { return Ok(()) };
         for notice in function.notices()? {
-            let (inbox, id) = (self.inbox.clone(), id.clone());
+            let (inbox, of) = (self.inbox.clone(), id.clone());
             let token = self.event_loop.add(notice.watch, EpollFlags::EPOLLIN, move |_, _| {
                 // Emptied, or the loop would spin; EAGAIN cannot be, it was readable.
                 let _ = notice.fd.read();
-                inbox.post(Task::Notice(id.clone(), notice.notice));
+                inbox.post(Task::Notice(of.clone(), notice.notice));
             });
             let token = token.map_err(|error| Error::system("wait for the host's notices", &error))?;
-            self.plugged.keep_token(&id_of(&*function), token);
+            self.plugged.keep_token(id, token);
         }
         Ok(())
     }
@@ -142,12 +142,17 @@ impl Machine {
         Ok(())
     }
 
+    /// Takes a device off its bus, with what the event loop waited for on its behalf.
+    fn withdraw(&mut self, id: &str) {
+        for token in self.plugged.remove(id) {
+            self.event_loop.remove(token);
+        }
+    }
+
     /// Takes devices out at once: off the bus and out of the memory map, then silenced, then closed.
     fn take_away(&mut self, ids: &[Arc<str>]) {
         for id in ids.iter().rev() {
-            for token in self.plugged.remove(id) {
-                self.event_loop.remove(token);
-            }
+            self.withdraw(id);
             self.root.hide_unreachable_pages();
             self.places.free(id);
             self.monitor.event("DEVICE_DELETED", Some(device_data(id)));
@@ -224,10 +229,6 @@ fn registers(report: &ErrorReport) -> Value {
         .map(|(name, value)| ((*name).to_owned(), json!(value)))
         .collect::<serde_json::Map<_, _>>()
         .into()
-}
-
-fn id_of(function: &dyn crate::pci::PciFunction) -> Arc<str> {
-    function.id().into()
 }
 
 /// QEMU's words for it, which programs look for.
