@@ -9,8 +9,6 @@ use crate::host::{Host, read};
 
 /// Descriptors that are left to all else: memory, sockets, journals, groups, vCPUs.
 const HEADROOM: u64 = 256;
-/// No limit (RLIM_INFINITY).
-const UNLIMITED: u64 = u64::MAX;
 
 /// What this process may open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,20 +51,15 @@ pub fn make_room(host: &Host, needed: u64) -> Result<()> {
 impl Host {
     /// What this process may open.
     pub fn descriptor_rights(&self) -> DescriptorRights {
-        let limits = read::lines(self.proc("self/limits"));
-        let limits = limits.iter().find_map(|line| line.strip_prefix("Max open files"));
-        let mut limits = limits.unwrap_or_default().split_whitespace().map(|word| word.parse().unwrap_or(UNLIMITED));
-        DescriptorRights {
-            soft: limits.next().unwrap_or(UNLIMITED),
-            hard: limits.next().unwrap_or(UNLIMITED),
-            open: read::names(self.proc("self/fd")).len() as u64,
-        }
+        let (soft, hard) = self.resource_limit("Max open files");
+        DescriptorRights { soft, hard, open: read::names(self.proc("self/fd")).len() as u64 }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::limits::UNLIMITED;
 
     #[test]
     fn verdicts() {

@@ -16,8 +16,6 @@ use crate::host::{Host, read};
 
 /// Number of the capability (kernel: include/uapi/linux/capability.h).
 const CAP_IPC_LOCK: u32 = 14;
-/// No limit (RLIM_INFINITY).
-pub const UNLIMITED: u64 = u64::MAX;
 
 /// What this process may lock. Bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -80,12 +78,10 @@ impl Host {
             .and_then(|mask| u64::from_str_radix(mask, 16).ok())
             .is_some_and(|mask| mask >> CAP_IPC_LOCK & 1 == 1);
         let locked = field("VmLck:").and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0);
-        let limits = read::lines(self.proc("self/limits"));
-        let limits = limits.iter().find_map(|line| line.strip_prefix("Max locked memory"));
-        let mut limits = limits.unwrap_or_default().split_whitespace().map(|word| word.parse().unwrap_or(UNLIMITED));
+        let (soft, hard) = self.resource_limit("Max locked memory");
         LockRights {
-            soft: limits.next().unwrap_or(UNLIMITED),
-            hard: limits.next().unwrap_or(UNLIMITED),
+            soft,
+            hard,
             locked: locked.saturating_mul(1 << 10),
             exempt: capable && self.in_first_user_namespace(),
         }
@@ -110,6 +106,7 @@ pub fn apply(plan: MemlockPlan) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::limits::UNLIMITED;
     use crate::host::testtree::TestTree;
     use proptest::prelude::*;
 

@@ -8,6 +8,21 @@ pub mod memlock;
 pub mod memory;
 pub mod phys_bits;
 
+use super::{Host, read};
+
+/// No limit (RLIM_INFINITY).
+pub const UNLIMITED: u64 = u64::MAX;
+
+impl Host {
+    /// This process's soft and hard limit in the row of /proc/self/limits with that name.
+    fn resource_limit(&self, name: &str) -> (u64, u64) {
+        let rows = read::lines(self.proc("self/limits"));
+        let row = rows.iter().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        let mut limits = row.split_whitespace().map(|word| word.parse().unwrap_or(UNLIMITED));
+        (limits.next().unwrap_or(UNLIMITED), limits.next().unwrap_or(UNLIMITED))
+    }
+}
+
 /// A number of bytes in the largest unit that leaves at least 1: `768 MiB`, `7.5 GiB`. Rounded down to tenths.
 pub(crate) fn size_text(bytes: u64) -> String {
     const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];

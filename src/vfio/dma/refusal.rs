@@ -7,7 +7,8 @@ use nix::errno::Errno;
 
 use crate::error::{Code, Error, explain_io};
 use crate::host::Host;
-use crate::host::limits::memlock::{LockRights, MemlockPlan, UNLIMITED, plan_memlock};
+use crate::host::limits::UNLIMITED;
+use crate::host::limits::memlock::{LockRights, MemlockPlan, plan_memlock};
 use crate::vfio::backend::Backend;
 
 /// Why a range was not mapped.
