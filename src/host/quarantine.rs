@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{self, Unreadable};
-use super::{Host, PciDevice, read};
+use super::record::{self, Unreadable, file_name};
+use super::{Host, PciDevice};
 use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result, explain_io};
 
@@ -91,8 +91,7 @@ impl Host {
 
     /// The addresses that there are notes about.
     pub fn quarantine_list(&self) -> Vec<Bdf> {
-        let names = read::names(self.quarantine_folder());
-        names.iter().filter_map(|name| name.strip_suffix(".json")?.parse().ok()).collect()
+        record::devices(&self.quarantine_folder())
     }
 
     fn quarantine_folder(&self) -> PathBuf {
@@ -117,10 +116,6 @@ impl Host {
         }
         Ok(Some(note))
     }
-}
-
-fn file_name(bdf: Bdf) -> String {
-    format!("{bdf}.json")
 }
 
 #[cfg(test)]

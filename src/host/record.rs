@@ -6,6 +6,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use super::read::names;
+use crate::bdf::Bdf;
+
 /// A record is a few hundred bytes, some kilobytes at most; a larger file is none.
 const MAX_BYTES: u64 = 16 << 10;
 
@@ -16,6 +19,16 @@ pub(super) enum Unreadable {
     Io(io::Error),
     /// It may be anybody's.
     Distrusted(&'static str),
+}
+
+/// The name of the record about a device.
+pub(super) fn file_name(bdf: Bdf) -> String {
+    format!("{bdf}.json")
+}
+
+/// The devices that `folder` has records about.
+pub(super) fn devices(folder: &Path) -> Vec<Bdf> {
+    names(folder).iter().filter_map(|name| name.strip_suffix(".json")?.parse().ok()).collect()
 }
 
 /// Replaces `folder/name` by a file with this text: temporary file, fsync, rename, fsync of the folder. On return it is

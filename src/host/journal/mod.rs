@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::record::{self, Unreadable, is_trusted};
+use super::record::{self, Unreadable, file_name, is_trusted};
 use super::{Host, read};
 use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result, explain_io};
@@ -50,8 +50,7 @@ impl Host {
 
     /// The devices that there are entries about, without the lock.
     pub(super) fn noted(&self) -> Vec<Bdf> {
-        let names = read::names(self.journal_folder());
-        names.iter().filter_map(|name| name.strip_suffix(".json")?.parse().ok()).collect()
+        record::devices(&self.journal_folder())
     }
 
     /// Whether nothing was ever noted: then there is nothing to undo, and no right to write is needed.
@@ -129,10 +128,6 @@ impl Journal {
     pub(super) fn remove(&self, bdf: Bdf) -> Result<()> {
         record::remove(&self.folder, &file_name(bdf)).map_err(|error| unusable(&self.folder, &error))
     }
-}
-
-fn file_name(bdf: Bdf) -> String {
-    format!("{bdf}.json")
 }
 
 fn lock(host: &Host, mut file: File, path: &Path, wait: Duration) -> Result<Flock<File>> {
