@@ -5,6 +5,9 @@ fn until(condition: &str) -> String {
     format!("i=0; until {condition} || [ $i -ge 200 ]; do sleep 0.1; i=$((i+1)); done")
 }
 
+/// Reboots once the console has sent all lines: what its buffer holds is lost with the machine.
+pub const REBOOT: &str = "stty -hupcl; reboot -f";
+
 /// Brings the first Ethernet interface up with an address of QEMU's user network.
 pub fn nic_up(driver: &str) -> String {
     format!(

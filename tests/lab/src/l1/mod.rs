@@ -31,6 +31,9 @@ const GRACE: Duration = Duration::from_secs(20);
 /// Limit of a command that names none.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
+/// Lines of a console that a failure shows: several boots of a quiet guest.
+const CONSOLE_LINES: usize = 200;
+
 /// Limit of a guest's whole life.
 pub const GUEST_LIMIT: Duration = Duration::from_secs(300);
 
@@ -197,7 +200,10 @@ impl L1 {
                 return Ok(());
             }
             if let Some(code) = code {
-                bail!("it ended with {code} before it said `{text}`:\n{}", crate::report::tail(&console, 30));
+                bail!(
+                    "it ended with {code} before it said `{text}`:\n{}",
+                    crate::report::tail(&console, CONSOLE_LINES)
+                );
             }
             ensure!(Instant::now() < end, "`{text}` did not come within {} s", limit.as_secs());
         }

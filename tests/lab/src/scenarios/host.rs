@@ -93,7 +93,7 @@ fn vf_is_as_set(lab: &mut Lab, vf: &str, mac: &str) -> Result<()> {
     let set = state(lab.l1)?;
     ensure!(set.contains(mac) && set.contains("spoof checking off") && set.contains("trust on"), "{set}");
     let guest = Guest::new().fat().reboots().passes(vf).script(&l2::nic_up("igbvf")).script(&l2::ping(4));
-    let guest = guest.script("reboot -f");
+    let guest = guest.script(l2::REBOOT);
     let job = lab.l1.start_guest(&guest)?;
     expect_times(lab.l1, &job, "LAB ping=4", 2)?;
     ensure!(job.text().matches(&format!("LAB mac={mac}")).count() >= 2, "the guest has another address");
@@ -156,7 +156,8 @@ fn hot_reset(lab: &mut Lab) -> Result<()> {
         .passes("01:00")
         .script(&format!("echo 1 > {device}/enable; bar=$(sed -n '2s/ .*//p' {device}/resource)"))
         .script("echo LAB address=$(devmem $bar 32)")
-        .script("devmem $bar 32 0xdeadbeef; echo LAB written=$(devmem $bar 32); sleep 1; reboot -f");
+        .script("devmem $bar 32 0xdeadbeef; echo LAB written=$(devmem $bar 32); sleep 1")
+        .script(l2::REBOOT);
     let job = steps::with_bound(lab, &["01:00.0", "01:00.1"], |lab| {
         let plan = inspect(lab.l1, "01:00.1")?["reset"]["verdict"].clone();
         ensure!(plan["reset"] == "hot" && plan["with"][0] == "0000:01:00.0", "on vfio-pci: {plan}");

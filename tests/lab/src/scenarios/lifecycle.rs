@@ -40,7 +40,7 @@ fn reboots(lab: &mut Lab, count: u32, cpus: u32) -> Result<()> {
         .script(&l2::ping(2))
         .script(&l2::nvme_read(8))
         .script("echo LAB done$n=1")
-        .script(&format!("[ $n -gt {count} ] || reboot -f"));
+        .script(&format!("[ $n -gt {count} ] || {{ {}; }}", l2::REBOOT));
     lab.l1.ok("dd if=/dev/zero of=/dev/nvme0n1 bs=4096 seek=51200 count=1 conv=notrunc 2>/dev/null; sync")?;
     let ended = steps::with_bound(lab, &[NIC, DRIVE], |lab| {
         let job = lab.l1.start_guest(&guest)?;
@@ -102,7 +102,7 @@ fn kill_then_recover(lab: &mut Lab) -> Result<()> {
 }
 
 fn no_reboot_ends(lab: &mut Lab) -> Result<()> {
-    let ended = lab.l1.guest(&Guest::new().script("reboot -f"))?.success()?;
+    let ended = lab.l1.guest(&Guest::new().script(l2::REBOOT))?.success()?;
     ensure!(ended.text.matches("L2 UP").count() == 1);
     Ok(())
 }

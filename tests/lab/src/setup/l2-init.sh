@@ -9,4 +9,6 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 [ -f /script ] && sh /script
+# Sends what the console's buffer still holds: it would be lost with the machine.
+stty -hupcl
 poweroff -f
