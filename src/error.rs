@@ -197,6 +197,10 @@ codes! {
         "Every interrupt vector of a device is an open descriptor of the process, and a device has up to 2048 of them. \
          passthru raises the soft limit RLIMIT_NOFILE to the hard one by itself. Raise the hard one: \
          `LimitNOFILE=65536` in a systemd unit, `ulimit -n 65536` as root in a shell.";
+    VmFile = 54, Usage, "the VM file cannot be used",
+        "`passthru run NAME` reads /etc/passthru/NAME.toml, whose keys are the options of `passthru run` without their \
+         dashes: `memory = \"4G\"`, `no-reboot = true`, and for what may be repeated a list, \
+         `device = [\"vfio-pci,host=01:00.0\"]`, or tables, `[[device]]`. The evidence has the line.";
     Quarantined = 55, Device, "the device did not come back from a reset and is quarantined",
         "After a reset the device no longer answered. It is kept from guests until the host is rebooted, better powered \
          off and on, or until `passthru recover --clear ADDRESS` says that it works again. `passthru inspect ADDRESS` \

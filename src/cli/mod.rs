@@ -12,6 +12,7 @@ pub mod reference;
 mod release;
 mod rom;
 pub mod run;
+mod vm_file;
 
 use std::ffi::OsString;
 
@@ -63,6 +64,7 @@ fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<()> {
     let argv = argv::rewrite(argv, &syntax);
     let subcommand = argv.get(1).and_then(|name| syntax.find_subcommand(name)).map(clap::Command::get_name);
     let command = subcommand.map_or("passthru".to_owned(), |name| format!("passthru {name}"));
+    let argv = vm_file::expand(argv, &mut syntax, platform.host())?;
     let parsed = syntax.try_get_matches_from_mut(argv).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,

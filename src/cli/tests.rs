@@ -200,3 +200,46 @@ fn the_class_of_an_error_is_the_exit_code() {
     assert_eq!(exit(&["run"]), 2);
     assert_eq!(exit(&["run", "--kernel", "x"]), 0);
 }
+
+/// What `passthru run WORDS` asks for with `/etc/passthru/router.toml` in place.
+fn run_with_file(file: &str, words: &[&str]) -> Result<RunOptions> {
+    let recorder = Recorder::new();
+    let folder = recorder.host.etc("");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("router.toml"), file).unwrap();
+    command(&[&["run"], words].concat(), &recorder)?;
+    Ok(recorder.runs.into_inner().remove(0))
+}
+
+#[test]
+fn a_vm_file_is_a_command_line() {
+    let file = "kernel = \"k\"\nmemory = \"1G\"\nno-reboot = true\nserial = \"null\"\n\
+        [[device]]\ndriver = \"vfio-pci\"\nhost = \"01:00.0\"";
+    let options = run_with_file(file, &["router"]).unwrap();
+    assert_eq!(options.kernel.as_os_str(), "k");
+    assert_eq!(options.memory.size, MemSize(1 << 30));
+    assert_eq!(options.name.as_deref(), Some("router"));
+    assert_eq!(options.serial, SerialOption::Null);
+    assert!(options.no_reboot);
+    assert_eq!(options.devices[0].peek("host"), Some("01:00.0"));
+}
+
+#[test]
+fn the_command_line_comes_on_top_of_a_vm_file() {
+    let file =
+        "kernel = \"k\"\nmemory = \"1G\"\nno-reboot = true\nname = \"mine\"\ndevice = [\"vfio-pci,host=01:00.0\"]";
+    let words = ["-m", "2G", "router", "-no-reboot", "-device", "vfio-pci,host=02:00.0"];
+    let options = run_with_file(file, &words).unwrap();
+    assert_eq!(options.memory.size, MemSize(2 << 30));
+    assert_eq!(options.name.as_deref(), Some("mine"));
+    let hosts: Vec<_> = options.devices.iter().map(|device| device.peek("host").unwrap()).collect();
+    assert_eq!(hosts, ["01:00.0", "02:00.0"]);
+    assert_eq!(run_with_file(file, &["router", "--name", "other"]).unwrap().name.as_deref(), Some("other"));
+}
+
+#[test]
+fn a_vm_file_that_is_missing_is_told_with_those_that_are_there() {
+    let error = run_with_file("", &["ruoter"]).unwrap_err();
+    assert_eq!(error.code(), Code::VmFile);
+    assert!(error.to_string().contains("router"), "{error}");
+}

@@ -62,6 +62,7 @@ pub struct Host {
     proc: PathBuf,
     dev: PathBuf,
     run: PathBuf,
+    etc: PathBuf,
     effects: Arc<dyn Effects>,
 }
 
@@ -73,17 +74,19 @@ impl Host {
             proc: "/proc".into(),
             dev: "/dev".into(),
             run: "/run/passthru".into(),
+            etc: "/etc/passthru".into(),
             effects: Arc::new(RealEffects),
         }
     }
 
-    /// A host whose `sys`, `proc`, `dev` and `run/passthru` lie below `root`; changes go through `effects`.
+    /// A host whose `sys`, `proc`, `dev`, `run/passthru` and `etc/passthru` lie below `root`; changes go through `effects`.
     pub fn at(root: &Path, effects: Arc<dyn Effects>) -> Host {
         Host {
             sys: root.join("sys"),
             proc: root.join("proc"),
             dev: root.join("dev"),
             run: root.join("run/passthru"),
+            etc: root.join("etc/passthru"),
             effects,
         }
     }
@@ -106,6 +109,11 @@ impl Host {
     /// A path below `/run/passthru`.
     pub fn run(&self, path: impl AsRef<Path>) -> PathBuf {
         self.run.join(path)
+    }
+
+    /// A path below `/etc/passthru`.
+    pub fn etc(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.etc.join(path)
     }
 
     /// The way to change the host.

@@ -25,6 +25,10 @@ use crate::object::{Args, Catalogue, HelpTopic, Props, options_help, props};
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct RunArgs {
+    /// VM file whose keys are these options: NAME stands for /etc/passthru/NAME.toml, a word with a `/` or `.toml` for
+    /// itself. Options on the command line come on top: they replace the file's, or add to those that may be repeated
+    #[arg(value_name = "NAME")]
+    vm: Option<String>,
     /// Linux kernel: a bzImage or an ELF vmlinux
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,

@@ -1,0 +1,97 @@
+//! VM files: a guest as a TOML file whose keys are the options of `passthru run`.
+//!
+//! A file becomes words of the command line before clap sees them, so that there is one declaration of every option and
+//! one place that checks it.
+
+mod words;
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::parser::ValueSource;
+use clap::{ArgAction, ArgMatches, Command};
+
+use crate::error::{Code, Error, Result, explain_io};
+use crate::host::Host;
+use words::Word;
+
+/// The positional argument of `run` that names a file.
+const NAME: &str = "vm";
+/// Largest file that is read, bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Puts what the VM file says into the command line `argv` of `passthru run NAME`, before the user's own words. An option
+/// that may be given once and is given by the user replaces the file's; one that may be given many times adds to it.
+///
+/// # Errors
+/// [`Code::VmFile`] if the file cannot be read or understood.
+pub(super) fn expand(argv: Vec<OsString>, syntax: &mut Command, host: &Host) -> Result<Vec<OsString>> {
+    if argv.get(1).is_none_or(|word| word != "run") {
+        return Ok(argv);
+    }
+    // What is wrong with the user's words is said when all of them are parsed.
+    let Ok(matches) = syntax.try_get_matches_from_mut(&argv) else { return Ok(argv) };
+    let Some(("run", given)) = matches.subcommand() else { return Ok(argv) };
+    let Some(name) = given.get_one::<String>(NAME) else { return Ok(argv) };
+    let Some(run) = syntax.find_subcommand("run") else { return Ok(argv) };
+    let file = path(name, host);
+    let mut out: Vec<OsString> = argv.iter().take(2).cloned().collect();
+    let mut words = words::read(&file, &text(&file, host)?, run)?;
+    if !words.iter().any(|word| word.option == "name") {
+        words.extend(guest_name(&file));
+    }
+    out.extend(words.into_iter().filter(|word| !replaced(word, run, given)).map(OsString::from));
+    out.extend(argv.into_iter().skip(2));
+    Ok(out)
+}
+
+/// The file that `name` means: `/etc/passthru/NAME.toml`, or a path if it looks like one.
+fn path(name: &str, host: &Host) -> PathBuf {
+    if name.contains('/') || name.ends_with(SUFFIX) { name.into() } else { host.etc(format!("{name}{SUFFIX}")) }
+}
+
+const SUFFIX: &str = ".toml";
+
+/// What a guest is called if nobody says it: as its file.
+fn guest_name(file: &Path) -> Option<Word> {
+    let stem = file.file_stem()?.to_str()?;
+    Some(Word { option: "name".to_owned(), value: Some(stem.replace(',', ",,")) })
+}
+
+fn text(file: &Path, host: &Host) -> Result<String> {
+    let unreadable = |why: String| {
+        let there = names(host);
+        let fix = match there.len() {
+            0 => "write one: docs/vm-files.md has examples".to_owned(),
+            _ => format!("the files that are there: {}", Vec::from_iter(there).join(", ")),
+        };
+        Error::new(Code::VmFile, "the VM file cannot be read").evidence(format!("{}: {why}", file.display())).fix(fix)
+    };
+    let size = std::fs::metadata(file).map_err(|error| unreadable(explain_io(&error)))?.len();
+    if size > MAX_FILE {
+        return Err(unreadable(format!("it has {size} bytes, more than {MAX_FILE}")));
+    }
+    std::fs::read_to_string(file).map_err(|error| unreadable(explain_io(&error)))
+}
+
+/// The guests that have a file in `/etc/passthru`.
+fn names(host: &Host) -> BTreeSet<String> {
+    let Ok(entries) = std::fs::read_dir(host.etc("")) else { return BTreeSet::new() };
+    let names = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.strip_suffix(SUFFIX)).map(str::to_owned));
+    names.collect()
+}
+
+/// Whether the user's words take the place of `word`.
+fn replaced(word: &Word, run: &Command, given: &ArgMatches) -> bool {
+    let Some(option) = run.get_arguments().find(|arg| arg.get_long() == Some(word.option.as_str())) else {
+        return false;
+    };
+    !matches!(option.get_action(), ArgAction::Append) && is_given(given, option.get_id().as_str())
+}
+
+fn is_given(given: &ArgMatches, id: &str) -> bool {
+    given.value_source(id) == Some(ValueSource::CommandLine)
+}
