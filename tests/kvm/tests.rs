@@ -28,6 +28,7 @@ list! {
     a_triple_fault_is_a_reset
     a_panic_of_a_device_ends_the_vm
     vcpus_stop_wherever_they_are
+    a_guest_that_switches_itself_off_leaves_no_vcpu_behind
     application_processors_start_and_know_their_ids
     interrupts_reach_the_guest_and_its_end_of_interrupt_comes_back
     interrupts_are_attached_to_each_fresh_vm
@@ -209,15 +210,44 @@ fn vcpus_stop_wherever_they_are(kvm: &Kvm) -> Result<(), String> {
     Ok(())
 }
 
+/// As a guest's power-off goes: one vCPU says so, the others run, halt or exit; all of them are stopped at once, some from
+/// a pause.
+fn a_guest_that_switches_itself_off_leaves_no_vcpu_behind(kvm: &Kvm) -> Result<(), String> {
+    const ROUNDS: usize = 40;
+    let spinning = [0xeb, 0xfe]; // jmp $
+    let halted = [0xf4, 0xeb, 0xfd]; // hlt; jmp to it
+    let exiting = [0xe6, 0x80, 0xeb, 0xfc]; // out 0x80, al; jmp to it
+    for cpus in [2, 4] {
+        for (others, round) in [&spinning[..], &halted, &exiting].into_iter().cycle().zip(0..ROUNDS) {
+            let machine = Machine::new(&[&START_OTHERS[..], &DONE].concat());
+            machine.ram.slice().write(0x2000, others);
+            let mut guest = Guest::new(kvm, &machine, cpus, protected_mode()).unwrap();
+            guest.vcpus.start().unwrap();
+            if round % 2 == 0 {
+                guest.vcpus.pause();
+                guest.vcpus.resume();
+            }
+            shut_down(machine.end());
+            if round % 4 == 0 {
+                guest.vcpus.pause();
+            }
+            drop(guest);
+            assert!(machine.events.take().is_none());
+        }
+    }
+    Ok(())
+}
+
+/// 32-bit: INIT, then SIPI to 0x2000, to all but itself.
+#[rustfmt::skip]
+const START_OTHERS: [u8; 20] = [
+    0xc7, 0x05, 0x00, 0x03, 0xe0, 0xfe, 0x00, 0x45, 0x0c, 0x00, // mov dword [0xfee00300], 0xc4500
+    0xc7, 0x05, 0x00, 0x03, 0xe0, 0xfe, 0x02, 0x46, 0x0c, 0x00, // mov dword [0xfee00300], 0xc4602
+];
+
 fn application_processors_start_and_know_their_ids(kvm: &Kvm) -> Result<(), String> {
-    // 32-bit: INIT, then SIPI to 0x2000, to all but itself.
-    #[rustfmt::skip]
-    let code = [
-        0xc7, 0x05, 0x00, 0x03, 0xe0, 0xfe, 0x00, 0x45, 0x0c, 0x00, // mov dword [0xfee00300], 0xc4500
-        0xc7, 0x05, 0x00, 0x03, 0xe0, 0xfe, 0x02, 0x46, 0x0c, 0x00, // mov dword [0xfee00300], 0xc4602
-        0xf4,                                                       // hlt
-        0xeb, 0xfd,                                                 // jmp to it
-    ];
+    // hlt; jmp to it
+    let code = [&START_OTHERS[..], &[0xf4, 0xeb, 0xfd]].concat();
     #[rustfmt::skip]
     let processor = [
         0x66, 0xb8, 0x01, 0x00, 0x00, 0x00, // mov eax, 1
