@@ -119,9 +119,12 @@ impl<'a> Worker<'a> {
             let started = Instant::now();
             let mut parts = Vec::new();
             let mut result = self.attempt(scenario, &mut parts);
-            if result.as_ref().is_err_and(|e| e.is::<Stalled>()) {
-                eprintln!("lab: {}: L1 stalled; once more", scenario.name);
+            if let Err(error) = &result
+                && error.is::<Stalled>()
+            {
+                eprintln!("lab: {}: {error:#}", scenario.name);
                 self.keep_evidence();
+                eprintln!("lab: {}: once more", scenario.name);
                 self.l1 = None;
                 parts.clear();
                 result = self.attempt(scenario, &mut parts);
@@ -165,6 +168,8 @@ impl<'a> Worker<'a> {
                 }
             }
             Err(_) if scenario.exclusive => {}
+            // Nothing can be asked of it any more; it is looked at from outside.
+            Err(e) if e.is::<Stalled>() => {}
             Err(_) => {
                 // What it left is part of the evidence, but of no use to the next one.
                 let settled = self.settle(scenario);
@@ -176,16 +181,11 @@ impl<'a> Worker<'a> {
         result
     }
 
-    /// Where L1's processors stood when it stalled, as far as QEMU still says.
+    /// Says what can be found out about an L1 that has stalled, which ends it.
     fn keep_evidence(&mut self) {
-        let folder = self.folder();
-        let registers = self.l1.as_mut().and_then(|(l1, _)| {
-            let mut monitor = l1.l0().monitor().ok()?;
-            monitor.human("info registers -a").ok()
-        });
-        if let Some(text) = registers {
-            // Evidence is welcome, not needed: the run goes on without it.
-            let _ = std::fs::write(folder.join("l0-stall.log"), text);
+        if let Some((l1, _)) = &mut self.l1 {
+            eprint!("{}", l1.l0().stall());
+            eprintln!("lab: more in {}", l1.folder().display());
         }
     }
 
@@ -207,6 +207,10 @@ impl<'a> Worker<'a> {
         let Some((l1, before)) = self.l1.as_mut() else {
             return Ok(());
         };
+        if scenario.exclusive && l1.l0().ended().is_some() {
+            // What it was for.
+            return Ok(());
+        }
         l1.kill_all()?;
         let after = State::of(l1)?;
         let differences = before.differences(&after);

@@ -3,6 +3,7 @@
 
 pub mod machines;
 pub mod qmp;
+mod stall;
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
@@ -29,6 +30,8 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 pub struct L0 {
     process: Child,
     folder: PathBuf,
+    /// Where the files of L1's kernel are.
+    kernel: PathBuf,
 }
 
 impl L0 {
@@ -52,7 +55,7 @@ impl L0 {
             .spawn()
             .context("cannot start setpriv (package util-linux)")?;
         fs::write(folder.join("l0-command"), words.join("\n"))?;
-        Ok(Self { process, folder: folder.to_owned() })
+        Ok(Self { process, folder: folder.to_owned(), kernel: image.tree.join("boot") })
     }
 
     /// Connects to one of QEMU's sockets.
@@ -77,6 +80,12 @@ impl L0 {
     /// A session with QEMU's monitor.
     pub fn monitor(&mut self) -> Result<qmp::Monitor> {
         qmp::Monitor::new(self.connect("qmp.sock")?)
+    }
+
+    /// What can be found out about an L1 that does not answer any more, in a line for each processor; the record and L1's
+    /// console have the rest. Ends L1.
+    pub fn stall(&mut self) -> String {
+        stall::record(self).unwrap_or_else(|error| format!("nothing is known of it: {error:#}\n"))
     }
 
     /// How QEMU ended, if it has.
@@ -147,7 +156,8 @@ fn arguments(image: &Image, machine: &Machine) -> Vec<String> {
         machine.modules.iter().copied().chain(machine.rows.iter().flat_map(|row| row.modules.split(' '))).collect();
     words.push("-append".into());
     words.push(format!(
-        "console=ttyS0 quiet panic=-1 mitigations=off nokaslr nmi_watchdog=0 nvme_core.multipath=N {} lab_modules={}",
+        "console=ttyS0 quiet panic=-1 mitigations=off nokaslr nmi_watchdog=0 {} nvme_core.multipath=N {} lab_modules={}",
+        stall::KERNEL_OPTIONS,
         machine.iommu.kernel_options(),
         modules.join(",")
     ));

@@ -4,9 +4,12 @@ use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::agent::protocol::{Answer, Op, Request, Response};
+
+/// Characters of a request that an error shows.
+const ASKED_SHOWN: usize = 300;
 
 /// Said when L1 no longer answers: a stall, which is worth another try.
 #[derive(Debug)]
@@ -32,7 +35,19 @@ impl Client {
     }
 
     /// Asks and waits, in real time, for `limit` at most.
+    ///
+    /// # Errors
+    /// [`Stalled`], with what was asked; or what the agent says.
     pub fn ask(&mut self, op: Op, limit: Duration) -> Result<Answer> {
+        let asked = format!("{op:?}").chars().take(ASKED_SHOWN).collect::<String>();
+        let result = self.answer(op, limit);
+        if result.as_ref().is_err_and(|error| error.is::<Stalled>()) {
+            return result.with_context(|| format!("no answer within {} s to {asked}", limit.as_secs()));
+        }
+        result
+    }
+
+    fn answer(&mut self, op: Op, limit: Duration) -> Result<Answer> {
         self.last += 1;
         let mut text = serde_json::to_string(&Request { id: self.last, op })?;
         text.push('\n');

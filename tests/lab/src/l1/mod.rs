@@ -98,7 +98,10 @@ impl L1 {
             // A PC that has ended will do so again: no stall.
             match l0.ended() {
                 Some(status) => bail!("L0's QEMU ended before L1 was up: {status}"),
-                None => return Err(e),
+                None => {
+                    eprint!("{}", l0.stall());
+                    return Err(e);
+                }
             }
         }
         Ok(Self { l0, agent, machine, jobs: 0, scripts: 0, deadline: None })

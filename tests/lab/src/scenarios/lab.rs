@@ -1,12 +1,16 @@
-//! The lab's own proof: its devices work when QEMU passes them through.
+//! The lab's own proof: its devices work when QEMU passes them through, and a stall leaves a record.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::steps::{self, DRIVE, NIC};
+use crate::l0::L1_CONSOLE;
 use crate::l1::{Guest, L1, Vmm};
 use crate::scenario::{Lab, Scenario};
 
-pub static SCENARIOS: &[Scenario] = &[Scenario::new("lab-self-check", self_check).without_passthru()];
+pub static SCENARIOS: &[Scenario] = &[
+    Scenario::new("lab-self-check", self_check).without_passthru(),
+    Scenario::new("lab-records-a-stall", records_a_stall).exclusive().without_passthru(),
+];
 
 /// Gives a device to vfio-pci with nothing but sysfs.
 pub fn bind_by_hand(l1: &mut L1, bdf: &str) -> Result<()> {
@@ -39,4 +43,17 @@ fn self_check(lab: &mut Lab) -> Result<()> {
     }
     steps::check_work(&ended, &lab.server.sum, &read)?;
     steps::check_written(lab.l1, &ended)
+}
+
+/// The record names both processors, and the kernel's last words have every task's stack: that of one that sleeps too.
+fn records_a_stall(lab: &mut Lab) -> Result<()> {
+    lab.l1.start("exec -a sleeper sleep 1000")?;
+    let console = lab.l1.folder().join(L1_CONSOLE);
+    let summary = lab.l1.l0().stall();
+    ensure!(["processor 0 ", "processor 1 "].iter().all(|name| summary.contains(name)), "no processors in:\n{summary}");
+    let console = std::fs::read_to_string(console)?;
+    for words in ["Kernel panic", "NMI backtrace for cpu", "task:sleep", "clock_nanosleep", "Timer List"] {
+        ensure!(console.contains(words), "`{words}` does not stand on L1's console, which has {} bytes", console.len());
+    }
+    Ok(())
 }

@@ -88,9 +88,12 @@ fn matrix(lab: &mut Lab) -> Result<()> {
         }
     }
     let result = in_guest(lab, &mut tested);
-    if result.is_err() {
+    if let Err(error) = &result {
+        if error.is::<Stalled>() {
+            return result;
+        }
         // A guest that still runs would keep its devices.
-        lab.l1.kill_all()?;
+        lab.l1.kill_all().with_context(|| format!("after: {error:#}"))?;
     }
     for device in &mut tested {
         let result = give_back(lab, device);
