@@ -18,16 +18,16 @@ const DRIVE_MIB: u64 = 256;
 const FILLED_MIB: usize = 64;
 pub const DRIVE_SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Builds all images in the empty folder `to`; `iommufd` has the modules that Debian leaves out.
-pub fn build(tree: &Path, iommufd: &Path, to: &Path) -> Result<()> {
+/// Builds all images in the empty folder `to`; `own` has the modules that Debian does not have.
+pub fn build(tree: &Path, own: &Path, to: &Path) -> Result<()> {
     progress("making kernels and initramfs images");
     let version = kernel_version(tree)?;
     let kernel = fs::read(tree.join(format!("boot/vmlinuz-{version}")))?;
     fs::write(to.join(name::KERNEL), &kernel)?;
     fs::write(to.join(name::ELF_KERNEL), vmlinux::extract(tree, &kernel)?)?;
 
-    for (file, own) in [(name::L1_INITRAMFS, None), (name::L1_IOMMUFD_INITRAMFS, Some(iommufd))] {
-        let modules = Modules::of(tree, &version, own)?;
+    for (file, iommufd) in [(name::L1_INITRAMFS, None), (name::L1_IOMMUFD_INITRAMFS, Some(own))] {
+        let modules = Modules::of(tree, &version, iommufd)?;
         let l1 = initramfs(tree, &modules, recipe::L1_INIT, recipe::L1_MODULES, |a| {
             a.link("sbin", "bin");
             a.file("pid1", 0o755, recipe::L1_PID1.as_bytes());
@@ -40,8 +40,13 @@ pub fn build(tree: &Path, iommufd: &Path, to: &Path) -> Result<()> {
     let plain = initramfs(tree, &modules, recipe::L2_INIT, recipe::L2_MODULES, |_| Ok(()))?;
     fs::write(to.join(name::L2_INITRAMFS), plain)?;
     let fat_modules = [recipe::L2_MODULES, recipe::L2_FAT_MODULES].concat();
-    let fat = initramfs(tree, &modules, recipe::L2_INIT, &fat_modules, |a| programs(a, tree))?;
+    let edu_msi = fs::read(own.join(name::EDU_MSI))?;
+    let fat = initramfs(tree, &modules, recipe::L2_INIT, &fat_modules, |a| {
+        a.file(&format!("images/{}", name::EDU_MSI), 0o644, &edu_msi);
+        programs(a, tree)
+    })?;
     fs::write(to.join(name::L2_FAT_INITRAMFS), fat)?;
+    fs::write(to.join(name::EDU_MSI), edu_msi)?;
 
     qemu(tree, to)?;
     drive(&to.join(name::NVME))

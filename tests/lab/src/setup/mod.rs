@@ -1,15 +1,15 @@
 //! `cargo lab setup`: the lab's image in the user's cache folder.
 //!
-//! Three folders, each named by a hash of its recipe: `tree-<hash>`, a Debian 13 system; `iommufd-<hash>`, kernel
-//! modules that Debian leaves out; and `images-<hash>`, the kernels, initramfs images and the mended QEMU made from both.
+//! Three folders, each named by a hash of its recipe: `tree-<hash>`, a Debian 13 system; `modules-<hash>`, kernel
+//! modules that Debian does not have; and `images-<hash>`, the kernels, initramfs images and the mended QEMU made from both.
 //! Each is built under a temporary name and renamed when it is complete; a file lock
 //! keeps two runs apart.
 
 mod host;
 mod images;
-mod iommufd;
 mod mend;
 mod modules;
+mod own_modules;
 pub mod recipe;
 mod sources;
 pub mod tools;
@@ -46,6 +46,8 @@ pub mod name {
     pub const ELF_KERNEL: &str = "vmlinux";
     pub const L2_INITRAMFS: &str = "initramfs";
     pub const L2_FAT_INITRAMFS: &str = "initramfs-fat";
+    /// The lab's driver of QEMU's teaching device.
+    pub const EDU_MSI: &str = "edu-msi.ko";
     pub const QEMU: &str = "qemu-system-x86_64";
     pub const NVME: &str = "nvme.raw";
 }
@@ -71,9 +73,9 @@ pub fn run() -> Result<Image> {
         atomically(&image.tree, tree::build)?;
     }
     if !image.images.is_dir() {
-        let modules = cache.join(format!("iommufd-{}", recipe::iommufd_key()));
+        let modules = cache.join(format!("modules-{}", recipe::own_modules_key()));
         if !modules.is_dir() {
-            atomically(&modules, |to| iommufd::build(&image.tree, to))?;
+            atomically(&modules, |to| own_modules::build(&image.tree, to))?;
         }
         atomically(&image.images, |to| images::build(&image.tree, &modules, to))?;
     }

@@ -93,16 +93,18 @@ pub const L1_PID1: &str = include_str!("l1-pid1.sh");
 /// First program of L2.
 pub const L2_INIT: &str = include_str!("l2-init.sh");
 
-/// Packages that the modules of [`IOMMUFD_MODULES`] are built with, besides the kernel's headers (which bring the
+/// Packages that the modules of [`OWN_MODULES`] are built with, besides the kernel's headers (which bring the
 /// compiler) and sources.
-pub const IOMMUFD_PACKAGES: &[&str] = &["make", "xz-utils"];
+pub const OWN_MODULES_PACKAGES: &[&str] = &["make", "xz-utils"];
 /// What builds them, in a Debian system that has these packages.
-pub const IOMMUFD_MODULES: &str = include_str!("iommufd-modules.sh");
+pub const OWN_MODULES: &str = include_str!("own-modules.sh");
+/// The one of them whose source is the lab's.
+pub const EDU_MSI_SOURCE: &str = include_str!("edu-msi.c");
 
 /// Raised when the code that assembles the tree changes its outcome.
 const TREE_VERSION: u32 = 1;
 /// Raised when the code that assembles the images changes their outcome.
-const IMAGES_VERSION: u32 = 3;
+const IMAGES_VERSION: u32 = 4;
 
 /// Key of the Debian tree.
 pub fn tree_key() -> String {
@@ -110,14 +112,14 @@ pub fn tree_key() -> String {
 }
 
 /// Key of the modules that are built for the tree's kernel.
-pub fn iommufd_key() -> String {
-    key(&[&[&tree_key(), IOMMUFD_MODULES], IOMMUFD_PACKAGES])
+pub fn own_modules_key() -> String {
+    key(&[&[&tree_key(), OWN_MODULES, EDU_MSI_SOURCE], OWN_MODULES_PACKAGES])
 }
 
 /// Key of the kernels and initramfs images, which are made from the tree and the modules.
 pub fn images_key() -> String {
     key(&[
-        &[&iommufd_key(), &IMAGES_VERSION.to_string(), L1_INIT, L1_PID1, L2_INIT],
+        &[&own_modules_key(), &IMAGES_VERSION.to_string(), L1_INIT, L1_PID1, L2_INIT],
         L1_MODULES,
         L2_MODULES,
         L2_FAT_MODULES,
@@ -156,8 +158,8 @@ mod tests {
     #[test]
     fn the_keys_differ() {
         assert_ne!(tree_key(), images_key());
-        assert_ne!(tree_key(), iommufd_key());
-        assert_ne!(iommufd_key(), images_key());
+        assert_ne!(tree_key(), own_modules_key());
+        assert_ne!(own_modules_key(), images_key());
     }
 
     #[test]

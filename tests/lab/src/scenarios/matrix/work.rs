@@ -15,6 +15,8 @@ use crate::{edu, pattern, setup};
 
 /// The shell's side of it.
 pub const SCRIPT: &str = include_str!("work.sh");
+/// How often the teaching device's module raises an interrupt: a number in work.sh.
+const MESSAGES: &str = "20";
 /// Limit of one piece of work.
 const LIMIT: Duration = Duration::from_secs(120);
 /// How much of the drive's pattern is read, MiB.
@@ -38,7 +40,7 @@ pub enum Work {
     Drive,
     /// Samples are played that L0 must receive one by one.
     Sound,
-    /// Registers, DMA both ways and INTx of QEMU's teaching device, by a program of the lab's.
+    /// Registers, DMA both ways and INTx of QEMU's teaching device, by a program of the lab's; its MSI, by a module.
     Edu,
     /// The console shows colours and text that a screenshot on L0 must have; of each colour so many bits.
     Display { bits: u32 },
@@ -119,7 +121,7 @@ impl Work {
             Work::Nic => "link, pings, a file by TCP with its checksum",
             Work::Drive => "a pattern read; data written, read back, and there the next time",
             Work::Sound => "samples played, compared with what L0 received; interrupts counted",
-            Work::Edu => "factorials, DMA both ways, INTx counted by uio_pci_generic; MSI untested",
+            Work::Edu => "factorials, DMA both ways, INTx counted by uio_pci_generic, MSI by a module of the lab's",
             Work::Display { .. } => "the console on the card, compared with a screenshot on L0",
         }
     }
@@ -156,9 +158,14 @@ impl Work {
             Work::Edu => {
                 // The host's IOMMU keeps the device off the memory of a program there.
                 let dma = !matches!(at, At::Host);
-                let said = at.ok(lab.l1, &format!("edu {sysfs} {}", if dma { "" } else { "--no-dma" }))?;
+                let options = if dma { "" } else { "--no-dma" };
+                let said = at.ok(lab.l1, &format!("edu {sysfs} /images/{} {options}", setup::name::EDU_MSI))?;
                 let interrupts: u32 = value(&said, "interrupts")?.parse()?;
-                ensure!(interrupts == edu::interrupts(dma), "{interrupts} interrupts came");
+                ensure!(interrupts == edu::interrupts(dma), "{interrupts} interrupts came by the pin");
+                for key in ["msi", "counted"] {
+                    let count = value(&said, key)?;
+                    ensure!(count == MESSAGES, "of {MESSAGES} interrupts by MSI {count} came ({key})");
+                }
             }
             Work::Display { bits } => {
                 seen.shown += 1;

@@ -102,15 +102,28 @@ display_end() {
     while read -r folder name; do echo $name > $folder/bind; done < /tmp/displays
 }
 
-# The lab's own program is the driver; $2: its options.
+# First the lab's own program is the driver, with the pin; $3: its options. Then $2 is, a module that uses MSI.
 edu() {
     dev=$(readlink -f $1)
+    edu_pin "$3" && edu_msi $2
+}
+
+edu_pin() {
     modprobe uio_pci_generic || return
     echo uio_pci_generic > $dev/driver_override
     echo ${dev##*/} > /sys/bus/pci/drivers/uio_pci_generic/bind
-    await 'uio=$(ls $dev/uio 2> /dev/null) && [ -e /dev/$uio ]' && lab edu $2 $dev /dev/$uio
+    await 'uio=$(ls $dev/uio 2> /dev/null) && [ -e /dev/$uio ]' && lab edu $1 $dev /dev/$uio
     code=$?
     echo ${dev##*/} > /sys/bus/pci/drivers/uio_pci_generic/unbind
     echo > $dev/driver_override
     return $code
+}
+
+# Each write returns when its interrupt has come. The kernel's own count is taken as well.
+edu_msi() {
+    insmod $1 && await '[ -e $dev/raise ]' || return
+    for cause in $(seq 1 20); do echo $cause > $dev/raise || break; done
+    echo msi=$(cat $dev/interrupts)
+    echo counted=$(awk '/edu-msi/ && /MSI/ { for (i = 2; $i ~ /^[0-9]+$/; i++) sum += $i } END { print sum + 0 }' /proc/interrupts)
+    rmmod edu_msi
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs in a Debian system that has the kernel's headers and Debian's kernel sources: builds iommufd, and VFIO with
-# iommufd, as modules for the kernel that the headers belong to. /modules gets them.
+# iommufd, as modules for the kernel that the headers belong to; and /edu-msi.c. /modules gets them.
 set -e
 headers=$(echo /usr/src/linux-headers-*-amd64)
 source=$(echo /usr/src/linux-source-*.tar.xz)
@@ -24,6 +24,12 @@ echo 'obj-m += drivers/iommu/iommufd/ drivers/vfio/' > Kbuild
 # make decides what is built by the first three, the sources by the last.
 make -s -j"$(nproc)" -C "$headers" M=/build CONFIG_IOMMUFD=m CONFIG_VFIO_DEVICE_CDEV=y CONFIG_VFIO_MDEV= \
     KCFLAGS='-w -DCONFIG_IOMMUFD_MODULE=1 -DCONFIG_VFIO_DEVICE_CDEV=1 -DCONFIG_INTERVAL_TREE_SPAN_ITER=1' modules
+mkdir /edu-msi
+cp /edu-msi.c /edu-msi
+echo 'obj-m += edu-msi.o' > /edu-msi/Kbuild
+make -s -C "$headers" M=/edu-msi modules
+strip --strip-debug -o /modules/edu-msi.ko /edu-msi/edu-msi.ko
+
 for module in $(find drivers -name '*.ko'); do
     mkdir -p "/modules/kernel/${module%/*}"
     strip --strip-debug -o "/modules/kernel/$module" "$module"

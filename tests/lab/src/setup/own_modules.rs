@@ -1,5 +1,5 @@
-//! The kernel modules that Debian leaves out: iommufd, and VFIO with device nodes (CONFIG_IOMMUFD and
-//! CONFIG_VFIO_DEVICE_CDEV), for the tree's own kernel.
+//! The kernel modules that Debian does not have, for the tree's own kernel: iommufd, and VFIO with device nodes
+//! (CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV); and the lab's own driver of QEMU's teaching device.
 //!
 //! They are built in a Debian system of their own, with headers, sources and compiler, that mmdebstrap makes for the
 //! purpose and removes again: the host may be an older Debian, and L1's tree stays small.
@@ -9,9 +9,9 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{host, images, progress, recipe, sources, tree};
+use super::{host, images, name, progress, recipe, sources, tree};
 
-/// Builds the modules into the empty folder `to`, below the paths that they have in /lib/modules/VERSION.
+/// Builds the modules into the empty folder `to`: Linux' own below the paths that they have in /lib/modules/VERSION.
 pub fn build(tree: &Path, to: &Path) -> Result<()> {
     host::provide()?;
     let release = images::kernel_version(tree)?;
@@ -19,18 +19,20 @@ pub fn build(tree: &Path, to: &Path) -> Result<()> {
     let version = package_version(&status, &format!("linux-image-{release}"))
         .with_context(|| format!("the tree does not know the version of its kernel {release}"))?;
     let source = source_package(&release).with_context(|| format!("{release} is no Debian kernel"))?;
-    progress(&format!("building iommufd and VFIO as modules of Linux {release} (about two minutes)"));
+    progress(&format!("building iommufd, VFIO and a test's driver as modules of Linux {release} (about two minutes)"));
 
     let script = to.join("build.sh");
-    std::fs::write(&script, recipe::IOMMUFD_MODULES)?;
+    std::fs::write(&script, recipe::OWN_MODULES)?;
+    let driver = to.join("edu-msi.c");
+    std::fs::write(&driver, recipe::EDU_MSI_SOURCE)?;
     let mirror = sources::find_mirror(Path::new("/etc/apt"))?;
     let packages = [
         vec![format!("linux-headers-{release}={version}"), format!("{source}={version}")],
-        recipe::IOMMUFD_PACKAGES.iter().map(|p| (*p).to_owned()).collect(),
+        recipe::OWN_MODULES_PACKAGES.iter().map(|p| (*p).to_owned()).collect(),
     ];
     let output = tree::mmdebstrap("apt", &packages.concat())
         .arg("--aptopt=APT::Install-Recommends \"false\"")
-        .arg(format!("--customize-hook=copy-in {} /", script.display()))
+        .arg(format!("--customize-hook=copy-in {} {} /", script.display(), driver.display()))
         .arg("--customize-hook=chroot \"$1\" sh /build.sh >&2")
         .arg(format!("--customize-hook=sync-out /modules {}", to.display()))
         .args(["--format=null", recipe::SUITE, "/dev/null", &mirror.line()])
@@ -48,10 +50,12 @@ pub fn build(tree: &Path, to: &Path) -> Result<()> {
         };
         bail!("the modules cannot be built: mmdebstrap: {}\n{}{cure}", output.status, crate::report::tail(&log, 30));
     }
-    if script.exists() {
-        std::fs::remove_file(&script)?;
+    for file in [script, driver].iter().filter(|file| file.exists()) {
+        std::fs::remove_file(file)?;
     }
-    ensure!(to.join("kernel/drivers/iommu/iommufd/iommufd.ko").exists(), "the build made no iommufd.ko:\n{log}");
+    for module in ["kernel/drivers/iommu/iommufd/iommufd.ko", name::EDU_MSI] {
+        ensure!(to.join(module).exists(), "the build made no {module}:\n{log}");
+    }
     Ok(())
 }
 
