@@ -1,6 +1,6 @@
 //! A PCI Express root port: the bridge that a device behind its own bus sits at (PCIe 7.5.1.3 and 7.5.3).
 //!
-//! Its slot is in [`super::slot`]. Interrupts are by MSI only; the port has no pin.
+//! Its slot is in [`super::slot`], which interrupts by the port's MSI or its pin.
 
 use std::sync::Arc;
 
@@ -10,8 +10,9 @@ use super::decode::Decode;
 use super::regs::{
     BRIDGE_CONTROL, BRIDGE_CONTROL_RESET, BRIDGE_CONTROL_VGA, BRIDGE_CONTROL_VGA_16BIT, CAP_EXPRESS, CAP_POWER, CLASS,
     COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY, COMMAND_PARITY, COMMAND_SERR,
-    DEVICE, HEADER_BRIDGE, HEADER_TYPE, IO_BASE, MEMORY_BASE, POWER_NO_SOFT_RESET, POWER_STATE, PREFETCH_BASE,
-    PREFETCH_BASE_UPPER, PREFETCH_LIMIT_UPPER, PRIMARY_BUS, SECONDARY_STATUS, STATUS, STATUS_ERRORS, VENDOR,
+    DEVICE, HEADER_BRIDGE, HEADER_TYPE, INTERRUPT_PIN, IO_BASE, MEMORY_BASE, POWER_NO_SOFT_RESET, POWER_STATE,
+    PREFETCH_BASE, PREFETCH_BASE_UPPER, PREFETCH_LIMIT_UPPER, PRIMARY_BUS, SECONDARY_STATUS, STATUS, STATUS_ERRORS,
+    VENDOR,
 };
 use super::slot::{self, ExpressSlot};
 use super::{Changes, ConfigSpace, Msi, MsiSpec, PciBus, PciCore, PciFunction};
@@ -25,6 +26,8 @@ use crate::object::{Create, Int, Size, TypeInfo, props};
 const IDS: (u16, u16) = (0x1b36, 0x000c);
 /// PCI-to-PCI bridge, class 06 subclass 04 (PCI appendix D).
 const CLASS_BRIDGE: [u8; 3] = [0, 4, 6];
+/// The pin, as the register numbers them.
+const INTA: u8 = 1;
 /// The low bits of the prefetchable base and limit: 64-bit addresses (bridge 3.2.5.9).
 const PREFETCH_64BIT: u32 = 0x0001_0001;
 
@@ -156,7 +159,7 @@ impl RootPort {
         let spec = MsiSpec { vectors: 1, address_64bit: true, maskable: false };
         let msi = Msi::add(&mut config, spec, router, id)?;
         let core = Arc::new(PciCore::new(id, config, Some(msi), None));
-        let slot = ExpressSlot::new(core.clone(), hotplug);
+        let slot = ExpressSlot::new(core.clone(), router, hotplug);
         let bus = PciBus::secondary(id, decode, slot.clone());
         Ok(Arc::new(RootPort { id: id.into(), core, slot, reserve, bus }))
     }
@@ -178,6 +181,7 @@ fn header(config: &mut ConfigSpace) {
     config.set_u16(DEVICE, IDS.1);
     config.set(CLASS, &CLASS_BRIDGE);
     config.set_u8(HEADER_TYPE, HEADER_BRIDGE);
+    config.set_u8(INTERRUPT_PIN, INTA);
     let command =
         COMMAND_IO | COMMAND_MEMORY | COMMAND_BUS_MASTER | COMMAND_PARITY | COMMAND_SERR | COMMAND_INTX_DISABLE;
     config.allow(COMMAND, &command.to_le_bytes());

@@ -4,13 +4,18 @@
 //! power on, the link comes up, and it looks behind the port. It is asked for a card by the attention button; its answer
 //! is power and power indicator off. Before software has written the slot's control register, power follows presence, as
 //! after power-on.
+//!
+//! Events interrupt by the port's MSI, once when the first one comes (PCIe 6.7.3.4). While software has MSI off they
+//! interrupt by the port's pin, which is asserted as long as there is an enabled event and the command register allows it.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 
 use super::PciCore;
+use super::regs;
+use crate::irq::{IrqLine, Router};
 
 /// Registers from the start of the PCI Express capability.
 pub(super) const LINK_STATUS: u16 = 0x12;
@@ -150,8 +155,11 @@ pub struct ExpressSlot {
     core: Arc<PciCore>,
     hotplug: bool,
     /// Held from a change of the registers until the interrupt that announces it was sent. Inside it: the core's
-    /// registers, MSI. Outside it: the decode mutex, for a guest's writes.
+    /// registers, MSI, the line. Outside it: the decode mutex, for a guest's writes.
     state: Mutex<State>,
+    router: Arc<Router>,
+    /// The pin's source on its wire, from the first time that it is asserted on.
+    line: OnceLock<IrqLine>,
     /// Told of the guest's answers, on its vCPU's thread, with the decode mutex held.
     listener: RwLock<Option<Listener>>,
 }
@@ -165,8 +173,9 @@ struct State {
 
 impl ExpressSlot {
     /// The slot of the port whose registers are `core`, empty.
-    pub(super) fn new(core: Arc<PciCore>, hotplug: bool) -> Arc<ExpressSlot> {
-        let slot = ExpressSlot { core, hotplug, state: Mutex::default(), listener: RwLock::new(None) };
+    pub(super) fn new(core: Arc<PciCore>, router: &Arc<Router>, hotplug: bool) -> Arc<ExpressSlot> {
+        let (state, listener) = (Mutex::default(), RwLock::new(None));
+        let slot = ExpressSlot { core, hotplug, state, router: router.clone(), line: OnceLock::new(), listener };
         slot.reset(false);
         Arc::new(slot)
     }
@@ -207,6 +216,7 @@ impl ExpressSlot {
         let mut state = self.state.lock();
         *state = State::default();
         self.write(Registers::at_reset(occupied));
+        self.drive_pin(self.read());
     }
 
     /// A card came or went.
@@ -221,6 +231,7 @@ impl ExpressSlot {
             registers.status |= events;
             registers.control |= enables;
             self.write(registers);
+            self.drive_pin(registers);
         }
     }
 
@@ -233,7 +244,13 @@ impl ExpressSlot {
     pub(super) fn written<R>(&self, off: u16, len: usize, write: impl FnOnce() -> R) -> (R, bool) {
         let touches = |range: Range<u16>| off < range.end && usize::from(range.start) < usize::from(off) + len;
         let Some(range) = self.registers().filter(|range| self.hotplug && touches(range.clone())) else {
-            return (write(), false);
+            let result = write();
+            if self.hotplug {
+                // The command register and MSI's decide whether the pin is used.
+                let _state = self.state.lock();
+                self.drive_pin(self.read());
+            }
+            return (result, false);
         };
         let mut state = self.state.lock();
         let before = self.read();
@@ -269,6 +286,23 @@ impl ExpressSlot {
             && let Some(msi) = self.core.msi()
         {
             msi.fire(0);
+        }
+        self.drive_pin(after);
+    }
+
+    /// Brings the pin, and the bit that reports it, to what the registers ask for.
+    fn drive_pin(&self, registers: Registers) {
+        let pending = self.hotplug && registers.interrupts();
+        let allowed = self.core.with(|config| {
+            let status = config.u16(regs::STATUS) & !regs::STATUS_INTERRUPT;
+            config.set_u16(regs::STATUS, if pending { status | regs::STATUS_INTERRUPT } else { status });
+            config.u16(regs::COMMAND) & regs::COMMAND_INTX_DISABLE == 0
+        });
+        let asserted = pending && allowed && !self.core.msi().is_some_and(|msi| msi.enabled());
+        match (self.line.get(), self.core.gsi()) {
+            (Some(line), _) => line.set(asserted),
+            (None, Some(gsi)) if asserted => self.line.get_or_init(|| self.router.line(gsi)).set(true),
+            _ => {}
         }
     }
 
@@ -306,6 +340,7 @@ mod tests {
 
     struct Port {
         bench: Bench,
+        chip: Arc<Recorder>,
         port: Arc<RootPort>,
         at: u16,
         answers: Arc<Mutex<Vec<Answer>>>,
@@ -314,7 +349,9 @@ mod tests {
     impl Port {
         fn new() -> Port {
             let bench = Bench::new();
-            bench.router.set_chip(Arc::new(Recorder::default())).unwrap();
+            let chip = Arc::new(Recorder::default());
+            bench.router.set_chip(chip.clone()).unwrap();
+            chip.take();
             let port = RootPort::new("rp1", 1, &bench.decode, &bench.router).unwrap();
             bench.plug(port.clone(), "1");
             bench.write(0, "1", 0x18, 0x01_01_00, 4);
@@ -322,7 +359,7 @@ mod tests {
             let answers = Arc::new(Mutex::new(Vec::new()));
             let sink = answers.clone();
             port.slot().listen(move |answer| sink.lock().push(answer));
-            Port { bench, port, at, answers }
+            Port { bench, chip, port, at, answers }
         }
 
         fn control(&self, value: u16) {
@@ -406,6 +443,44 @@ mod tests {
             assert!(!Registers { control: raised.control & !CONTROL_INTERRUPT, ..raised }.interrupts());
         }
         assert!(!Registers { status: COMPLETED, ..quiet }.interrupts(), "not enabled");
+    }
+
+    /// PCIe 6.7.3.4: the wire is asserted whenever, and as long as, three conditions hold.
+    #[test]
+    fn without_msi_the_pin_is_asserted_as_long_as_there_is_an_enabled_event() {
+        let port = Port::new();
+        let interrupt_status = || port.bench.read32(0, "1", regs::COMMAND) >> 16 & u32::from(regs::STATUS_INTERRUPT);
+        port.control(ENABLES | ATTENTION_OFF | POWER_OFF | POWERED_OFF);
+        port.clear();
+        assert!(port.chip.take().is_empty());
+        port.plug();
+        assert_eq!((port.chip.take(), interrupt_status()), (vec!["level 17 true".to_owned()], 8));
+        port.port.slot().press_button();
+        assert!(port.chip.take().is_empty(), "it is asserted already");
+        port.bench.write(0, "1", regs::COMMAND, u32::from(regs::COMMAND_INTX_DISABLE), 2);
+        assert_eq!((port.chip.take(), interrupt_status()), (vec!["level 17 false".to_owned()], 8));
+        port.bench.write(0, "1", regs::COMMAND, 0, 2);
+        assert_eq!(port.chip.take(), ["level 17 true"]);
+        port.control(ENABLES & !CONTROL_INTERRUPT | ATTENTION_OFF | POWER_OFF | POWERED_OFF);
+        assert_eq!(port.chip.take(), ["level 17 false"]);
+        port.control(ENABLES | ATTENTION_OFF | POWER_OFF | POWERED_OFF);
+        port.clear();
+        assert_eq!((port.chip.take(), interrupt_status()), (vec!["level 17 true".into(), "level 17 false".into()], 0));
+        port.port.slot().press_button();
+        crate::device::Device::reset(&*port.port);
+        assert_eq!(port.chip.take(), ["level 17 true", "level 17 false"]);
+    }
+
+    #[test]
+    fn the_pin_is_still_while_msi_is_on() {
+        let port = Port::driven();
+        port.plug();
+        assert!(port.chip.take().iter().all(|call| !call.starts_with("level")));
+        let msi = port.port.core().msi().unwrap().place().0;
+        port.bench.write(0, "1", msi + 2, 0, 2);
+        assert_eq!(port.chip.take().last().unwrap(), "level 17 true");
+        port.bench.write(0, "1", msi + 2, 1, 2);
+        assert_eq!(port.chip.take().iter().filter(|call| *call == "level 17 false").count(), 1);
     }
 
     #[test]

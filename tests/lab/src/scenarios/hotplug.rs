@@ -12,6 +12,7 @@ use crate::scenario::{Lab, Scenario};
 
 pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("hotplug-nic-and-nvme", nic_and_nvme).limit(900),
+    Scenario::new("hotplug-without-msi", without_msi).limit(600),
     Scenario::new("hotplug-refusals", refusals),
     Scenario::new("hotplug-guest-never-answers", never_answers).limit(600),
     Scenario::new("hotplug-10-cycles", |lab| cycles(lab, 10)).limit(1200),
@@ -44,6 +45,25 @@ fn nic_and_nvme(lab: &mut Lab) -> Result<()> {
             guest.device_del(lab.l1, "nic0")?;
             let left = guest.sh(lab.l1, "ls /sys/class/net /dev/nvme* 2>/dev/null; true")?;
             ensure!(!left.contains("eth0") && !left.contains("nvme0n1"), "something is left in the guest: {left}");
+        }
+        guest.power_off(lab.l1)?.success().map(drop)
+    })
+}
+
+/// A guest without MSI hears of the button by the port's pin, on one line with the device's.
+fn without_msi(lab: &mut Lab) -> Result<()> {
+    steps::with_bound(lab, &[NIC], |lab| {
+        // Without MSI Linux does not ask the firmware for hot-plug, and has to be told that it may have it.
+        let mut guest = lab.l1.live(&ports().append("pci=nomsi pcie_ports=native"))?;
+        for round in 0..2 {
+            guest.plug(lab.l1, "nic0", NIC, "port1")?;
+            guest.sh(lab.l1, &l2::nic_up("e1000e"))?;
+            guest.sh(lab.l1, &l2::ping(3))?;
+            ensure!(guest.value("ping")? == "3", "round {round}: pings were lost");
+            let lines = guest.sh(lab.l1, "grep -e pciehp -e eth0 /proc/interrupts")?;
+            ensure!(lines.lines().any(|line| line.contains("pciehp") && line.contains("eth0")), "{lines}");
+            ensure!(lines.lines().all(|line| line.contains("IO-APIC")), "{lines}");
+            guest.device_del(lab.l1, "nic0")?;
         }
         guest.power_off(lab.l1)?.success().map(drop)
     })
