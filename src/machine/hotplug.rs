@@ -30,7 +30,7 @@ impl Machine {
         let plugged = placed.and_then(|places| {
             for mut place in places {
                 preflight::for_host_devices(place.of_type.name(), self.ram, &self.host)?;
-                self.plugged.plug(&mut place)?;
+                self.plugged.plug_hot(&mut place)?;
                 done.push(place.id.clone());
                 self.watch(&place.id)?;
             }

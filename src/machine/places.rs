@@ -101,6 +101,7 @@ impl Places {
                 );
                 return Err(Error::new(Code::BadBus, cause).evidence(place.args.written()));
             }
+            self.check_alone(place)?;
         }
         Ok(placed)
     }
@@ -150,17 +151,26 @@ impl Places {
                     "a guest looks for a slot's other functions only if it finds function 0: put a device there",
                 ));
             }
-            if place.multifunction == Some(false) && place.addr.function() == 0 && slot().count() > 1 {
-                let error = Error::new(
-                    Code::BadBus,
-                    format!("{} is not to have other functions, and slot {:02x} has", place.id, place.addr.slot()),
-                );
-                return Err(names()
-                    .fold(error.evidence(place.args.written()), Error::evidence)
-                    .fix("leave multifunction=off out"));
-            }
+            self.check_alone(place)?;
         }
         Ok(())
+    }
+
+    /// Whether what is to be the only function of its slot is.
+    fn check_alone(&self, place: &Place) -> Result<()> {
+        let Some(bus) = self.buses.iter().find(|bus| bus.name == place.bus) else { return Ok(()) };
+        let slot = || bus.functions.iter().filter(|(devfn, _)| devfn.slot() == place.addr.slot());
+        if place.multifunction != Some(false) || place.addr.function() != 0 || slot().count() < 2 {
+            return Ok(());
+        }
+        let error = Error::new(
+            Code::BadBus,
+            format!("{} is not to have other functions, and slot {:02x} has", place.id, place.addr.slot()),
+        );
+        Err(slot()
+            .map(|(devfn, id)| format!("{devfn} is {id}"))
+            .fold(error.evidence(place.args.written()), Error::evidence)
+            .fix("leave multifunction=off out"))
     }
 
     /// `beside`: id and address of a function that goes where its device's first one is.
@@ -348,6 +358,30 @@ mod tests {
         assert!(beside.cause().contains("function 0 already occupied by nic0"), "{beside}");
         places.free("nic0");
         assert_eq!(add(&mut places, "vfio-pci,host=01:00.0,bus=rp1,id=nic0").unwrap(), ["nic0 rp1 00.0"]);
+    }
+
+    #[test]
+    fn functions_of_one_slot_come_together_or_one_by_one_with_function_0_last() {
+        let tree = TestTree::new();
+        ["0000:05:00.0", "0000:05:00.1"].iter().for_each(|address| tree.pci(address).add());
+        let parse = |text: &str| Args::parse("--device", Some("driver"), text).unwrap();
+        let (mut places, _) = plan(&[parse("pcie-root-port,id=rp1")], &tree.host()).unwrap();
+        let add = |places: &mut Places, text: &str| {
+            let mut next = places.clone();
+            let placed = next.plan_hot(parse(text), &tree.host(), |_| true)?;
+            *places = next;
+            Ok::<_, Error>(placed.iter().map(|place| format!("{} {}", place.id, place.addr)).collect::<Vec<_>>())
+        };
+        assert_eq!(add(&mut places, "vfio-pci,host=05:00,bus=rp1,id=card").unwrap(), ["card.1 00.1", "card 00.0"]);
+        assert!(add(&mut places, "vfio-pci,host=05:00,bus=rp1").is_err(), "occupied");
+        ["card", "card.1"].iter().for_each(|id| places.free(id));
+        let second = "vfio-pci,host=05:00.1,bus=rp1,addr=0.1,id=b";
+        assert_eq!(add(&mut places, second).unwrap(), ["b 00.1"]);
+        let whole = add(&mut places, "vfio-pci,host=05:00,bus=rp1").unwrap_err();
+        assert_eq!((whole.code(), whole.cause()), (Code::BadBus, "no slot of bus rp1 is free"));
+        let alone = add(&mut places, "vfio-pci,host=05:00.0,bus=rp1,addr=0.0,multifunction=off,id=a").unwrap_err();
+        assert_eq!(alone.cause(), "a is not to have other functions, and slot 00 has");
+        assert_eq!(add(&mut places, "vfio-pci,host=05:00.0,bus=rp1,addr=0.0,id=a").unwrap(), ["a 00.0"]);
     }
 
     #[test]

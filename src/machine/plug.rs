@@ -60,7 +60,25 @@ impl Plugged {
     }
 
     /// Plugs one device where it belongs. A failure leaves nothing of it.
-    pub fn plug(&mut self, place: &mut Place) -> Result<()> {
+    fn plug(&mut self, place: &mut Place) -> Result<()> {
+        let (bus, plug) = self.make(place)?;
+        self.seat(place, &bus, plug)
+    }
+
+    /// Plugs one device into the running machine. With function 0 the guest finds the slot's other functions, which have
+    /// waited for it: what could not be reset alone is reset before, as at the start of the machine.
+    pub fn plug_hot(&mut self, place: &mut Place) -> Result<()> {
+        let (bus, plug) = self.make(place)?;
+        if place.addr.function() == 0 {
+            let waiting = bus.functions().into_iter().filter(|(devfn, _)| devfn.slot() == place.addr.slot());
+            waiting.for_each(|(_, function)| function.reset_shared());
+            plug.function.reset_shared();
+        }
+        self.seat(place, &bus, plug)
+    }
+
+    /// Makes a device; gives it with the bus that it goes to.
+    fn make(&self, place: &mut Place) -> Result<(Arc<PciBus>, Plug)> {
         let Some(bus) = self.buses.iter().find(|bus| bus.name() == &*place.bus).cloned() else {
             return Err(Error::new(Code::BadBus, format!("there is no bus `{}`", place.bus)));
         };
@@ -74,7 +92,12 @@ impl Plugged {
             decode: decode.clone(),
             vfio: vfio.clone(),
         };
-        let Plug { function, adds } = place.of_type.create(&mut place.args, &cx)?;
+        Ok((bus, place.of_type.create(&mut place.args, &cx)?))
+    }
+
+    /// Puts a device into its place.
+    fn seat(&mut self, place: &Place, bus: &Arc<PciBus>, plug: Plug) -> Result<()> {
+        let Plug { function, adds } = plug;
         let slot = bus
             .attach(function.clone(), Some(&place.addr.to_string()))
             .map_err(|error| error.evidence(place.args.written()))?;

@@ -6,13 +6,15 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::steps::{self, DRIVE, NIC};
+use crate::l0::machines;
 use crate::l1::live::Live;
-use crate::l1::{Guest, l2_scripts as l2};
+use crate::l1::{Guest, L1, l2_scripts as l2};
 use crate::scenario::{Lab, Scenario};
 
 pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("hotplug-nic-and-nvme", nic_and_nvme).limit(900),
     Scenario::new("hotplug-without-msi", without_msi).limit(600),
+    Scenario::new("hotplug-all-functions", all_functions).on(&machines::MULTI_FUNCTION).limit(900),
     Scenario::new("hotplug-refusals", refusals),
     Scenario::new("hotplug-guest-never-answers", never_answers).limit(600),
     Scenario::new("hotplug-10-cycles", |lab| cycles(lab, 10)).limit(1200),
@@ -67,6 +69,74 @@ fn without_msi(lab: &mut Lab) -> Result<()> {
         }
         guest.power_off(lab.l1)?.success().map(drop)
     })
+}
+
+/// A card with two functions comes by one line, and goes as a whole; and by a line for each, function 0 last, as the guest
+/// looks only then. The second function can only be reset with the first, and is before the guest has it.
+fn all_functions(lab: &mut Lab) -> Result<()> {
+    let second = "/sys/bus/pci/devices/0000:01:00.1";
+    // What the host leaves in the second function's registers.
+    lab.l1.ok(&format!("ip link set $(ls {second}/net) address 52:54:00:aa:bb:cc"))?;
+    steps::with_bound(lab, &["01:00.0", "01:00.1"], |lab| {
+        let mut guest = lab.l1.live(&Guest::new().fat().device("pcie-root-port,id=port1"))?;
+        let before = guest.resources(lab.l1)?;
+        let found = |guest: &mut Live, l1: &mut L1| -> Result<String> {
+            let count = guest.sh(l1, "lspci -n | grep -c -e 8086:10d3 -e 10ec:8139; true")?;
+            Ok(count.trim().to_owned())
+        };
+        let works = |guest: &mut Live, l1: &mut L1| -> Result<()> {
+            guest.sh(l1, &l2::nic_up("e1000e"))?;
+            guest.sh(l1, &l2::ping(3))?;
+            ensure!(guest.value("ping")? == "3", "pings were lost");
+            let mac = guest.sh(l1, "modprobe 8139cp; sleep 2; cat /sys/class/net/eth1/address; rmmod 8139cp")?;
+            ensure!(mac.trim() == "52:54:00:00:00:02", "the second function's registers read wrong: {mac}");
+            Ok(())
+        };
+        let card = |host: &str, id: &str, addr: &str| json!({"driver": "vfio-pci", "host": host, "bus": "port1", "id": id, "addr": addr});
+
+        guest.device_add(lab.l1, json!({"driver": "vfio-pci", "host": "01:00", "bus": "port1", "id": "card"}))?;
+        guest.sh(lab.l1, &wait_for(&format!("[ -e {second}/enable ]")))?;
+        let register = guest.sh(
+            lab.l1,
+            &format!(
+                "echo 1 > {second}/enable; devmem $(sed -n '2s/ .*//p' {second}/resource) 32; echo 0 > {second}/enable"
+            ),
+        )?;
+        ensure!(register.trim() == "0x00005452", "the second function was not reset: {register}");
+        works(&mut guest, lab.l1)?;
+        guest.qmp(lab.l1, "device_del", json!({"id": "card.1"}))?;
+        for _ in 0..2 {
+            guest.event(lab.l1, "DEVICE_DELETED")?;
+        }
+        ensure!(found(&mut guest, lab.l1)? == "0", "something is left in the guest");
+
+        // One that waits for function 0: the guest does not see it, and it goes without being asked for.
+        guest.device_add(lab.l1, card("01:00.1", "second", "0.1"))?;
+        guest.sh(lab.l1, "echo 1 > /sys/bus/pci/rescan")?;
+        ensure!(found(&mut guest, lab.l1)? == "0", "the guest sees a function without function 0");
+        let taken =
+            guest.qmp_fails(lab.l1, "device_add", json!({"driver": "vfio-pci", "host": "01:00", "bus": "port1"}))?;
+        ensure!(taken.contains("no slot of bus port1 is free") && taken.contains("second"), "{taken}");
+        guest.device_del(lab.l1, "second")?;
+        let after = guest.resources(lab.l1)?;
+        ensure!(after["host-devices"] == before["host-devices"], "before: {before}, after: {after}");
+
+        guest.device_add(lab.l1, card("01:00.1", "second", "0.1"))?;
+        guest.device_add(lab.l1, card("01:00.0", "first", "0.0"))?;
+        guest.sh(lab.l1, &wait_for(&format!("[ -e {second}/enable ]")))?;
+        works(&mut guest, lab.l1)?;
+        let late = guest.qmp_fails(lab.l1, "device_add", card("01:00.1", "third", "0.2"))?;
+        ensure!(late.contains("function 0 already occupied by first"), "{late}");
+        guest.qmp(lab.l1, "device_del", json!({"id": "first"}))?;
+        for _ in 0..2 {
+            guest.event(lab.l1, "DEVICE_DELETED")?;
+        }
+        guest.power_off(lab.l1)?.success().map(drop)
+    })
+}
+
+fn wait_for(condition: &str) -> String {
+    format!("i=0; until {condition} || [ $i -ge 300 ]; do sleep 0.1; i=$((i+1)); done; {condition}")
 }
 
 /// What cannot be is refused, and nothing of it is left.
