@@ -28,8 +28,8 @@ impl Machine {
         let placed = self.places.plan_hot(args, &self.host, |bus| self.plugged.hotplug(bus));
         let mut done: Vec<Arc<str>> = Vec::new();
         let plugged = placed.and_then(|places| {
+            preflight::for_host_devices(&places, &self.vfio.spaces(), self.ram, &self.host)?;
             for mut place in places {
-                preflight::for_host_devices(place.of_type.name(), self.ram, &self.host)?;
                 self.plugged.plug_hot(&mut place)?;
                 done.push(place.id.clone());
                 self.watch(&place.id)?;

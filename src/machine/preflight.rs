@@ -10,9 +10,10 @@ use crate::boot::linux::LinuxImage;
 use crate::cpu::CpuPlan;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
-use crate::host::limits::memlock::{self, memlock_needed, plan_memlock};
+use crate::host::limits::memlock::{self, Needed, plan_needed};
 use crate::host::limits::memory::{PageKind, check_memory};
 use crate::kvm::Kvm;
+use crate::vfio::backend::Spaces;
 use crate::vfio::dma::first_reserved;
 use crate::vfio::front_end;
 use crate::vfio::space::Vfio;
@@ -58,7 +59,7 @@ pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
         HugePages::Transparent | HugePages::Off => PageKind::Normal,
     };
     check_memory(ram, pages, &host.free_memory())?;
-    places.iter().try_for_each(|place| for_host_devices(place.of_type.name(), ram, host))?;
+    for_host_devices(&places, &Spaces::default(), ram, host)?;
     let kvm = Kvm::open(host)?;
     let host_cpu = kvm.host_cpu()?;
     let phys_bits = u8::try_from(host_cpu.phys_bits()).unwrap_or(u8::MAX);
@@ -68,16 +69,25 @@ pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
     Ok(Plan { machine, image, kvm, cpus, phys_bits, taken, places, objects })
 }
 
-/// Raises the process's limits as far as a device of this type needs it.
+/// Raises the process's limits as far as these devices need it, where there are the address spaces `present`.
 ///
 /// # Errors
 /// [`Code::Memlock`] if the guest's memory may not be locked.
-pub fn for_host_devices(of_type: &str, ram: u64, host: &Host) -> Result<()> {
-    if of_type == front_end::NAME {
-        raise_descriptor_limit();
-        memlock::apply(plan_memlock(memlock_needed(ram, 1, 0), &host.lock_rights())?)?;
+pub fn for_host_devices(places: &[Place], present: &Spaces, ram: u64, host: &Host) -> Result<()> {
+    let mut wishes = places.iter().filter(|place| place.of_type.name() == front_end::NAME).peekable();
+    if wishes.peek().is_none() {
+        return Ok(());
     }
-    Ok(())
+    raise_descriptor_limit();
+    let has_iommufd = host.dev("iommu").exists();
+    let mut spaces = present.clone();
+    for place in wishes {
+        spaces.add(&front_end::wish_of(&place.args)?, has_iommufd);
+    }
+    // What containers have pinned is in the process's count; what iommufd has is in no count that can be read.
+    let new_containers = spaces.containers() - present.containers();
+    let needed = Needed { type1: ram.saturating_mul(new_containers), iommufd: ram.saturating_mul(spaces.ioas()) };
+    memlock::apply(plan_needed(needed, &host.lock_rights())?)
 }
 
 /// Every vector of a device's MSI-X is a descriptor, and another while the guest uses it: up to 4096 for one device, and

@@ -1,6 +1,7 @@
 //! By which of the kernel's two interfaces a device is opened: its own node, bound to an iommufd, or its group, in a
 //! container of type 1. Pure: what was asked for and what was found give the choice and its reason.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -79,6 +80,42 @@ impl Wish {
             Wish { iommu: IommuChoice::Type1, .. } => Some((Backend::Type1, "iommu=type1")),
             Wish { iommu: IommuChoice::Auto, .. } => None,
         }
+    }
+}
+
+/// The address spaces of a guest's devices. Each pins all of the guest's memory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Spaces {
+    containers: u64,
+    /// By their object; `None`: the IOAS of devices that name none.
+    ioas: BTreeSet<Option<Arc<str>>>,
+}
+
+impl Spaces {
+    /// Those that there are.
+    pub fn new(containers: u64, ioas: BTreeSet<Option<Arc<str>>>) -> Spaces {
+        Spaces { containers, ioas }
+    }
+
+    /// Counts the one in that a device will be in, as far as its properties tell. `has_iommufd`: whether the kernel has it.
+    /// A container is taken to do for all groups.
+    pub fn add(&mut self, wish: &Wish, has_iommufd: bool) {
+        let only_type1 = self.containers > 0 && self.ioas.is_empty();
+        match wish.only() {
+            Some((Backend::Iommufd, _)) => drop(self.ioas.insert(wish.object.clone())),
+            None if has_iommufd && !only_type1 => drop(self.ioas.insert(None)),
+            _ => self.containers = self.containers.max(1),
+        }
+    }
+
+    /// Containers.
+    pub fn containers(&self) -> u64 {
+        self.containers
+    }
+
+    /// Address spaces of iommufd.
+    pub fn ioas(&self) -> u64 {
+        self.ioas.len() as u64
     }
 }
 
@@ -206,6 +243,33 @@ mod tests {
                 (choice, _) => panic!("{wish:?} with {present:?}: {choice:?}"),
             }
         }
+    }
+
+    #[test]
+    fn address_spaces_are_those_that_the_devices_will_be_in() {
+        let wish = |text: &str| match text {
+            "auto" => Wish::default(),
+            "type1" => Wish { iommu: IommuChoice::Type1, ..Wish::default() },
+            "iommufd" => Wish { iommu: IommuChoice::Iommufd, ..Wish::default() },
+            "fd" => Wish { fd: Some(5), ..Wish::default() },
+            object => Wish { object: Some(object.into()), ..Wish::default() },
+        };
+        for (wishes, has_iommufd, expected) in [
+            (&["auto", "auto"][..], false, (1, 0)),
+            (&["auto", "auto", "iommufd", "fd"], true, (0, 1)),
+            (&["type1", "auto"], true, (1, 0)),
+            (&["auto", "type1"], true, (1, 1)),
+            (&["type1", "iommufd", "auto"], true, (1, 1)),
+            (&["i0", "i0", "i1"], true, (0, 2)),
+            (&["i0", "auto", "type1", "type1"], true, (1, 2)),
+        ] {
+            let mut spaces = Spaces::default();
+            wishes.iter().for_each(|text| spaces.add(&wish(text), has_iommufd));
+            assert_eq!((spaces.containers(), spaces.ioas()), expected, "{wishes:?}");
+        }
+        let mut two = Spaces::new(2, BTreeSet::new());
+        two.add(&wish("type1"), true);
+        assert_eq!((two.containers(), two.ioas()), (2, 0), "it joins one");
     }
 
     #[test]

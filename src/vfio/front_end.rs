@@ -10,7 +10,7 @@ use crate::bdf::{Bdf, DeviceAddr};
 use crate::device::{Cx, OnError, Plug, Policy};
 use crate::error::{Code, Error, Result};
 use crate::memory::{Backing, Memory};
-use crate::object::{Create, Id, Int, OnOffAuto, TypeInfo, props};
+use crate::object::{Args, Create, Id, Int, OnOffAuto, Props, TypeInfo, props};
 use crate::pci::vga::LEGACY;
 
 /// The name of the type.
@@ -152,6 +152,14 @@ fn wish(props: &VfioPciProps) -> Wish {
         fd: props.fd.map(object::number),
         token: props.vf_token,
     }
+}
+
+/// How the device of these properties is to be opened.
+///
+/// # Errors
+/// [`Code::BadProperty`].
+pub fn wish_of(args: &Args) -> Result<Wish> {
+    Ok(wish(&VfioPciProps::parse(&mut args.clone())?))
 }
 
 /// The device that either property names. A whole one stands for its function 0: `machine::functions` has made one line of

@@ -8,7 +8,6 @@
 //! Bus mastering is switched on only while all of the guest's RAM is mapped ([`super::dma::Gate`]): a guest's write of the
 //! bit waits for that.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -372,18 +371,6 @@ impl VfioPci {
             guest_error!(self.host.name(), "it is not reset and keeps the state of its last use: {why}");
         }
     }
-}
-
-/// The function that a path such as /sys/bus/pci/devices/0000:01:00.0 leads to (`sysfsdev=`).
-///
-/// # Errors
-/// [`Code::DeviceAbsent`] if the path leads nowhere or to something that is no PCI function.
-pub fn function_at(path: &Path) -> Result<Bdf> {
-    let absent =
-        |why: String| Error::new(Code::DeviceAbsent, format!("{} is no PCI device", path.display())).evidence(why);
-    let real = path.canonicalize().map_err(|error| absent(explain_io(&error)))?;
-    let name = real.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.parse().map_err(|_| absent(format!("it leads to {}", real.display())))
 }
 
 fn read_config(host: &dyn HostPci) -> Result<Vec<u8>> {

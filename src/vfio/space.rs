@@ -16,7 +16,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use vfio_ioctls::VfioError;
 
-use super::backend::{Backend, Choice, DeviceReport, Present, Wish, choose};
+use super::backend::{Backend, Choice, DeviceReport, Present, Spaces, Wish, choose};
 use super::container::Container;
 use super::device::{Handle, Seat, Target, VfioDevice, group_of};
 use super::dma::{DmaSpace, PeerToPeer, Pinning};
@@ -412,6 +412,17 @@ impl Vfio {
             Seat::Device(_) => None,
         });
         groups.map(|(id, fd)| Ok((id, fd.try_clone()?))).collect()
+    }
+
+    /// The address spaces that there are.
+    pub fn spaces(&self) -> Spaces {
+        let state = self.state.lock();
+        let ioas = state.domains.iter().filter_map(|domain| match &domain.space {
+            Space::Ioas(_, object) => Some(object.clone()),
+            Space::Container(_) => None,
+        });
+        let containers = state.domains.iter().filter(|domain| domain.backend() == Backend::Type1).count();
+        Spaces::new(containers as u64, ioas.collect())
     }
 
     /// How many devices are open.

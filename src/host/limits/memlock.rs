@@ -39,10 +39,20 @@ pub enum MemlockPlan {
     Raise(u64),
 }
 
-/// Bytes that are locked for a guest: its RAM once for each IOMMU address space (`spaces`) that maps all of it, and
-/// the `bars` that iommufd counts (0 with a container).
-pub fn memlock_needed(guest_ram: u64, spaces: u64, bars: u64) -> u64 {
-    guest_ram.saturating_mul(spaces).saturating_add(bars)
+/// Bytes that are to be locked, by who counts them. Each holds its own count against the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Needed {
+    /// By type 1, in the process's count.
+    pub type1: u64,
+    /// By iommufd, in the user's count.
+    pub iommufd: u64,
+}
+
+/// Whether both can be locked; as [`plan_memlock`].
+pub fn plan_needed(needed: Needed, rights: &LockRights) -> Result<MemlockPlan> {
+    let type1 = plan_memlock(needed.type1, rights)?;
+    let iommufd = plan_memlock(needed.iommufd, &LockRights { locked: 0, ..*rights })?;
+    Ok(if type1 == MemlockPlan::Enough { iommufd } else { type1 })
 }
 
 /// Whether `needed` bytes more can be locked; `Code::Memlock` names needed and actual.
@@ -148,10 +158,18 @@ mod tests {
     }
 
     #[test]
-    fn needed_counts_each_space() {
-        assert_eq!(memlock_needed(256 * MIB, 1, 0), 256 * MIB);
-        assert_eq!(memlock_needed(256 * MIB, 3, MIB), 769 * MIB);
-        assert_eq!(memlock_needed(u64::MAX, 2, 1), u64::MAX);
+    fn each_count_is_held_against_the_limit_by_itself() {
+        let rights = LockRights { locked: 2 * MIB, ..rights(8 * MIB, 16 * MIB) };
+        let plan = |type1, iommufd| {
+            let needed = Needed { type1: type1 * MIB, iommufd: iommufd * MIB };
+            plan_needed(needed, &rights).map_err(|error| error.code())
+        };
+        assert_eq!(plan(6, 8), Ok(MemlockPlan::Enough), "8 MiB each, and not 16");
+        assert_eq!(plan(7, 8), Ok(MemlockPlan::Raise(16 * MIB)));
+        assert_eq!(plan(0, 9), Ok(MemlockPlan::Raise(16 * MIB)));
+        assert_eq!(plan(15, 0), Err(Code::Memlock));
+        assert_eq!(plan(0, 16), Ok(MemlockPlan::Raise(16 * MIB)), "what is locked does not count here");
+        assert_eq!(plan(0, 17), Err(Code::Memlock));
     }
 
     #[test]

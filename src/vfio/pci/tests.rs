@@ -9,7 +9,7 @@ use super::super::irq::{self, Mode};
 use super::super::rom::RomSource;
 use super::super::seams::{IrqKind, RegionIndex, RegionInfo};
 use super::super::testing::{Failure, FakePci, sample};
-use super::{VfioPci, VfioPciOptions, function_at};
+use super::{VfioPci, VfioPciOptions};
 use crate::device::Device;
 use crate::error::{Code, Result};
 use crate::irq::testing::Recorder;
@@ -588,17 +588,6 @@ fn a_table_that_no_guest_can_reach_hides_msix() {
     assert!(s.device.core().msix().is_none());
     s.write(MSIX_CONTROL, MSIX_ON.into(), 2);
     assert_eq!(s.read(MSIX_CONTROL & !3) >> 16, 0);
-}
-
-#[test]
-fn paths_in_sysfs_name_functions() {
-    let dir = tempfile::tempdir().unwrap();
-    let real = dir.path().join("0000:01:00.0");
-    std::fs::create_dir(&real).unwrap();
-    std::os::unix::fs::symlink(&real, dir.path().join("nic")).unwrap();
-    assert_eq!(function_at(&dir.path().join("nic")).unwrap().to_string(), "0000:01:00.0");
-    assert_eq!(function_at(dir.path()).unwrap_err().code(), Code::DeviceAbsent);
-    assert_eq!(function_at(&dir.path().join("none")).unwrap_err().code(), Code::DeviceAbsent);
 }
 
 /// Every access that a guest can make, of any kind.
