@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 
@@ -10,7 +10,7 @@ use super::{Host, PciDevice, read};
 use crate::error::{Code, Error, explain_io};
 
 /// A process that has a node open.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Process {
     /// Its id.
     pub pid: u32,
@@ -41,27 +41,37 @@ impl Host {
     }
 
     pub(super) fn holders_of(&self, nodes: &[PathBuf]) -> Holders {
-        let mut holders = Holders::default();
-        let pids = read::names(self.proc("")).into_iter().filter_map(|name| name.parse::<u32>().ok());
+        let mut processes = Vec::new();
+        let hidden = self.each_process(|process, open| {
+            if open.iter().any(|target| nodes.contains(target)) {
+                processes.push(process.clone());
+            }
+        });
+        Holders { processes, hidden }
+    }
+
+    /// Shows `look` every process with what its descriptors are open on, in order of the ids; gives the number of those
+    /// that could not be looked into.
+    pub(super) fn each_process(&self, mut look: impl FnMut(&Process, Vec<PathBuf>)) -> usize {
+        let mut pids: Vec<u32> =
+            read::names(self.proc("")).into_iter().filter_map(|name| name.parse::<u32>().ok()).collect();
+        pids.sort_unstable();
+        let mut hidden = 0;
         for pid in pids {
             let folder = self.proc(pid.to_string());
-            match has_open(&folder.join("fd"), nodes) {
-                Ok(true) => {
+            match std::fs::read_dir(folder.join("fd")) {
+                Ok(entries) => {
                     let name = read::text(folder.join("comm")).unwrap_or_else(|| "?".to_owned());
-                    holders.processes.push(Process { pid, name });
+                    let open = entries.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+                    look(&Process { pid, name }, open.collect());
                 }
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => holders.hidden += 1,
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => hidden += 1,
                 // It has ended in the meantime, and holds nothing any more.
-                Ok(false) | Err(_) => {}
+                Err(_) => {}
             }
         }
-        holders
+        hidden
     }
-}
-
-fn has_open(folder: &Path, nodes: &[PathBuf]) -> io::Result<bool> {
-    let mut targets = std::fs::read_dir(folder)?.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
-    Ok(targets.any(|target| nodes.contains(&target)))
 }
 
 /// `Code::Busy`: someone else has the group. `error` is the kernel's answer, if it was asked.

@@ -92,7 +92,15 @@ impl TestTree {
 
     /// Writes an attribute of a PCI function.
     pub(crate) fn attribute(&self, address: &str, name: &str, text: &str) {
-        fs::write(self.pci_path(address).join(name), text).unwrap();
+        let file = self.pci_path(address).join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    }
+
+    /// Adds a character device below a PCI function, at `path` below the function's folder, with the node `name`.
+    pub(crate) fn node(&self, address: &str, path: &str, name: &str) {
+        self.attribute(address, &format!("{path}/dev"), "226:0\n");
+        self.attribute(address, &format!("{path}/uevent"), &format!("MAJOR=226\nMINOR=0\nDEVNAME={name}\n"));
     }
 
     /// Makes a driver's folder.

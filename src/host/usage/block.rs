@@ -17,19 +17,15 @@ const MAX_STACK: usize = 16;
 const MOUNT_TABLES: [&str; 2] = ["self/mountinfo", "1/mountinfo"];
 
 /// The uses of the block devices of a function.
-pub(super) fn uses(host: &Host, bdf: Bdf) -> Vec<Use> {
+pub(super) fn uses(host: &Host, tables: &Tables, bdf: Bdf) -> Vec<Use> {
     let own: Vec<String> = read::names(host.sys("class/block"))
         .into_iter()
         .filter(|name| owners(host, name).iter().any(|path| lies_below(path, bdf)))
         .collect();
-    if own.is_empty() {
-        return Vec::new();
-    }
-    let tables = Tables::read(host);
     let mut found = Vec::new();
     for device in &own {
         let mut stack = Vec::new();
-        climb(host, &tables, device, device, &mut stack, &mut found);
+        climb(host, tables, device, device, &mut stack, &mut found);
     }
     found
 }
@@ -87,7 +83,7 @@ fn label(host: &Host, name: &str) -> String {
 
 /// Who uses which block device, by the tables of procfs.
 #[derive(Debug, Default)]
-struct Tables {
+pub(super) struct Tables {
     /// Mount points by `major:minor`.
     by_number: BTreeMap<String, BTreeSet<String>>,
     /// Mount points by the kernel's name of the source: btrfs and others mount under a number of their own.
@@ -97,7 +93,7 @@ struct Tables {
 }
 
 impl Tables {
-    fn read(host: &Host) -> Tables {
+    pub(super) fn read(host: &Host) -> Tables {
         let mut tables = Tables::default();
         let btrfs = btrfs_sets(host);
         for table in MOUNT_TABLES {

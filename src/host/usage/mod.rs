@@ -2,8 +2,9 @@
 //!
 //! Everything is read from the trees alone. A block device or network interface belongs to every PCI function above
 //! it in sysfs, so a disk behind a host adapter, a USB stick behind a controller, and all that lies behind a bridge
-//! are found by the same rule. What user space keeps to itself is not seen: members of a ZFS pool, programs that
-//! have a disk open directly.
+//! are found by the same rule. Of programs, those are seen that have a node of the function open; without root, only
+//! the caller's own. What user space keeps to itself is not seen: members of a ZFS pool, programs that have a disk open
+//! directly.
 
 use std::fmt;
 use std::path::{Component, Path};
@@ -11,10 +12,17 @@ use std::path::{Component, Path};
 use serde::Serialize;
 
 use super::Host;
+use super::busy::Process;
 use crate::bdf::Bdf;
 
 mod block;
 mod net;
+mod nodes;
+
+/// How many processes a use names; the others are counted.
+const MAX_NAMED: usize = 2;
+/// Sound cards let go of their nodes by themselves, and a sound server has all of them open all the time.
+const SOUND_NODES: &str = "snd/";
 
 /// One use of a PCI function by the host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -55,12 +63,31 @@ pub enum Use {
         /// The interface of the function.
         interface: String,
     },
+    /// A display shows a picture.
+    Display {
+        /// The card: `card0`.
+        card: String,
+        /// Its connector: `DP-1`.
+        connector: String,
+    },
+    /// Processes have a node of the function open.
+    Opened {
+        /// The node below /dev: `dri/card0`.
+        node: String,
+        /// Who.
+        processes: Vec<Process>,
+    },
 }
 
 impl Use {
     /// Whether the host would lose something that it needs: such a device is only taken by force.
     pub fn is_vital(&self) -> bool {
-        !matches!(self, Use::InterfaceUp { .. })
+        match self {
+            // `bind` takes the consoles off a display, and a picture that nobody else draws is the console's.
+            Use::InterfaceUp { .. } | Use::Display { .. } => false,
+            Use::Opened { node, .. } => !node.starts_with(SOUND_NODES),
+            _ => true,
+        }
     }
 }
 
@@ -74,6 +101,16 @@ impl fmt::Display for Use {
                 write!(f, "{interface}{} has the default route", Through(through))
             }
             Use::InterfaceUp { interface } => write!(f, "{interface} is up and has an address"),
+            Use::Display { card, connector } => write!(f, "{card} shows a picture on {connector}"),
+            Use::Opened { node, processes } => {
+                let named = processes.iter().take(MAX_NAMED);
+                let named: Vec<String> = named.map(|it| format!("{} (process {})", it.name, it.pid)).collect();
+                write!(f, "{node} is open in {}", named.join(", "))?;
+                match processes.len().saturating_sub(MAX_NAMED) {
+                    0 => Ok(()),
+                    more => write!(f, " and {more} more"),
+                }
+            }
         }
     }
 }
@@ -86,14 +123,53 @@ impl fmt::Display for Through<'_> {
     }
 }
 
-impl Host {
+/// The host's tables of mounts, routes and open nodes, read once for questions about many functions.
+#[derive(Debug)]
+pub struct Uses<'a> {
+    host: &'a Host,
+    block: block::Tables,
+    routes: net::Routes,
+    open: nodes::OpenNodes,
+}
+
+impl Uses<'_> {
     /// What the host uses a function for, and what lies behind it if it is a bridge; sorted, each use once.
-    pub fn uses(&self, bdf: Bdf) -> Vec<Use> {
-        let mut uses = block::uses(self, bdf);
-        uses.extend(net::uses(self, bdf));
+    pub fn of(&self, bdf: Bdf) -> Vec<Use> {
+        let mut uses = block::uses(self.host, &self.block, bdf);
+        uses.extend(net::uses(self.host, &self.routes, bdf));
+        if let Ok(device) = self.host.device(bdf) {
+            uses.extend(nodes::uses(self.host, &self.open, &device));
+        }
         uses.sort();
         uses.dedup();
         uses
+    }
+
+    /// Who has a node open.
+    pub fn holders(&self, node: &Path) -> &[Process] {
+        self.open.holders(self.host, node)
+    }
+
+    /// How many processes could not be looked into: without root, those of other users.
+    pub fn hidden_processes(&self) -> usize {
+        self.open.hidden(self.host)
+    }
+}
+
+impl Host {
+    /// Reads what tells the uses of all functions.
+    pub fn read_uses(&self) -> Uses<'_> {
+        Uses {
+            host: self,
+            block: block::Tables::read(self),
+            routes: net::Routes::read(self),
+            open: nodes::OpenNodes::default(),
+        }
+    }
+
+    /// What the host uses a function for, and what lies behind it if it is a bridge; sorted, each use once.
+    pub fn uses(&self, bdf: Bdf) -> Vec<Use> {
+        self.read_uses().of(bdf)
     }
 }
 

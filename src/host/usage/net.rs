@@ -20,12 +20,11 @@ const SCOPE_GLOBAL: &str = "00";
 const MAX_STACK: usize = 8;
 
 /// The uses of the network interfaces of a function.
-pub(super) fn uses(host: &Host, bdf: Bdf) -> Vec<Use> {
+pub(super) fn uses(host: &Host, routes: &Routes, bdf: Bdf) -> Vec<Use> {
     let own = read::names(host.sys("class/net"))
         .into_iter()
         .filter(|name| read::real(host.sys("class/net").join(name)).is_some_and(|path| lies_below(&path, bdf)));
-    let routes = Routes::read(host);
-    own.filter_map(|interface| use_of(host, &routes, interface)).collect()
+    own.filter_map(|interface| use_of(host, routes, interface)).collect()
 }
 
 fn use_of(host: &Host, routes: &Routes, interface: String) -> Option<Use> {
@@ -62,7 +61,7 @@ fn stacks(host: &Host, interface: &str) -> Vec<Vec<String>> {
 
 /// Which interfaces have routes and addresses.
 #[derive(Debug, Default)]
-struct Routes {
+pub(super) struct Routes {
     /// Those that a default route leaves by.
     default: BTreeSet<String>,
     /// Those with an address: any IPv4 route shows one, link-local IPv6 addresses do not count.
@@ -70,7 +69,7 @@ struct Routes {
 }
 
 impl Routes {
-    fn read(host: &Host) -> Routes {
+    pub(super) fn read(host: &Host) -> Routes {
         let mut routes = Routes::default();
         for line in read::lines(host.proc("net/route")).iter().skip(1) {
             if let Some((interface, default)) = ipv4(line) {
