@@ -36,7 +36,7 @@ pub struct ParseBdfError {
 
 impl From<ParseBdfError> for Error {
     fn from(error: ParseBdfError) -> Error {
-        Error::new(Code::Usage, error.to_string()).fix("`lspci -D` lists the addresses of this host's devices")
+        Error::new(Code::Usage, error.to_string()).fix("`passthru devices` lists the addresses of this host's devices")
     }
 }
 
@@ -118,6 +118,24 @@ fn parse(text: &str) -> Option<Bdf> {
 fn hex(text: &str, digits: usize) -> Option<u32> {
     let plain = (1..=digits).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     plain.then(|| u32::from_str_radix(text, 16).ok()).flatten()
+}
+
+impl Bdf {
+    /// The address without domain 0000, as `lspci` prints it: for people, where room is scarce.
+    pub fn short(self) -> ShortBdf {
+        ShortBdf(self)
+    }
+}
+
+/// An address that is written without domain 0000: `01:00.0`.
+#[derive(Debug, Clone, Copy)]
+pub struct ShortBdf(Bdf);
+
+impl fmt::Display for ShortBdf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let full = self.0.to_string();
+        f.pad(full.strip_prefix("0000:").unwrap_or(&full))
+    }
 }
 
 impl fmt::Display for Bdf {

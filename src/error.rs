@@ -80,8 +80,8 @@ codes! {
          (VFIO_SET_IOMMU fails with EPERM). Switch interrupt remapping or x2APIC on in the firmware setup. Where the \
          hardware has none and every guest is trusted: `vfio_iommu_type1.allow_unsafe_interrupts=1`.";
     DeviceAbsent = 4, Device, "there is no such device",
-        "No PCI device answers at this address. Addresses are written as `lspci -D` prints them, the domain may be \
-         left out (01:00.0). They can change when cards are moved or firmware settings change.";
+        "No PCI device answers at this address. `passthru devices` lists them; the domain may be left out \
+         (01:00.0). They can change when cards are moved or firmware settings change.";
     DeviceNotBound = 5, Device, "the device is still on its host driver",
         "A device must be bound to vfio-pci before a guest can own it. `passthru bind ADDRESS` does it and remembers \
          the former driver, `passthru release ADDRESS` gives it back.";
@@ -106,8 +106,9 @@ codes! {
         "The BARs of all devices must fit in the guest's PCI windows. The list says who holds what. Remove a device, \
          or use a host whose CPU has more physical address bits.";
     InUse = 13, Device, "the host itself uses the device",
-        "Taking this device away would pull a mounted file system, swap space or the way to the network from under \
-         the host. Stop that use first. `--force` takes the device all the same.";
+        "Taking this device away would pull a mounted file system, swap space, the way to the network or the screen from \
+         under the host, or a device node from under a program that has it open. Stop that use first. `--force` takes the \
+         device all the same.";
     Usage = 14, Usage, "the command line is not understood",
         "`passthru --help`, `passthru run --help`, `--device help` and `--device TYPE,help` list what there is.";
     UnknownType = 15, Usage, "there is no such type",

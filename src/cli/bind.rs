@@ -13,10 +13,10 @@ use crate::object::{PropValue, Size};
 /// Take devices from their host drivers, so that guests can own them
 ///
 /// The former drivers are remembered: `passthru release` gives the devices back to them. A device that the host itself
-/// uses (a mounted file system, swap space, the way to the network) is refused.
+/// uses (a mounted file system, swap space, the way to the network, a program that has its node open) is refused.
 #[derive(Debug, Args)]
 pub(super) struct BindArgs {
-    /// Addresses of the devices as `lspci -D` prints them, such as 0000:01:00.0 or 01:00.0; 01:00 means all functions of a
+    /// Addresses of the devices, as `passthru devices` prints them: 01:00.0 or 0000:01:00.0; 01:00 means all functions of a
     /// device
     #[arg(value_name = "BDF", required = true)]
     devices: Vec<DeviceAddr>,

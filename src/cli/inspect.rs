@@ -5,6 +5,7 @@ use std::fmt::Write;
 use clap::Args;
 
 use super::output;
+use super::sysroot::Sysroot;
 use crate::bdf::DeviceAddr;
 use crate::error::Result;
 use crate::host::Host;
@@ -16,16 +17,19 @@ use crate::host::pci::{Resource, ResourceKind};
 /// Nothing is opened and nothing is changed. Without root the interrupts are not shown.
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
-    /// Addresses of the devices as `lspci -D` prints them, such as 0000:01:00.0 or 01:00.0; 01:00 means all functions of a
+    /// Addresses of the devices, as `passthru devices` prints them: 01:00.0 or 0000:01:00.0; 01:00 means all functions of a
     /// device
     #[arg(value_name = "BDF", required = true)]
     devices: Vec<DeviceAddr>,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sysroot: Sysroot,
 }
 
 pub(super) fn execute(args: &InspectArgs, host: &Host) -> Result<()> {
+    let host = args.sysroot.host(host);
     let devices = output::functions(&args.devices, |addr| host.functions(addr))?;
     output::each(&devices, args.json, |&device| host.inspect(device), text)
 }

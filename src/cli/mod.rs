@@ -3,6 +3,7 @@
 
 mod argv;
 mod bind;
+mod devices;
 mod explain;
 mod inspect;
 mod output;
@@ -12,6 +13,8 @@ pub mod reference;
 mod release;
 mod rom;
 pub mod run;
+mod style;
+mod sysroot;
 mod vm_file;
 
 use std::ffi::OsString;
@@ -43,6 +46,7 @@ enum Command {
     Release(release::ReleaseArgs),
     Recover(recover::RecoverArgs),
     Rom(rom::RomArgs),
+    Devices(devices::DevicesArgs),
     Inspect(inspect::InspectArgs),
     Explain(explain::ExplainArgs),
 }
@@ -77,10 +81,13 @@ fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<()> {
         Command::Release(args) => release::execute(&args, platform.host()),
         Command::Recover(args) => recover::execute(&args, platform.host()),
         Command::Rom(args) => rom::execute(&args, platform.host()),
+        Command::Devices(args) => devices::execute(&args, platform.host()),
         Command::Inspect(args) => inspect::execute(&args, platform.host()),
         Command::Explain(args) => explain::execute(&args),
     }
 }
 
+#[cfg(test)]
+mod golden;
 #[cfg(test)]
 mod tests;

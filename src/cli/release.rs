@@ -11,7 +11,7 @@ use crate::host::{self, Host};
 /// Give devices back to the drivers that they had before
 #[derive(Debug, Args)]
 pub(super) struct ReleaseArgs {
-    /// Addresses of the devices as `lspci -D` prints them, such as 0000:01:00.0 or 01:00.0; 01:00 means all functions of a
+    /// Addresses of the devices, as `passthru devices` prints them: 01:00.0 or 0000:01:00.0; 01:00 means all functions of a
     /// device
     #[arg(value_name = "BDF", required = true)]
     devices: Vec<DeviceAddr>,

@@ -63,6 +63,34 @@ impl Effects for RealEffects {
     }
 }
 
+/// Changes nothing: for a copy of another machine's trees.
+#[derive(Debug)]
+pub struct NoEffects;
+
+impl NoEffects {
+    fn refuse<T>() -> io::Result<T> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+}
+
+impl Effects for NoEffects {
+    fn write(&self, _: &Path, _: &str) -> io::Result<()> {
+        Self::refuse()
+    }
+
+    fn load_module(&self, _: &str) -> io::Result<()> {
+        Self::refuse()
+    }
+
+    fn vf_state(&self, _: &Path, _: u32) -> io::Result<VfState> {
+        Self::refuse()
+    }
+
+    fn set_vf(&self, _: &Path, _: u32, _: VfAttribute) -> io::Result<()> {
+        Self::refuse()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,6 +16,7 @@
 //! | [`acs`] | the kernel option that makes groups look smaller than they are |
 //! | [`reset`], [`quarantine`] | which reset a function gets and whom else it hits; devices that did not come back from one |
 //! | [`mod@inspect`] | all facts about one function together |
+//! | [`survey`] | all functions by their groups, and what can be done with each group |
 //! | [`setting`] | what else `bind` changes: virtual functions, the size of BARs, the boot console |
 //! | [`journal`], [`effects`] | what was there before a change, kept across a crash; the one place that changes the host |
 
@@ -40,6 +41,7 @@ mod record;
 pub mod release;
 pub mod reset;
 pub mod setting;
+pub mod survey;
 pub mod usage;
 pub mod viable;
 pub mod wake;
@@ -53,7 +55,7 @@ pub use pci::PciDevice;
 pub use release::{recover, release};
 pub use usage::Use;
 
-use effects::{Effects, RealEffects};
+use effects::{Effects, NoEffects, RealEffects};
 
 /// The trees of one host and the way to change them. Cloning is cheap; every question is answered anew from the trees.
 #[derive(Debug, Clone)]
@@ -89,6 +91,11 @@ impl Host {
             etc: root.join("etc/passthru"),
             effects,
         }
+    }
+
+    /// A copy of a host's trees below `root`, which can be looked at and not changed.
+    pub fn copied_to(root: &Path) -> Host {
+        Host::at(root, Arc::new(NoEffects))
     }
 
     /// A path below `/sys`.

@@ -64,6 +64,10 @@ pub struct PciDevice {
     pub physfn: Option<Bdf>,
     /// Enabled virtual functions of a physical function.
     pub virtual_functions: u16,
+    /// How many virtual functions a physical function can have.
+    pub max_virtual_functions: u16,
+    /// Whether the firmware draws on it: the display that the host booted on.
+    pub boot_display: bool,
 }
 
 /// One BAR or the expansion ROM.
@@ -109,6 +113,14 @@ impl PciDevice {
         let vendor = self.vendor_name.unwrap_or("unknown vendor");
         let device = self.device_name.or(self.class_name).unwrap_or("device");
         format!("{vendor} {device} [{:04x}:{:04x}]", self.vendor, self.device)
+    }
+
+    /// The name that is short enough for a list: without the vendor's legal form and the IDs.
+    pub fn short_name(&self) -> String {
+        let vendor =
+            self.vendor_name.map_or_else(|| format!("{:04x}", self.vendor), |name| short_vendor(name).to_owned());
+        let device = self.device_name.map_or_else(|| format!("{:04x}", self.device), str::to_owned);
+        format!("{vendor} {device}")
     }
 
     /// The driver's name, or `no driver`.
@@ -200,6 +212,8 @@ impl Host {
             enabled: read::number::<u32>(at.join("enable")).is_some_and(|count| count > 0),
             physfn: read::link_name(at.join("physfn")).and_then(|name| name.parse().ok()),
             virtual_functions: read::number(at.join("sriov_numvfs")).unwrap_or(0),
+            max_virtual_functions: read::number(at.join("sriov_totalvfs")).unwrap_or(0),
+            boot_display: read::number::<u8>(at.join("boot_vga")) == Some(1),
         })
     }
 
@@ -214,7 +228,7 @@ impl Host {
     fn absent(&self, bdf: Bdf) -> Error {
         let error = Error::new(Code::DeviceAbsent, format!("there is no PCI device at {bdf}"))
             .evidence(format!("{} does not exist", self.device_path(bdf).display()))
-            .fix("`lspci -D` lists the addresses there are");
+            .fix("`passthru devices` lists what there is");
         similar(bdf, &self.devices())
             .iter()
             .fold(error, |error, other| error.evidence(format!("there is {} {}", other.bdf, other.name())))
@@ -226,6 +240,22 @@ fn similar(bdf: Bdf, devices: &[PciDevice]) -> Vec<&PciDevice> {
     let parts = |bdf: Bdf| [bdf.domain, bdf.bus.into(), bdf.device.into(), bdf.function.into()];
     let differ = |other: Bdf| parts(bdf).iter().zip(parts(other)).filter(|(a, b)| **a != *b).count();
     devices.iter().filter(|device| differ(device.bdf) == 1 && !device.bridge).take(MAX_SIMILAR).collect()
+}
+
+/// `Advanced Micro Devices, Inc. [AMD/ATI]` -> `AMD/ATI`, `Intel Corporation` -> `Intel`.
+fn short_vendor(name: &str) -> &str {
+    const FORMS: [&str; 10] =
+        ["Corporation", "Corp.", "Co.,", "Co.", "Co", "Inc.", "Inc", "Ltd.", "Ltd", "Technologies"];
+    if let Some((_, short)) = name.strip_suffix(']').and_then(|name| name.rsplit_once('[')) {
+        return short;
+    }
+    let mut rest = name;
+    while let Some((front, last)) = rest.rsplit_once(' ')
+        && FORMS.contains(&last)
+    {
+        rest = front.trim_end_matches(',');
+    }
+    rest
 }
 
 fn class_name(class: u32) -> Option<&'static str> {
@@ -313,7 +343,22 @@ mod tests {
         assert!(error.evidence_lines()[0].ends_with("sys/bus/pci/devices/0000:01:00.0 does not exist"));
         assert!(error.evidence_lines()[1].starts_with("there is 0000:02:00.0 Intel"), "{error}");
         assert_eq!(error.evidence_lines().len(), 2);
-        assert!(error.fix_text().unwrap().contains("lspci -D"));
+        assert!(error.fix_text().unwrap().contains("passthru devices"));
+    }
+
+    #[test]
+    fn vendors_have_short_names() {
+        let table = [
+            ("Intel Corporation", "Intel"),
+            ("Advanced Micro Devices, Inc. [AMD/ATI]", "AMD/ATI"),
+            ("Realtek Semiconductor Co., Ltd.", "Realtek Semiconductor"),
+            ("Samsung Electronics Co Ltd", "Samsung Electronics"),
+            ("Red Hat, Inc.", "Red Hat"),
+            ("Inc.", "Inc."),
+        ];
+        for (name, short) in table {
+            assert_eq!(short_vendor(name), short);
+        }
     }
 
     #[test]

@@ -178,7 +178,7 @@ fn address(host: Option<DeviceAddr>, sysfsdev: Option<&Path>) -> Result<Bdf> {
             })
         }
         (None, None) => Err(Error::new(Code::BadProperty, "vfio-pci needs a device of the host")
-            .fix("name it with host=01:00.0; `lspci -D` lists the addresses")),
+            .fix("name it with host=01:00.0; `passthru devices` lists the addresses")),
         (Some(_), Some(_)) => {
             Err(Error::new(Code::BadProperty, "host= and sysfsdev= both name the device").fix("leave one of them out"))
         }

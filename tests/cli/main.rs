@@ -20,6 +20,7 @@ const CASES: &[(&str, &[&str])] = &[
     ("recover-help", &["recover", "--help"]),
     ("rom-help", &["rom", "--help"]),
     ("rom-inspect-help", &["rom", "inspect", "--help"]),
+    ("devices-help", &["devices", "--help"]),
     ("inspect-help", &["inspect", "--help"]),
     ("explain-help", &["explain", "--help"]),
     ("run-memory-help", &["run", "-m", "help"]),
@@ -65,6 +66,8 @@ const CASES: &[(&str, &[&str])] = &[
     ("rom-inspect-absent", &["rom", "inspect", "/nonexistent"]),
     ("rom-inspect-none", &["rom", "inspect", "/dev/null"]),
     ("inspect-absent", &["inspect", "ffff:ff:1f.7"]),
+    ("devices-of-nothing", &["devices", "--sysroot", "/nonexistent"]),
+    ("devices-of-nothing-json", &["devices", "--json", "--sysroot", "/nonexistent"]),
     ("inspect-nothing", &["inspect"]),
     ("recover-stray-word", &["recover", "01:00.0"]),
     // Options of QEMU that contradict what passthru is.

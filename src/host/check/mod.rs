@@ -393,7 +393,7 @@ mod tests {
             (bound, AttachIoas, libc::EADDRINUSE, Code::ReservedIova, "less memory"),
             (bound, AttachIoas, libc::ENOMEM, Code::DeviceFailed, "VFIO_DEVICE_ATTACH_IOMMUFD_PT"),
             (bound, GetDevice, libc::EIO, Code::DeviceFailed, "VFIO_GROUP_GET_DEVICE_FD: I/O error (EIO)"),
-            (TestTree::new, OpenGroup, libc::ENOENT, Code::DeviceAbsent, "lspci -D"),
+            (TestTree::new, OpenGroup, libc::ENOENT, Code::DeviceAbsent, "passthru devices"),
         ];
         for (make, step, number, code, words) in table {
             let error = make().host().vfio_error(bdf(NIC), *step, &errno(*number));

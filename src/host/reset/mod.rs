@@ -199,7 +199,12 @@ pub struct ResetPlan {
 impl Host {
     /// The plan for a function as sysfs shows it: ours is what is on vfio-pci.
     pub fn reset_plan(&self, device: &PciDevice) -> ResetPlan {
-        let facts = self.reset_facts(device);
+        self.reset_plan_among(device, &self.devices())
+    }
+
+    /// The same, where `all` functions of the host have been read already.
+    pub fn reset_plan_among(&self, device: &PciDevice, all: &[PciDevice]) -> ResetPlan {
+        let facts = self.reset_facts(device, all);
         ResetPlan { verdict: plan(device.bdf, &facts), facts }
     }
 
@@ -213,7 +218,7 @@ impl Host {
         methods.iter().any(|method| !method.needs_the_bus_alone()) || (!methods.is_empty() && neighbours().count() == 1)
     }
 
-    fn reset_facts(&self, device: &PciDevice) -> ResetFacts {
+    fn reset_facts(&self, device: &PciDevice, all: &[PciDevice]) -> ResetFacts {
         let at = self.device_path(device.bdf);
         // Where there is no method there is neither attribute; before Linux 5.15 there is `reset` alone.
         let methods = match (at.join("reset_method").exists(), at.join("reset").exists()) {
@@ -233,18 +238,18 @@ impl Host {
         let bridge = self.bridge_above(device.bdf).filter(|_| bus_reset);
         let Some((_, folder)) = bridge else { return ResetFacts { methods, distrusted, ..ResetFacts::default() } };
         let scope = if self.in_hotplug_slot(device.bdf) { Scope::Slot } else { Scope::Bus };
-        let hit = |other: &PciDevice| {
+        let hit = |other: &&PciDevice| {
             let below =
                 read::real(self.device_path(other.bdf)).is_some_and(|path| path != folder && path.starts_with(&folder));
             let same_slot = (other.bdf.bus, other.bdf.device) == (device.bdf.bus, device.bdf.device);
             // What is behind a bridge in the slot has another bus number, and is reset with it.
             below && (scope == Scope::Bus || same_slot || other.bdf.bus != device.bdf.bus)
         };
-        let affected = self.devices().into_iter().filter(hit).map(|other| Affected {
+        let affected = all.iter().filter(hit).map(|other| Affected {
             bdf: other.bdf,
             // VFIO also refuses where a bridge is among them, which never is on vfio-pci.
             owned: other.on_vfio(),
-            driver: other.driver,
+            driver: other.driver.clone(),
         });
         ResetFacts { methods, distrusted, scope: Some(scope), affected: affected.collect() }
     }

@@ -1,0 +1,36 @@
+//! `passthru devices`: what the host has, and what of it a guest can have.
+
+mod fold;
+mod text;
+
+use clap::Args;
+
+pub(in crate::cli) use text::survey as text;
+
+use super::output;
+use super::style::Style;
+use super::sysroot::Sysroot;
+use crate::error::Result;
+use crate::host::Host;
+
+/// Show the devices of this host by IOMMU groups, what each is used for, and whether a guest can have it
+///
+/// A group goes to one guest or stays with the host. Its line says: ready (a guest can have it now), bind (it can after
+/// that command), in use (something uses it now: what), host (bridges and parts of the board, which stay with the host),
+/// cannot (why).
+///
+/// Nothing is opened and nothing is changed. Without root it is not known what other users' programs have open.
+#[derive(Debug, Args)]
+pub(super) struct DevicesArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    sysroot: Sysroot,
+}
+
+pub(super) fn execute(args: &DevicesArgs, host: &Host) -> Result<()> {
+    let host = args.sysroot.host(host);
+    let survey = host.survey();
+    if args.json { output::print_json(&survey) } else { output::print(&text(&survey, Style::of_stdout())) }
+}

@@ -1,0 +1,38 @@
+//! What the commands that show a host say of whole made-up hosts, compared with the files of tests/cli/hosts;
+//! `UPDATE_GOLDEN=1 cargo test --lib cli::golden` writes them.
+
+use std::fs;
+use std::path::Path;
+
+use super::devices;
+use super::style::Style;
+use crate::host::testtree::TestTree;
+use crate::host::testtree::hosts;
+
+/// Compares `seen` with the file of a host, or writes it.
+fn compare(name: &str, kind: &str, tree: &TestTree, seen: &str) -> String {
+    let seen = seen.replace(&tree.host().sys("").parent().unwrap().display().to_string(), "");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/hosts").join(format!("{name}.{kind}"));
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&file, seen).unwrap();
+        return String::new();
+    }
+    let golden = fs::read_to_string(&file).unwrap_or_default();
+    if golden == seen { String::new() } else { format!("{}: it says now\n{seen}\n", file.display()) }
+}
+
+fn check(kind: &str, render: impl Fn(&TestTree) -> String) {
+    let failures: String = hosts::ALL
+        .iter()
+        .map(|(name, make)| {
+            let tree = make();
+            compare(name, kind, &tree, &render(&tree))
+        })
+        .collect();
+    assert!(failures.is_empty(), "{failures}");
+}
+
+#[test]
+fn devices_of_every_host() {
+    check("devices.txt", |tree| devices::text(&tree.host().survey(), Style::of_width(100)));
+}
