@@ -3,6 +3,7 @@
 
 mod argv;
 mod bind;
+mod convert;
 mod devices;
 mod explain;
 mod inspect;
@@ -48,6 +49,7 @@ enum Command {
     Rom(rom::RomArgs),
     Devices(devices::DevicesArgs),
     Inspect(inspect::InspectArgs),
+    Convert(convert::ConvertArgs),
     Explain(explain::ExplainArgs),
 }
 
@@ -83,6 +85,7 @@ fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<()> {
         Command::Rom(args) => rom::execute(&args, platform.host()),
         Command::Devices(args) => devices::execute(&args, platform.host()),
         Command::Inspect(args) => inspect::execute(&args, platform.host()),
+        Command::Convert(args) => convert::execute(&args, &syntax, platform),
         Command::Explain(args) => explain::execute(&args),
     }
 }

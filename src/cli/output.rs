@@ -18,6 +18,12 @@ pub(super) fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Writes a remark to standard error.
+pub(super) fn note(text: &str) {
+    // As with `report`.
+    let _ = writeln!(io::stderr().lock(), "passthru: {text}");
+}
+
 /// Writes `error` to standard error.
 pub(super) fn report(error: &Error) {
     // Nobody is left to tell if standard error itself cannot be written.

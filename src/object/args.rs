@@ -79,6 +79,11 @@ impl Args {
         self.entries.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
+    /// Every key with its value, in the user's order, without taking them.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.entries.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
     /// Takes the value of `key`: the last one if the user gave it several times, as in QEMU.
     pub fn take(&mut self, key: &'static str) -> Option<String> {
         self.known.push(key);

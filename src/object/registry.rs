@@ -147,7 +147,7 @@ impl<O, C> Registry<O, C> {
     }
 }
 
-/// What the command line needs of a registry: its help.
+/// What the command line needs of a registry: its help, and whether an option can be right.
 pub trait Catalogue {
     /// The key that names the type.
     fn key(&self) -> &'static str;
@@ -157,6 +157,12 @@ pub trait Catalogue {
 
     /// The properties of the type called `name`.
     fn help_for(&self, name: &str) -> Result<String>;
+
+    /// The names of all properties of the type called `name`.
+    fn properties(&self, name: &str) -> Option<Vec<&'static str>>;
+
+    /// Whether one can be made of `args` as far as they alone can say.
+    fn check(&self, args: &Args) -> Result<()>;
 }
 
 impl<O, C> Catalogue for Registry<O, C> {
@@ -186,6 +192,22 @@ impl<O, C> Catalogue for Registry<O, C> {
     fn help_for(&self, name: &str) -> Result<String> {
         let of_type = self.find(name)?;
         Ok(options_help(&format!("{name} options"), &[of_type.props, self.common]))
+    }
+
+    fn properties(&self, name: &str) -> Option<Vec<&'static str>> {
+        let of_type = self.find(name).ok()?;
+        Some(of_type.props.iter().chain(self.common).map(|prop| prop.name).collect())
+    }
+
+    fn check(&self, args: &Args) -> Result<()> {
+        let mut args = args.clone();
+        let of_type = self.take_type(&mut args)?;
+        for prop in self.common {
+            if let Some(text) = args.take(prop.name) {
+                (prop.check)(&text).map_err(|invalid| args.bad_value(prop.name, &text, invalid))?;
+            }
+        }
+        of_type.check(&args)
     }
 }
 

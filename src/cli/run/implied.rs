@@ -25,6 +25,11 @@ const ROWS: &[Row] = &[
     Row { name: "vga", value: Some("none"), fact: "Guests have no emulated graphics card" },
 ];
 
+/// Whether the option called `long` is one of them.
+pub(super) fn has(long: &str) -> bool {
+    ROWS.iter().any(|row| row.name == long)
+}
+
 /// Takes part in the parsing of a command line and keeps nothing.
 #[derive(Debug)]
 pub(super) struct Implied;

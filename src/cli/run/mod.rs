@@ -2,9 +2,10 @@
 
 mod implied;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::ArgAction;
+use clap::{ArgAction, Args as _, Command, FromArgMatches};
 
 use super::{Platform, output};
 use crate::error::{Code, Error, Result};
@@ -91,6 +92,22 @@ pub(super) fn execute(args: RunArgs, platform: &dyn Platform) -> Result<()> {
         return output::print(&help);
     }
     platform.run(given.options(args)?)
+}
+
+/// Whether `word`, an option with its value, is one that a guest can be started with, as far as the host does not matter.
+pub(super) fn check(word: OsString, platform: &dyn Platform) -> Result<()> {
+    let is_kernel = word.as_encoded_bytes().starts_with(b"--kernel");
+    let kernel = if is_kernel { None } else { Some("--kernel=x".into()) };
+    let argv = std::iter::once("run".into()).chain(kernel).chain([word]);
+    let matches = RunArgs::augment_args(Command::new("run")).try_get_matches_from(argv);
+    let args = matches.and_then(|matches| RunArgs::from_arg_matches(&matches));
+    let args = args.map_err(|error| output::usage_error(&error, "passthru run"))?;
+    Given::read(&args, platform)?.options(args).map(drop)
+}
+
+/// Whether passthru does by itself what the option called `long` says.
+pub(super) fn is_implied(long: &str) -> bool {
+    implied::has(long)
 }
 
 /// The options that have properties of their own, split into these.

@@ -14,7 +14,7 @@ use clap::{ArgAction, ArgMatches, Command};
 
 use crate::error::{Code, Error, Result, explain_io};
 use crate::host::Host;
-use words::Word;
+pub(super) use words::Word;
 
 /// The positional argument of `run` that names a file.
 const NAME: &str = "vm";
@@ -63,7 +63,7 @@ fn text(file: &Path, host: &Host) -> Result<String> {
     let unreadable = |why: String| {
         let there = names(host);
         let fix = match there.len() {
-            0 => "write one: docs/vm-files.md has examples".to_owned(),
+            0 => "write one, or make one of a QEMU command line or a libvirt domain with `passthru convert`".to_owned(),
             _ => format!("the files that are there: {}", Vec::from_iter(there).join(", ")),
         };
         Error::new(Code::VmFile, "the VM file cannot be read").evidence(format!("{}: {why}", file.display())).fix(fix)

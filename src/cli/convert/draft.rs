@@ -1,0 +1,162 @@
+//! The VM file in the making: options that passthru takes, and the list of what it does not.
+
+use std::ffi::OsString;
+use std::fmt::{self, Write as _};
+
+use clap::{Arg, ArgAction, Command};
+use serde::Serialize;
+
+use crate::cli::vm_file::Word;
+use crate::cli::{Platform, run};
+use crate::error::Result;
+use crate::object::{Args, Catalogue};
+
+/// Something that was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Left {
+    /// As the other VMM has it.
+    what: String,
+    why: String,
+}
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.why)
+    }
+}
+
+/// One option of the file.
+#[derive(Debug)]
+struct Setting {
+    option: String,
+    /// None for a flag.
+    value: Option<String>,
+    repeated: bool,
+}
+
+/// A VM file in the making.
+pub struct Draft<'a> {
+    /// `passthru` with its subcommands.
+    syntax: &'a Command,
+    platform: &'a dyn Platform,
+    settings: Vec<Setting>,
+    left: Vec<Left>,
+}
+
+impl<'a> Draft<'a> {
+    pub fn new(syntax: &'a Command, platform: &'a dyn Platform) -> Self {
+        Draft { syntax, platform, settings: Vec::new(), left: Vec::new() }
+    }
+
+    /// The option of `passthru run` that is called `name`, or has this short name.
+    pub fn option(&self, name: &str) -> Option<&'a Arg> {
+        let run = self.syntax.find_subcommand("run")?;
+        run.get_arguments()
+            .find(|arg| arg.get_long() == Some(name) || arg.get_short().is_some_and(|short| name.chars().eq([short])))
+    }
+
+    /// What could not be carried over.
+    pub fn left(&self) -> &[Left] {
+        &self.left
+    }
+
+    /// Notes what cannot be carried over, once.
+    pub fn leave(&mut self, what: impl Into<String>, why: impl Into<String>) {
+        let left = Left { what: what.into(), why: why.into() };
+        if !self.left.contains(&left) {
+            self.left.push(left);
+        }
+    }
+
+    /// Sets the option `name`, if passthru takes the value; `what` is what the other VMM calls it.
+    pub fn set(&mut self, what: &str, name: &str, value: Option<&str>) {
+        let Some(option) = self.option(name) else {
+            return self.leave(what, "passthru has no such option");
+        };
+        let long = option.get_long().unwrap_or(name).to_owned();
+        let repeated = matches!(option.get_action(), ArgAction::Append);
+        let value = value.map(|text| self.known_properties(what, &long, text));
+        match self.check(&long, value.as_deref()) {
+            Ok(()) => {
+                if !repeated {
+                    self.settings.retain(|setting| setting.option != long);
+                }
+                // What passthru does anyway needs no line.
+                if !run::is_implied(&long) {
+                    self.settings.push(Setting { option: long, value, repeated });
+                }
+            }
+            Err(error) => self.leave(what, error.cause()),
+        }
+    }
+
+    /// `text` without the properties that the type does not have.
+    fn known_properties(&mut self, what: &str, option: &str, text: &str) -> String {
+        let Some(catalogue) = catalogue(self.platform, option) else { return text.to_owned() };
+        let Ok(args) = Args::parse("--", Some(catalogue.key()), text) else { return text.to_owned() };
+        let Some(known) = args.peek(catalogue.key()).and_then(|name| catalogue.properties(name)) else {
+            return text.to_owned();
+        };
+        let (kept, unknown): (Vec<_>, Vec<_>) =
+            args.entries().partition(|(key, _)| *key == catalogue.key() || known.contains(key));
+        for (key, value) in unknown {
+            let of_type = args.peek(catalogue.key()).unwrap_or_default();
+            self.leave(format!("{key}={value} of {what}"), format!("`{of_type}` has no such property"));
+        }
+        let words = kept.iter().map(|(key, value)| {
+            let value = value.replace(',', ",,");
+            if *key == catalogue.key() { value } else { format!("{key}={value}") }
+        });
+        words.collect::<Vec<_>>().join(",")
+    }
+
+    /// Whether `passthru run` takes the option, as far as this host does not matter.
+    fn check(&self, option: &str, value: Option<&str>) -> Result<()> {
+        run::check(OsString::from(Word { option: option.to_owned(), value: value.map(str::to_owned) }), self.platform)?;
+        if let (Some(catalogue), Some(value)) = (catalogue(self.platform, option), value) {
+            catalogue.check(&Args::parse("--", Some(catalogue.key()), value)?)?;
+        }
+        Ok(())
+    }
+
+    /// The VM file.
+    pub fn file(&self) -> String {
+        let mut out = String::new();
+        for left in &self.left {
+            let _ = writeln!(out, "# left out: {left}");
+        }
+        if !self.left.is_empty() {
+            out.push('\n');
+        }
+        for setting in self.settings.iter().filter(|setting| !setting.repeated) {
+            let value = setting.value.as_deref().map_or("true".to_owned(), toml_value);
+            let _ = writeln!(out, "{} = {value}", setting.option);
+        }
+        for setting in self.settings.iter().filter(|setting| setting.repeated) {
+            let _ = writeln!(out, "\n[[{}]]", setting.option);
+            let text = setting.value.as_deref().unwrap_or_default();
+            let Some(catalogue) = catalogue(self.platform, &setting.option) else { continue };
+            let Ok(args) = Args::parse("--", Some(catalogue.key()), text) else { continue };
+            for (key, value) in args.entries() {
+                let _ = writeln!(out, "{key} = {}", toml_value(value));
+            }
+        }
+        out
+    }
+}
+
+/// The types that `option` chooses from.
+fn catalogue<'a>(platform: &'a dyn Platform, option: &str) -> Option<&'a dyn Catalogue> {
+    match option {
+        "device" => Some(platform.devices()),
+        "machine" => Some(platform.machines()),
+        "object" => Some(platform.objects()),
+        _ => None,
+    }
+}
+
+/// A whole number as it is, anything else as a TOML string.
+fn toml_value(text: &str) -> String {
+    let number = text.parse::<i64>().is_ok_and(|number| number.to_string() == text);
+    if number { text.to_owned() } else { toml::Value::from(text).to_string() }
+}
