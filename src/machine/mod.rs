@@ -214,8 +214,13 @@ impl Machine {
         self.status = Status::Running;
         loop {
             self.running = Some(Running::start(self)?);
-            let end = self.serve();
+            let mut end = self.serve();
             self.running = None;
+            // Until they stood still, the vCPUs may have asked for more: a second reset, by a triple fault, is not for the
+            // next start. A failure is told.
+            if let (Some(VmEvent::Failed(error)), Ok(End::Reset { .. })) = (self.events.take(), &end) {
+                end = Err(error);
+            }
             let (name, reason, by_guest) = match &end {
                 Ok(End::Reset { by_guest }) if self.no_reboot => ("SHUTDOWN", reset_reason(*by_guest), *by_guest),
                 Ok(End::Reset { by_guest }) => ("RESET", reset_reason(*by_guest), *by_guest),
