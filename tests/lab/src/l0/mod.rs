@@ -93,6 +93,18 @@ impl L0 {
         self.process.try_wait().ok().flatten()
     }
 
+    /// As [`L0::ended`], or how it ends within `limit`.
+    pub fn ended_within(&mut self, limit: Duration) -> Option<ExitStatus> {
+        let end = Instant::now() + limit;
+        loop {
+            let status = self.ended();
+            if status.is_some() || Instant::now() >= end {
+                return status;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Where the consoles are.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -155,8 +167,9 @@ fn arguments(image: &Image, machine: &Machine) -> Vec<String> {
     let modules: Vec<&str> =
         machine.modules.iter().copied().chain(machine.rows.iter().flat_map(|row| row.modules.split(' '))).collect();
     words.push("-append".into());
+    // no_timer_check: on a busy L0 no timer interrupt may come in the short time of the kernel's check, which is a panic.
     words.push(format!(
-        "console=ttyS0 quiet panic=-1 mitigations=off nokaslr nmi_watchdog=0 {} nvme_core.multipath=N {} lab_modules={}",
+        "console=ttyS0 quiet panic=-1 mitigations=off nokaslr nmi_watchdog=0 no_timer_check {} nvme_core.multipath=N {} lab_modules={}",
         stall::KERNEL_OPTIONS,
         machine.iommu.kernel_options(),
         modules.join(",")

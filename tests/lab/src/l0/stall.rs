@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -55,10 +55,7 @@ pub fn record(l0: &mut L0) -> Result<String> {
 /// Sends the NMI. The panic ends L1, and QEMU with it, for it does not reboot.
 fn last_words(l0: &mut L0, monitor: &mut Monitor) -> Result<()> {
     monitor.run("inject-nmi", json!({}))?;
-    let end = Instant::now() + LAST_WORDS;
-    while l0.ended().is_none() && Instant::now() < end {
-        thread::sleep(Duration::from_millis(200));
-    }
+    l0.ended_within(LAST_WORDS);
     Ok(())
 }
 

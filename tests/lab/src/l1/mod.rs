@@ -26,6 +26,8 @@ use client::Client;
 
 /// Real time from QEMU's start until the agent answers (10 s on an idle machine).
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
+/// How long QEMU may take to end after it has closed its sockets.
+const EXIT_LIMIT: Duration = Duration::from_secs(2);
 /// Real time that an answer may be late after its own limit.
 const GRACE: Duration = Duration::from_secs(20);
 /// Limit of a command that names none.
@@ -96,7 +98,7 @@ impl L1 {
         let mut agent = Client::new(l0.connect("agent.sock")?);
         if let Err(e) = agent.ask(Op::Ping, BOOT_LIMIT) {
             // A PC that has ended will do so again: no stall.
-            match l0.ended() {
+            match l0.ended_within(EXIT_LIMIT) {
                 Some(status) => bail!("L0's QEMU ended before L1 was up: {status}"),
                 None => {
                     eprint!("{}", l0.stall());
