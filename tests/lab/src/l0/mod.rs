@@ -30,8 +30,6 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 pub struct L0 {
     process: Child,
     folder: PathBuf,
-    /// Where the files of L1's kernel are.
-    kernel: PathBuf,
 }
 
 impl L0 {
@@ -55,7 +53,7 @@ impl L0 {
             .spawn()
             .context("cannot start setpriv (package util-linux)")?;
         fs::write(folder.join("l0-command"), words.join("\n"))?;
-        Ok(Self { process, folder: folder.to_owned(), kernel: image.tree.join("boot") })
+        Ok(Self { process, folder: folder.to_owned() })
     }
 
     /// Connects to one of QEMU's sockets.

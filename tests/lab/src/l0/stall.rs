@@ -3,18 +3,17 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::json;
 
-use super::L0;
 use super::qmp::Monitor;
+use super::{L0, L1_CONSOLE};
 
 /// Words of L1's command line: an NMI that nobody has asked for is a panic, and a panic shows all tasks (1), the timers
-/// (4) and the stacks of all processors (0x40) on the console. With `nokaslr` its addresses are those of System.map.
+/// (4) and the stacks of all processors (0x40) on the console.
 pub const KERNEL_OPTIONS: &str = "unknown_nmi_panic panic_print=0x45";
 
 /// The record in the run's folder.
@@ -29,14 +28,13 @@ const LAST_WORDS: Duration = Duration::from_secs(60);
 /// # Errors
 /// QEMU does not answer either. What was found until then is in the record.
 pub fn record(l0: &mut L0) -> Result<String> {
-    let symbols = Symbols::load(&l0.kernel)?;
     let mut monitor = l0.monitor()?;
     let mut log = String::new();
     let mut summary = String::new();
     for look in 1..=2 {
         let registers = monitor.human("info registers -a")?;
         for processor in processors(&registers) {
-            let _ = writeln!(summary, "look {look}: {}", processor.describe(&symbols));
+            let _ = writeln!(summary, "look {look}: {}", processor.describe());
         }
         log += &registers;
         if look == 1 {
@@ -47,8 +45,13 @@ pub fn record(l0: &mut L0) -> Result<String> {
         let answer = monitor.human(question)?;
         let _ = writeln!(log, "{question}\n{answer}");
     }
+    // Kept before the NMI: QEMU ends with L1.
     fs::write(l0.folder().join(RECORD), format!("{summary}\n{log}"))?;
     last_words(l0, &mut monitor)?;
+    let console = fs::read(l0.folder().join(L1_CONSOLE))?;
+    for line in said(&String::from_utf8_lossy(&console)) {
+        let _ = writeln!(summary, "{line}");
+    }
     Ok(summary)
 }
 
@@ -65,20 +68,26 @@ struct Processor {
     number: u32,
     rip: u64,
     flags: u64,
+    privilege: u8,
     halted: bool,
 }
+
+/// Lines of a panic that say where processors stand.
+const SAID: [&str; 3] = ["Kernel panic - ", "NMI backtrace for cpu", "RIP: 0010:"];
+/// How many of them are looked at: two processors, and who panics.
+const SAID_LINES: usize = 10;
 
 /// RFLAGS.IF.
 const INTERRUPTS: u64 = 1 << 9;
 
 impl Processor {
-    fn describe(&self, symbols: &Symbols) -> String {
+    fn describe(&self) -> String {
         format!(
-            "processor {} {} at {:#x} {}, interrupts {}",
+            "processor {} {} at {:#x}, privilege {}, interrupts {}",
             self.number,
             if self.halted { "halted" } else { "runs" },
             self.rip,
-            symbols.name(self.rip),
+            self.privilege,
             if self.flags & INTERRUPTS == 0 { "off" } else { "on" }
         )
     }
@@ -89,13 +98,14 @@ fn processors(text: &str) -> Vec<Processor> {
     let mut found: Vec<Processor> = Vec::new();
     for line in text.lines() {
         if let Some(number) = line.trim().strip_prefix("CPU#").and_then(|number| number.parse().ok()) {
-            found.push(Processor { number, rip: 0, flags: 0, halted: false });
+            found.push(Processor { number, rip: 0, flags: 0, privilege: 0, halted: false });
         }
         let Some(last) = found.last_mut() else { continue };
         for word in line.split_whitespace() {
             match word.split_once('=') {
                 Some(("RIP" | "EIP", value)) => last.rip = u64::from_str_radix(value, 16).unwrap_or(0),
                 Some(("RFL" | "EFL", value)) => last.flags = u64::from_str_radix(value, 16).unwrap_or(0),
+                Some(("CPL", value)) => last.privilege = value.parse().unwrap_or(0),
                 Some(("HLT", value)) => last.halted = value == "1",
                 _ => {}
             }
@@ -104,43 +114,12 @@ fn processors(text: &str) -> Vec<Processor> {
     found
 }
 
-/// Names of the kernel's addresses, in their order.
-struct Symbols(Vec<(u64, String)>);
-
-impl Symbols {
-    /// Reads the System.map in `folder`.
-    fn load(folder: &Path) -> Result<Self> {
-        let maps = fs::read_dir(folder)?.flatten().map(|entry| entry.path());
-        let map = maps
-            .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("System.map")))
-            .max()
-            .with_context(|| format!("no System.map in {}", folder.display()))?;
-        Ok(Self::parse(&fs::read_to_string(map)?))
-    }
-
-    fn parse(map: &str) -> Self {
-        let line = |line: &str| {
-            let mut words = line.split_whitespace();
-            let address = u64::from_str_radix(words.next()?, 16).ok()?;
-            // Code only.
-            words.next().filter(|kind| matches!(*kind, "t" | "T" | "w" | "W"))?;
-            Some((address, words.next()?.to_owned()))
-        };
-        let mut symbols: Vec<_> = map.lines().filter_map(line).collect();
-        symbols.sort_unstable();
-        Self(symbols)
-    }
-
-    /// The symbol before `address` and how far behind it that is.
-    fn name(&self, address: u64) -> String {
-        let after = self.0.partition_point(|(start, _)| *start <= address);
-        let next = self.0.get(after).map_or(u64::MAX, |(start, _)| *start);
-        match after.checked_sub(1).and_then(|at| self.0.get(at)) {
-            Some((start, name)) if next != u64::MAX => format!("({name}+{:#x})", address - start),
-            // Modules, programs, and a guest that runs on it, lie elsewhere.
-            _ => "(not in the kernel's image)".to_owned(),
-        }
-    }
+/// What the panic says of the processors, without the rest of it.
+fn said(console: &str) -> Vec<&str> {
+    let wanted = |line: &&str| SAID.iter().any(|words| line.contains(words));
+    let mut lines: Vec<&str> = console.lines().filter(wanted).map(str::trim_end).take(SAID_LINES).collect();
+    lines.dedup_by_key(|line| line.split_once(']').map_or(*line, |(_, text)| text));
+    lines
 }
 
 #[cfg(test)]
@@ -151,16 +130,29 @@ mod tests {
     fn a_processor_is_described_by_its_place_and_state() {
         let text = "\nCPU#0\nRAX=0000000000000000 RBX=0000000000000000\n\
                     RIP=ffffffff81000015 RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1\n\
-                    \nCPU#1\nRIP=ffffffffc0400000 RFL=00000046 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=0\n";
-        let symbols = Symbols::parse(
-            "ffffffff81000010 T safe_halt\nffffffff81000020 t other\nffffffff81000018 d data\nffffffff82000000 T last\n",
-        );
-        let lines: Vec<_> = processors(text).iter().map(|processor| processor.describe(&symbols)).collect();
+                    \nCPU#1\nRIP=ffffffffc0400000 RFL=00000046 [---Z-P-] CPL=3 II=0 A20=1 SMM=0 HLT=0\n";
+        let lines: Vec<_> = processors(text).iter().map(Processor::describe).collect();
         assert_eq!(
             lines,
             [
-                "processor 0 halted at 0xffffffff81000015 (safe_halt+0x5), interrupts on",
-                "processor 1 runs at 0xffffffffc0400000 (not in the kernel's image), interrupts off",
+                "processor 0 halted at 0xffffffff81000015, privilege 0, interrupts on",
+                "processor 1 runs at 0xffffffffc0400000, privilege 3, interrupts off",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_places_of_processors_are_taken_out_of_a_panic() {
+        let console = "[   1.0] noise\n[   2.0] Kernel panic - not syncing: NMI: Not continuing\n[   2.1] Call Trace:\n\
+            [   2.2] RIP: 0010:pv_native_safe_halt+0xf/0x20\n[   2.3] NMI backtrace for cpu 0\n\
+            [   2.4] RIP: 0010:pv_native_safe_halt+0xf/0x20\n[   2.5] RIP: 0010:pv_native_safe_halt+0xf/0x20\n";
+        assert_eq!(
+            said(console),
+            [
+                "[   2.0] Kernel panic - not syncing: NMI: Not continuing",
+                "[   2.2] RIP: 0010:pv_native_safe_halt+0xf/0x20",
+                "[   2.3] NMI backtrace for cpu 0",
+                "[   2.4] RIP: 0010:pv_native_safe_halt+0xf/0x20",
             ]
         );
     }
