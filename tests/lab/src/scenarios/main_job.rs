@@ -13,7 +13,6 @@ pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("main-job-elf-kernel", |lab| main_job(lab, Guest::new().kernel(Kernel::Elf))),
     Scenario::new("main-job-thp-off", |lab| main_job(lab, Guest::new().memory("size=256M,hugepages=off"))).long(),
     Scenario::new("main-job-exclusive-msix-bar", |lab| main_job(lab, Guest::new())).on(&machines::NVME_EXCLUSIVE),
-    Scenario::new("main-job-amd-iommu", |lab| main_job(lab, Guest::new())).on(&machines::AMD_IOMMU).long(),
     Scenario::new("guest-without-devices", no_devices),
     Scenario::new("guest-sees-clean-hardware", clean_hardware),
     Scenario::new("memory-above-4g", high_memory).on(&machines::LARGE).long(),

@@ -45,6 +45,12 @@ impl Row {
         Self { name, socket, device, driver, modules, work, virtual_function: None }
     }
 
+    /// The same device on the root bus.
+    const fn on_root(mut self) -> Self {
+        self.socket = Socket::Root;
+        self
+    }
+
     /// What is passed is the first virtual function, which `script` makes.
     const fn virtual_function(mut self, script: &'static str) -> Self {
         self.virtual_function = Some(script);
@@ -130,6 +136,9 @@ pub static OTHERS: &[Row] = &[
 
 /// One of each kind that differs for an IOMMU: a card, a virtual function, an INTx device, a drive.
 pub static SUBSET: &[Row] = &[E1000E, IGB_VF, RTL8139, NVME];
+
+/// The same for a PC on which nothing may be passed that sits behind a bridge when the PC starts.
+pub static SUBSET_ON_ROOT: &[Row] = &[E1000E.on_root(), IGB_VF, RTL8139, NVME.on_root()];
 
 /// The rows of all PCs.
 #[cfg(test)]
