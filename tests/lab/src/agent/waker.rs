@@ -1,38 +1,106 @@
-//! Keeps L1 from stalling: QEMU's SVM emulation up to 10.1 can lose a local timer
-//! interrupt in a race. Two threads, each pinned to one of L1's processors, wake each other
-//! every 20 ms; the interrupt that this sends raises the lost line again.
+//! Keeps L1 from stalling. QEMU 10.0's emulation of SVM loses interrupts in two ways, each in a race:
+//!
+//! - A local APIC has a pending interrupt, and the processor was not told. Any other interrupt tells it again.
+//! - A local APIC keeps an interrupt in service that nobody handles: it was seen with the timer's vector. Nothing but
+//!   the end of it (EOI) lets the processor have its timer, and any interrupt of a device, again.
+//!
+//! Two threads, each pinned to one of L1's processors, wake each other every 20 ms by an interrupt of the highest priority,
+//! which comes through all the same. A thread that runs is in no handler: what its processor's APIC has in service then
+//! is lost, and the thread ends it.
 
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
+use nix::libc::O_SYNC;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
 const PERIOD: Duration = Duration::from_millis(20);
 
 /// Starts the two threads; they run for ever.
 pub fn start() -> Result<()> {
-    let (to_second, from_first) = mpsc::channel();
-    let (to_first, from_second) = mpsc::channel();
-    to_first.send(())?;
-    thread::spawn(move || pass(0, &from_second, &to_second));
-    thread::spawn(move || pass(1, &from_first, &to_first));
+    let (to_second, from_first) = mpsc::sync_channel(1);
+    let (to_first, from_second) = mpsc::sync_channel(1);
+    thread::spawn(move || keep_awake(0, &from_second, &to_second));
+    thread::spawn(move || keep_awake(1, &from_first, &to_first));
     Ok(())
 }
 
-/// Waits for the other thread, rests, wakes it.
-fn pass(cpu: usize, from: &Receiver<()>, to: &Sender<()>) {
+/// Wakes the other thread once in a period. Is woken by it, also where this processor's timer is dead.
+fn keep_awake(cpu: usize, from: &Receiver<()>, to: &SyncSender<()>) {
     let mut set = CpuSet::new();
     if set.set(cpu).is_ok() {
         // A machine with one processor leaves the thread where it is.
         let _ = sched_setaffinity(Pid::from_raw(0), &set);
     }
-    while from.recv().is_ok() {
-        thread::sleep(PERIOD / 2);
-        if to.send(()).is_err() {
-            return;
+    let apic = Apic::open();
+    if let Err(error) = &apic {
+        eprintln!("lab agent: lost interrupts are not ended: {error:#}");
+    }
+    let mut next = Instant::now() + PERIOD;
+    loop {
+        match from.recv_timeout(next.saturating_duration_since(Instant::now())) {
+            Ok(()) => {}
+            Err(RecvTimeoutError::Timeout) => {
+                next = Instant::now() + PERIOD;
+                // Full: the other thread has not run since the last time.
+                if to.try_send(()) == Err(TrySendError::Disconnected(())) {
+                    return;
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        if let Ok(apic) = &apic
+            && let Some(vector) = apic.in_service()
+        {
+            apic.end();
+            eprintln!("lab agent: processor {cpu}: L0 has lost the interrupt with vector {vector}, which is ended");
+        }
+    }
+}
+
+/// The registers of the local APIC of the processor that this thread runs on (Intel SDM 3A, 11.4.1; AMD APM 2, 16.3.2).
+struct Apic(MmapRegion);
+
+impl Apic {
+    /// Where every processor finds its own.
+    const BASE: u64 = 0xfee0_0000;
+    const LEN: usize = 4096;
+    const VERSION: usize = 0x30;
+    const EOI: usize = 0xb0;
+    /// In service: eight registers of 32 vectors, 16 bytes apart.
+    const IN_SERVICE: usize = 0x100;
+
+    fn open() -> Result<Self> {
+        let memory = File::options().read(true).write(true).custom_flags(O_SYNC).open("/dev/mem")?;
+        let apic = Self(MmapRegion::from_file(FileOffset::new(memory, Self::BASE), Self::LEN)?);
+        let version = apic.read(Self::VERSION)?;
+        // Zero or ones: it is in x2APIC mode, where it has no registers in memory.
+        ensure!(version != 0 && version != u32::MAX, "there is no local APIC at {:#x}", Self::BASE);
+        Ok(apic)
+    }
+
+    fn read(&self, at: usize) -> Result<u32> {
+        Ok(self.0.get_ref::<u32>(at).context("outside of the registers")?.load())
+    }
+
+    /// The highest vector in service.
+    fn in_service(&self) -> Option<u32> {
+        (0..8u32).rev().find_map(|index| {
+            let bits = self.read(Self::IN_SERVICE + index as usize * 0x10).ok()?;
+            (bits != 0).then(|| index * 32 + bits.ilog2())
+        })
+    }
+
+    /// Ends the interrupt with the highest vector in service.
+    fn end(&self) {
+        if let Ok(register) = self.0.get_ref::<u32>(Self::EOI) {
+            register.store(0);
         }
     }
 }

@@ -165,9 +165,10 @@ fn arguments(image: &Image, machine: &Machine) -> Vec<String> {
     let modules: Vec<&str> =
         machine.modules.iter().copied().chain(machine.rows.iter().flat_map(|row| row.modules.split(' '))).collect();
     words.push("-append".into());
+    // iomem=relaxed: the agent looks after the local APICs (agent/waker.rs).
     // no_timer_check: on a busy L0 no timer interrupt may come in the short time of the kernel's check, which is a panic.
     words.push(format!(
-        "console=ttyS0 quiet panic=-1 mitigations=off nokaslr nmi_watchdog=0 no_timer_check {} nvme_core.multipath=N {} lab_modules={}",
+        "console=ttyS0 quiet panic=-1 mitigations=off nokaslr nmi_watchdog=0 no_timer_check iomem=relaxed {} nvme_core.multipath=N {} lab_modules={}",
         stall::KERNEL_OPTIONS,
         machine.iommu.kernel_options(),
         modules.join(",")
