@@ -63,6 +63,22 @@ pub struct Figures {
     pub binary: Option<u64>,
 }
 
+impl Figures {
+    /// Nothing measured yet.
+    fn of(vmm: Vmm) -> Self {
+        Self {
+            vmm,
+            timed: Vec::new(),
+            counted: Vec::new(),
+            starts: Default::default(),
+            plugged: None,
+            natively: None,
+            ioctls: None,
+            binary: None,
+        }
+    }
+}
+
 /// Runs the benchmark and prints its table; `passthru_size` is that of the release build.
 pub fn run(
     image: &Image,
@@ -73,20 +89,9 @@ pub fn run(
 ) -> Result<()> {
     let mut bench =
         Bench { image, programs, plan, folder: report::run_folder(&crate::build::target())?, boots: 0, l1: None };
-    let mut all: Vec<Figures> = Vec::new();
-    for vmm in &plan.vmms {
-        all.push(Figures {
-            vmm: *vmm,
-            timed: Vec::new(),
-            counted: Vec::new(),
-            starts: Default::default(),
-            plugged: None,
-            natively: None,
-            ioctls: None,
-            binary: passthru_size.filter(|_| *vmm == Vmm::Passthru),
-        });
-    }
+    let mut all: Vec<Figures> = plan.vmms.iter().copied().map(Figures::of).collect();
     for figures in &mut all {
+        figures.binary = passthru_size.filter(|_| figures.vmm == Vmm::Passthru);
         figures.ioctls = Some(bench.ioctls(figures.vmm)?);
     }
     for round in 1..=plan.rounds.min(COUNTING_ROUNDS) {

@@ -273,17 +273,7 @@ mod tests {
 
     #[test]
     fn a_table_without_figures_has_all_its_lines() {
-        let empty = |vmm| Figures {
-            vmm,
-            timed: Vec::new(),
-            counted: Vec::new(),
-            starts: Default::default(),
-            plugged: None,
-            natively: None,
-            ioctls: None,
-            binary: None,
-        };
-        let text = render(&[empty(Vmm::Qemu), empty(Vmm::Passthru)], "1G");
+        let text = render(&[Figures::of(Vmm::Qemu), Figures::of(Vmm::Passthru)], "1G");
         for row in ROWS {
             assert!(text.contains(row.what));
         }
@@ -292,16 +282,7 @@ mod tests {
 
     #[test]
     fn a_missed_target_is_said() {
-        let figures = Figures {
-            vmm: Vmm::Passthru,
-            timed: Vec::new(),
-            counted: Vec::new(),
-            starts: Default::default(),
-            plugged: None,
-            natively: None,
-            ioctls: None,
-            binary: Some(7_000_000),
-        };
+        let figures = Figures { binary: Some(7_000_000), ..Figures::of(Vmm::Passthru) };
         assert!(render(&[figures], "1G").contains("6 MISSED"));
     }
 }
