@@ -32,6 +32,12 @@ pub trait Device: Send + Sync {
         Vec::new()
     }
 
+    /// Whether all that the device may reach by DMA is mapped for it, so that a guest which runs can be shown it; `None`:
+    /// not yet.
+    fn mapped(&self) -> Option<Result<()>> {
+        Some(Ok(()))
+    }
+
     /// What the host may say of the device while it runs. Asked once, when it was plugged.
     ///
     /// # Errors

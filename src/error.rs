@@ -259,10 +259,10 @@ impl fmt::Display for Code {
 }
 
 /// A failure that the user can understand and mend.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Error(Box<Inner>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Inner {
     code: Code,
     cause: String,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::types::DEVICES;
 use super::{End, Machine};
-use crate::monitor::control::{Control, DeviceView, Removal, Resources, Status};
+use crate::monitor::control::{Control, DeviceView, Removal, Resources, Status, Ticket};
 use crate::monitor::message::Failure;
 use crate::object::{Args, Prop};
 use crate::pci::view::{self, BusView};
@@ -50,7 +50,7 @@ impl Control for Machine {
         self.wish = Some(End::Quit);
     }
 
-    fn device_add(&mut self, args: Args) -> Result<(), Failure> {
+    fn device_add(&mut self, args: Args) -> Result<Option<Ticket>, Failure> {
         Ok(self.plug(args)?)
     }
 

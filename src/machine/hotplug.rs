@@ -9,38 +9,93 @@ use nix::sys::epoll::EpollFlags;
 use serde_json::{Value, json};
 
 use super::inbox::Task;
+use super::places::Place;
+use super::plug::Made;
 use super::unplug::{Action, Event, SlotState, Waiting, step};
 use super::{Machine, preflight};
 use crate::device::{ErrorReport, Notice, OnError};
 use crate::error::{Code, Error, Result};
-use crate::monitor::control::{Control, Status};
+use crate::monitor::control::{Control, Status, Ticket};
 use crate::monitor::device_data;
+use crate::monitor::message::Failure;
 use crate::object::Args;
 use crate::pci::slot::Answer;
 
 /// The slots in which a request waits for the guest, by the name of their bus.
 pub type Unplugs = BTreeMap<Arc<str>, Waiting>;
 
+/// What a guest that runs is shown when its memory is mapped for it: a driver that starts a device never waits then, and
+/// a refusal is one of the request, not the guest's end.
+#[derive(Default)]
+pub struct Plugs {
+    waiting: Vec<Plugging>,
+    /// The last that was given out.
+    ticket: Ticket,
+}
+
+/// The devices of one line, made and in no place yet.
+struct Plugging {
+    made: Vec<Made>,
+    ticket: Ticket,
+}
+
 impl Machine {
-    /// Plugs what a `--device` line means, as at the start. A failure leaves nothing behind.
-    pub(super) fn plug(&mut self, args: Args) -> Result<()> {
+    /// Plugs what a `--device` line means, as at the start. A failure leaves nothing behind. The first device of an IOMMU
+    /// has to wait until the guest's memory is mapped: the outcome then goes to the control socket, with the ticket.
+    pub(super) fn plug(&mut self, args: Args) -> Result<Option<Ticket>> {
         let before = self.places.clone();
         let placed = self.places.plan_hot(args, &self.host, |bus| self.plugged.hotplug(bus));
-        let mut done: Vec<Arc<str>> = Vec::new();
-        let plugged = placed.and_then(|places| {
+        let made: Result<Vec<Made>> = placed.and_then(|mut places| {
             preflight::for_host_devices(&places, &self.vfio.spaces(), self.ram, &self.host)?;
-            for mut place in places {
-                self.plugged.plug_hot(&mut place)?;
-                done.push(place.id.clone());
-                self.watch(&place.id)?;
-            }
-            Ok(())
+            places.iter_mut().map(|place| self.plugged.make(place)).collect()
         });
-        if plugged.is_err() {
-            done.iter().for_each(|id| self.withdraw(id));
-            self.places = before;
+        match made {
+            Err(error) => {
+                self.places = before;
+                Err(error)
+            }
+            Ok(made) => match mapped(&made) {
+                Some(outcome) => self.show(made, outcome).map(|()| None),
+                None => {
+                    self.plugs.ticket += 1;
+                    self.plugs.waiting.push(Plugging { made, ticket: self.plugs.ticket });
+                    Ok(Some(self.plugs.ticket))
+                }
+            },
         }
-        plugged
+    }
+
+    /// Puts devices where the guest finds them, if its memory was mapped for them; else gives them back.
+    fn show(&mut self, made: Vec<Made>, mapped: Result<()>) -> Result<()> {
+        let ids: Vec<_> = made.iter().map(Made::id).collect();
+        let shown = mapped.and_then(|()| {
+            made.into_iter().zip(&ids).try_for_each(|(made, id)| {
+                self.plugged.attach_hot(made)?;
+                self.watch(id)
+            })
+        });
+        if shown.is_err() {
+            for id in &ids {
+                self.withdraw(id);
+                self.places.free(id);
+            }
+        }
+        shown
+    }
+
+    /// The guest's memory is mapped, or cannot be: answers who waits for that. Where a device that the guest has already
+    /// cannot reach it, the guest ends.
+    fn memory_settled(&mut self) -> Result<()> {
+        for Plugging { made, ticket } in std::mem::take(&mut self.plugs.waiting) {
+            match mapped(&made) {
+                Some(outcome) => {
+                    let done = self.show(made, outcome).map_err(Failure::from);
+                    self.monitor.answer(ticket, done);
+                }
+                None => self.plugs.waiting.push(Plugging { made, ticket }),
+            }
+        }
+        self.vfio.check_mapped()
     }
 
     /// Listens to the guest's answers in every slot, and to the host about every device.
@@ -86,6 +141,7 @@ impl Machine {
                 }
                 Task::Notice(id, Notice::Request) => self.wanted_back(&id)?,
                 Task::Notice(id, Notice::Error) => self.device_failed(&id)?,
+                Task::Mapped => self.memory_settled()?,
             }
         }
         self.each_unplug(Event::Tick)
@@ -220,6 +276,11 @@ impl Machine {
         }
         Ok(())
     }
+}
+
+/// Whether the guest's memory is mapped for all of them; `None`: not yet.
+fn mapped(made: &[Made]) -> Option<Result<()>> {
+    made.iter().map(Made::mapped).collect()
 }
 
 fn registers(report: &ErrorReport) -> Value {

@@ -15,6 +15,8 @@ pub enum Task {
     Slot(Arc<str>, Answer),
     /// The host says something of the device with this id.
     Notice(Arc<str>, Notice),
+    /// The guest's memory is mapped for devices, or cannot be.
+    Mapped,
 }
 
 /// Tasks in their order.

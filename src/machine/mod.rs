@@ -43,13 +43,14 @@ use std::sync::Arc;
 use serde_json::json;
 
 use board::{Board, JobControl};
-use hotplug::Unplugs;
+use hotplug::{Plugs, Unplugs};
 use inbox::Inbox;
 use options::{HugePages, MemoryOptions, RunOptions};
 use places::Places;
 use plug::{Parts, Plugged};
 use preflight::Plan;
 use running::Running;
+use types::DmaMap;
 
 use crate::boot::layout::{self, Layout};
 use crate::boot::linux::LinuxImage;
@@ -88,6 +89,8 @@ pub struct Machine {
     plugged: Plugged,
     places: Places,
     unplugs: Unplugs,
+    /// What waits for the guest's memory to be mapped before it is shown to the guest.
+    plugs: Plugs,
     inbox: Arc<Inbox>,
     host: Host,
     /// Bytes of the guest's memory.
@@ -151,7 +154,8 @@ impl Machine {
         let decode = Decode::new(memory.clone());
         let root = PciRoot::new(places::ROOT_BUS, &decode);
         let vfio = Vfio::new(host.clone(), memory.clone());
-        vfio.set_pinning(pinning::pinning(machine.dma_map, options.smp.cpus(), &events));
+        let inbox = Inbox::new(event_loop.handle());
+        vfio.set_pinning(pinning::pinning(machine.dma_map, options.smp.cpus(), &inbox));
         let board = Board::new(&memory, &router, &mut event_loop, &events, &job_control, &options.serial)?;
         objects::create(objects, &vfio)?;
         let parts = Parts { memory: memory.clone(), router: router.clone(), decode, vfio: vfio.clone() };
@@ -173,12 +177,14 @@ impl Machine {
         })?;
         add_ram(&memory, &layout, &options.memory, root.has_legacy_vga())?;
         boot_trace::lap(phases::MEMORY);
-        let inbox = Inbox::new(event_loop.handle());
+        // Whatever `dma-map=` says: what is plugged into a guest that runs keeps nobody waiting but its client.
+        vfio.set_pinning(pinning::pinning(DmaMap::Auto, options.smp.cpus(), &inbox));
         let mut machine = Machine {
             running: None,
             plugged,
             places: taken,
             unplugs: Unplugs::new(),
+            plugs: Plugs::default(),
             inbox,
             host: host.clone(),
             ram: options.memory.size.0,

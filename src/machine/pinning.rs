@@ -2,20 +2,20 @@
 
 use std::sync::Arc;
 
+use super::inbox::{Inbox, Task};
 use super::types::DmaMap;
-use crate::kvm::{VmEvent, VmEvents};
 use crate::vfio::dma::Pinning;
 
 /// More threads clear memory no faster: they wait for the memory itself.
 const MAX_THREADS: usize = 8;
 
-/// What `dma-map=` says, for a guest with `vcpus` processors. A refusal in the background ends the guest.
-pub fn pinning(map: DmaMap, vcpus: u32, events: &Arc<VmEvents>) -> Pinning {
+/// What `dma-map=` says, for a guest with `vcpus` processors. What came of it in the background is a task for the machine.
+pub fn pinning(map: DmaMap, vcpus: u32, inbox: &Arc<Inbox>) -> Pinning {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let events = events.clone();
-    let fail = move |error| events.post(VmEvent::Failed(error));
+    let inbox = inbox.clone();
+    let tell = move || inbox.post(Task::Mapped);
     match map {
-        DmaMap::Auto => Pinning { threads: threads(cpus, vcpus as usize), background: Some(Arc::new(fail)) },
+        DmaMap::Auto => Pinning { threads: threads(cpus, vcpus as usize), background: Some(Arc::new(tell)) },
         DmaMap::Sync => Pinning { threads: threads(cpus, 0), background: None },
     }
 }

@@ -12,7 +12,7 @@ use crate::monitor::control::DeviceView;
 use crate::pci::decode::Decode;
 use crate::pci::host_bridge::{self, HostBridge};
 use crate::pci::slot::ExpressSlot;
-use crate::pci::{PciBus, PciFunction, PciRoot, Slot};
+use crate::pci::{Devfn, PciBus, PciFunction, PciRoot, Slot};
 use crate::vfio::space::Vfio;
 
 /// Every device of the command line, in its place.
@@ -35,6 +35,29 @@ pub struct Parts {
     pub vfio: Arc<Vfio>,
 }
 
+/// A device that was made and is not in its place yet. Dropping it leaves nothing of it.
+pub struct Made {
+    of_type: &'static str,
+    bus: Arc<PciBus>,
+    addr: Devfn,
+    /// What the user wrote.
+    line: String,
+    function: Arc<dyn PciFunction>,
+    adds: Option<Arc<PciBus>>,
+}
+
+impl Made {
+    /// The device's id.
+    pub fn id(&self) -> Arc<str> {
+        self.function.id().into()
+    }
+
+    /// Whether a guest that runs can be shown it ([`crate::device::Device::mapped`]).
+    pub fn mapped(&self) -> Option<Result<()>> {
+        self.function.mapped()
+    }
+}
+
 /// A device in its place.
 struct Device {
     of_type: &'static str,
@@ -52,33 +75,16 @@ impl Plugged {
         let slot = root.bus().attach(bridge.clone(), Some(host_bridge::ADDRESS))?;
         plugged.devices.push(Device { of_type: host_bridge::ID, slot, function: bridge, tokens: Vec::new() });
         for place in places {
-            plugged.plug(place)?;
+            let made = plugged.make(place)?;
+            plugged.attach(made)?;
         }
         // What the kernel could not reset alone when it opened it comes from its host driver as that left it.
         plugged.devices.iter().for_each(|device| device.function.reset_shared());
         Ok(plugged)
     }
 
-    /// Plugs one device where it belongs. A failure leaves nothing of it.
-    fn plug(&mut self, place: &mut Place) -> Result<()> {
-        let (bus, plug) = self.make(place)?;
-        self.seat(place, &bus, plug)
-    }
-
-    /// Plugs one device into the running machine. With function 0 the guest finds the slot's other functions, which have
-    /// waited for it: what could not be reset alone is reset before, as at the start of the machine.
-    pub fn plug_hot(&mut self, place: &mut Place) -> Result<()> {
-        let (bus, plug) = self.make(place)?;
-        if place.addr.function() == 0 {
-            let waiting = bus.functions().into_iter().filter(|(devfn, _)| devfn.slot() == place.addr.slot());
-            waiting.for_each(|(_, function)| function.reset_shared());
-            plug.function.reset_shared();
-        }
-        self.seat(place, &bus, plug)
-    }
-
-    /// Makes a device; gives it with the bus that it goes to.
-    fn make(&self, place: &mut Place) -> Result<(Arc<PciBus>, Plug)> {
+    /// Makes one device. A failure leaves nothing of it.
+    pub fn make(&self, place: &mut Place) -> Result<Made> {
         let Some(bus) = self.buses.iter().find(|bus| bus.name() == &*place.bus).cloned() else {
             return Err(Error::new(Code::BadBus, format!("there is no bus `{}`", place.bus)));
         };
@@ -92,17 +98,28 @@ impl Plugged {
             decode: decode.clone(),
             vfio: vfio.clone(),
         };
-        Ok((bus, place.of_type.create(&mut place.args, &cx)?))
+        let line = place.args.written();
+        let Plug { function, adds } = place.of_type.create(&mut place.args, &cx)?;
+        Ok(Made { of_type: place.of_type.name(), bus, addr: place.addr, line, function, adds })
     }
 
-    /// Puts a device into its place.
-    fn seat(&mut self, place: &Place, bus: &Arc<PciBus>, plug: Plug) -> Result<()> {
-        let Plug { function, adds } = plug;
-        let slot = bus
-            .attach(function.clone(), Some(&place.addr.to_string()))
-            .map_err(|error| error.evidence(place.args.written()))?;
+    /// Puts a device into the running machine. With function 0 the guest finds the slot's other functions, which have
+    /// waited for it: what could not be reset alone is reset before, as at the start of the machine.
+    pub fn attach_hot(&mut self, made: Made) -> Result<()> {
+        if made.addr.function() == 0 {
+            let waiting = made.bus.functions().into_iter().filter(|(devfn, _)| devfn.slot() == made.addr.slot());
+            waiting.for_each(|(_, function)| function.reset_shared());
+            made.function.reset_shared();
+        }
+        self.attach(made)
+    }
+
+    /// Puts a device where it belongs. A failure leaves nothing of it.
+    fn attach(&mut self, made: Made) -> Result<()> {
+        let Made { of_type, bus, addr, line, function, adds } = made;
+        let slot = bus.attach(function.clone(), Some(&addr.to_string())).map_err(|error| error.evidence(line))?;
         self.buses.extend(adds);
-        self.devices.push(Device { of_type: place.of_type.name(), slot, function, tokens: Vec::new() });
+        self.devices.push(Device { of_type, slot, function, tokens: Vec::new() });
         Ok(())
     }
 

@@ -8,7 +8,9 @@ use std::time::Duration;
 use nix::sys::epoll::EpollFlags;
 use serde_json::Value;
 
-use super::message::{self, Parsed, Stream};
+use super::commands::Later;
+use super::control::Ticket;
+use super::message::{self, Failure, Parsed, Stream};
 
 /// Bytes taken at once; requests are answered before more is read.
 const CHUNK: usize = 4096;
@@ -21,6 +23,10 @@ pub(super) struct Client {
     input: Stream,
     output: Vec<u8>,
     negotiated: bool,
+    /// Requests whose commands are under way, with the clients' names for them.
+    owed: Vec<(Option<Value>, Later)>,
+    /// A request that has to wait for them.
+    held: Option<Parsed>,
     /// The client has sent all that it will.
     ended: bool,
     /// Nothing more can be sent.
@@ -34,6 +40,8 @@ impl Client {
             input: Stream::default(),
             output: Vec::new(),
             negotiated: false,
+            owed: Vec::new(),
+            held: None,
             ended: false,
             broken: false,
         }
@@ -45,7 +53,8 @@ impl Client {
     }
 
     pub(super) fn interest(&self) -> EpollFlags {
-        let input = if self.ended { EpollFlags::empty() } else { EpollFlags::EPOLLIN };
+        let deaf = self.ended || self.held.is_some();
+        let input = if deaf { EpollFlags::empty() } else { EpollFlags::EPOLLIN };
         if self.output.is_empty() { input } else { input | EpollFlags::EPOLLOUT }
     }
 
@@ -60,7 +69,7 @@ impl Client {
 
     /// Whether the connection can be closed.
     pub(super) fn is_over(&self) -> bool {
-        self.broken || self.ended && self.output.is_empty()
+        self.broken || self.ended && self.output.is_empty() && self.owed.is_empty()
     }
 
     /// Takes some of the bytes that have come.
@@ -74,10 +83,35 @@ impl Client {
         }
     }
 
-    /// The next request, or what is wrong with what was sent in the place of one.
+    /// The next request, or what is wrong with what was sent in the place of one. While answers are owed, only what has
+    /// a name: a client without names takes the next answer for that of its first request.
     pub(super) fn next_request(&mut self) -> Option<Parsed> {
-        let message = self.input.next_message()?;
-        Some(message.map_err(|failure| (None, failure)).and_then(message::request))
+        let next = match self.held.take() {
+            Some(held) => held,
+            None => self.input.next_message()?.map_err(|failure| (None, failure)).and_then(message::request),
+        };
+        let named = match &next {
+            Ok(request) => request.id.is_some(),
+            Err((id, _)) => id.is_some(),
+        };
+        if named || self.owed.is_empty() {
+            return Some(next);
+        }
+        self.held = Some(next);
+        None
+    }
+
+    /// The answer to the request `id` comes later.
+    pub(super) fn owe(&mut self, id: Option<Value>, later: Later) {
+        self.owed.push((id, later));
+    }
+
+    /// The command with this ticket is done.
+    pub(super) fn settle(&mut self, ticket: Ticket, done: Result<(), Failure>) {
+        if let Some(at) = self.owed.iter().position(|(_, later)| later.ticket == ticket) {
+            let (id, later) = self.owed.remove(at);
+            self.send(&message::answer(id, (later.finish)(done)));
+        }
     }
 
     /// Sends a message, now or when there is room.

@@ -82,6 +82,9 @@ pub struct Removal {
     pub force: bool,
 }
 
+/// Names a command that is under way.
+pub type Ticket = u64;
+
 /// A machine under control. Called on the main thread, while no callback of the event loop runs.
 pub trait Control {
     /// Whether the guest runs.
@@ -96,11 +99,12 @@ pub trait Control {
     fn power_button(&mut self);
     /// Ends the process, once the request is answered.
     fn quit(&mut self);
-    /// Plugs a device by the properties that `--device` takes.
+    /// Plugs a device by the properties that `--device` takes. A ticket: it is under way, and what comes of it goes to
+    /// [`super::Monitor::answer`].
     ///
     /// # Errors
     /// What keeps it from being plugged; nothing of it is left then.
-    fn device_add(&mut self, args: Args) -> Result<(), Failure>;
+    fn device_add(&mut self, args: Args) -> Result<Option<Ticket>, Failure>;
     /// Begins to take a device out. That it is done is told by an event.
     ///
     /// # Errors

@@ -29,9 +29,11 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::event_loop::{EventLoop, Return, Token};
 use client::Client;
+use commands::Reply;
 pub use control::Control;
+use control::Ticket;
 use listener::Listener;
-use message::Parsed;
+use message::{Failure, Parsed};
 pub use options::QmpOptions;
 
 /// How long the end of the process waits for a client that does not read.
@@ -101,8 +103,21 @@ impl Monitor {
                 }
                 Err((id, failure)) => (id, Err(failure)),
             };
+            let answer = match answer {
+                Ok(Reply::Later(later)) => {
+                    self.with_client(|client| client.owe(id, later));
+                    continue;
+                }
+                Ok(Reply::Now(value)) => Ok(value),
+                Err(failure) => Err(failure),
+            };
             self.with_client(|client| client.send(&message::answer(id, answer)));
         }
+    }
+
+    /// A command that was under way is done: its client is told, if that is still there.
+    pub fn answer(&self, ticket: Ticket, done: Result<(), Failure>) {
+        self.with_client(|client| client.settle(ticket, done));
     }
 
     /// Tells the client of an event, if there is one that has finished the negotiation.

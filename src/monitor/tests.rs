@@ -131,6 +131,57 @@ fn a_client_that_does_not_read_is_dropped_and_the_next_is_served() {
 }
 
 #[test]
+fn a_command_that_is_under_way_holds_up_only_what_has_no_name() {
+    let mut bench = Bench::new();
+    let mut client = bench.session();
+    bench.fake.slow = Some(5);
+    send(&mut client, r#"{"execute":"device_add","arguments":{"driver":"a"}} {"execute":"query-status","id":7}"#);
+    bench.turn();
+    assert_eq!(line(&mut client)["id"], 7, "a client that names its requests is served meanwhile");
+    send(&mut client, r#"{"execute":"stop"} {"execute":"cont","id":8}"#);
+    bench.turn();
+    assert!(!bench.fake.calls.contains(&"stop".to_owned()), "{:?}", bench.fake.calls);
+    bench.monitor.answer(6, Ok(()));
+    bench.monitor.answer(5, Err(Failure::generic("why")));
+    bench.monitor.answer(5, Ok(()));
+    bench.monitor.serve(&mut bench.fake);
+    assert_eq!(line(&mut client)["error"]["desc"], "why");
+    assert_eq!(line(&mut client), json!({"return": {}}));
+    assert_eq!(line(&mut client)["id"], 8);
+    assert_eq!(bench.fake.calls[1..], ["stop", "cont"]);
+}
+
+#[test]
+fn the_other_monitor_s_device_is_answered_with_text_when_it_is_there() {
+    let mut bench = Bench::new();
+    let mut client = bench.session();
+    for (ticket, done, text) in [(1, Ok(()), ""), (2, Err(Failure::generic("why")), "Error: why\r\n")] {
+        bench.fake.slow = Some(ticket);
+        send(&mut client, r#"{"execute":"human-monitor-command","arguments":{"command-line":"device_add a"}}"#);
+        bench.turn();
+        bench.monitor.answer(ticket, done);
+        assert_eq!(line(&mut client), json!({"return": text}));
+    }
+}
+
+#[test]
+fn a_client_that_has_left_is_not_answered() {
+    let mut bench = Bench::new();
+    let mut client = bench.session();
+    bench.fake.slow = Some(1);
+    send(&mut client, r#"{"execute":"device_add","arguments":{"driver":"a"}}"#);
+    bench.turn();
+    client.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+    bench.turn();
+    assert!(bench.monitor.0.borrow().client.is_some(), "it may still read");
+    bench.monitor.answer(1, Ok(()));
+    bench.monitor.settle(&mut bench.event_loop);
+    assert_eq!(line(&mut client), json!({"return": {}}));
+    assert!(bench.monitor.0.borrow().client.is_none());
+    bench.monitor.answer(1, Ok(()));
+}
+
+#[test]
 fn the_file_goes_with_the_machine() {
     let bench = Bench::new();
     let path = bench.folder.path().join("qmp");

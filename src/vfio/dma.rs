@@ -57,9 +57,9 @@ pub enum PeerToPeer {
 pub struct Pinning {
     /// Threads that take memory from the host before a request pins it; 0: the request does it.
     pub threads: usize,
-    /// Who is told of a refusal by the thread that maps RAM in the background; `None`: RAM is mapped when
-    /// [`MemoryListener::add`] returns. Called without any lock.
-    pub background: Option<Arc<dyn Fn(Error) + Send + Sync>>,
+    /// Who is told by the thread that maps RAM in the background that the gate has an outcome, perhaps more than once;
+    /// `None`: RAM is mapped when [`MemoryListener::add`] returns. Called without any lock.
+    pub background: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 /// One IOMMU address space that follows the memory layout. A listener of stage [`crate::memory::Stage::Dma`].
@@ -204,7 +204,9 @@ impl Shared {
             let mut state = self.state.lock();
             let Some(job) = state.next() else {
                 state.working = false;
-                return;
+                drop(state);
+                // Also where the last piece was not mapped but taken back.
+                return self.tell();
             };
             state.running = Some(job.range.clone());
             match job.kind {
@@ -232,16 +234,25 @@ impl Shared {
         let mut state = self.state.lock();
         let Err(refusal) = answer else {
             self.finish(&mut state, |state| state.mapped.insert(job.range.start, job.host.len()));
-            return self.gate.settled(1);
+            self.gate.settled(1);
+            drop(state);
+            if self.gate.is_open() {
+                self.tell();
+            }
+            return;
         };
         let missing = state.ram.iter().chain([job]).map(|job| job.host.len()).sum();
         let error = state.ram_error(refusal, &job.range, missing);
         let left = state.ram.drain(..).count();
-        self.gate.fail();
+        self.gate.fail(error);
         self.finish(&mut state, |state| state.give_back(left + 1));
         drop(state);
+        self.tell();
+    }
+
+    fn tell(&self) {
         if let Some(tell) = &self.pinning.background {
-            tell(error);
+            tell();
         }
     }
 

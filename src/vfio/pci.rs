@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use super::backend::Wish;
 use super::bars::{self, Part};
 use super::config::{self, Abilities, Attachment, Division};
-use super::dma::PeerToPeer;
+use super::dma::{Gate, PeerToPeer};
 use super::irq::Interrupts;
 use super::notices::Notices;
 use super::page::QuietPage;
@@ -520,6 +520,10 @@ impl Device for VfioPci {
             let outcome = self.outcome(reset::hot(&*self.host));
             self.keeps_its_state(outcome);
         }
+    }
+
+    fn mapped(&self) -> Option<Result<()>> {
+        self.host.gate().map_or(Some(Ok(())), Gate::outcome)
     }
 
     fn notices(&self) -> Result<Vec<NoticeFd>> {

@@ -110,6 +110,15 @@ impl Vfio {
         self.state.lock().pinning = pinning;
     }
 
+    /// Why guest RAM could not be mapped for devices that are open.
+    ///
+    /// # Errors
+    /// The refusal, if there was one.
+    pub fn check_mapped(&self) -> Result<()> {
+        let state = self.state.lock();
+        state.domains.iter().filter_map(|domain| domain.dma.gate().outcome()).collect()
+    }
+
     /// Whether vCPUs that wait for RAM to be mapped are let go, because they are to stop.
     pub fn release_waiters(&self, released: bool) {
         let state = self.state.lock();

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::super::control::Removal;
 use super::super::message::Failure;
-use super::{Command, Kind, nothing, optional, param};
+use super::{Command, Kind, Later, Reply, nothing, optional, param};
 use crate::object::{Args, Preset};
 
 /// The commands of this file.
@@ -12,7 +12,9 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "device_add",
         doc: "Plugs a device into the running guest; the arguments are the properties of `--device`, with text, numbers \
-              or booleans as values. It goes behind a pcie-root-port that has nothing behind it",
+              or booleans as values. It goes behind a pcie-root-port that has nothing behind it. The first passed-through \
+              device of an IOMMU is answered when the guest's memory is mapped for it; requests with an id are answered \
+              meanwhile",
         params: &[
             param("driver", Kind::String, "Type of the device, such as vfio-pci"),
             optional("id", Kind::String, "Name of the device; needed to take it out again"),
@@ -21,8 +23,9 @@ pub static COMMANDS: &[Command] = &[
         open: true,
         run: |control, arguments| {
             let text = arguments.into_json().to_string();
-            control.device_add(Args::parse("--device", Some("driver"), &text)?)?;
-            Ok(nothing())
+            let under_way = control.device_add(Args::parse("--device", Some("driver"), &text)?)?;
+            let finish = |done: Result<(), Failure>| done.map(|()| json!({}));
+            Ok(under_way.map_or_else(nothing, |ticket| Reply::Later(Later { ticket, finish })))
         },
     },
     Command {
@@ -63,7 +66,7 @@ pub static COMMANDS: &[Command] = &[
                 }
                 row
             });
-            Ok(described.collect::<Value>())
+            Ok(described.collect::<Value>().into())
         },
     },
 ];

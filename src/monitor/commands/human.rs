@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::super::control::{Control, DeviceView, Removal};
+use super::super::control::{Control, DeviceView, Removal, Ticket};
 use super::super::message::Failure;
-use super::{Command, Kind, param};
+use super::{Command, Kind, Later, Reply, param};
 use crate::object::Args;
 use crate::pci::BarKind;
 use crate::pci::bar::ROM_INDEX;
@@ -19,36 +19,65 @@ pub static COMMANDS: &[Command] = &[Command {
     doc: "Runs a command of the other monitor and answers with its text; `help` lists them",
     params: &[param("command-line", Kind::String, "The command")],
     open: false,
-    run: |control, arguments| Ok(Value::String(run(control, arguments.text("command-line")))),
+    run: |control, arguments| Ok(run(control, arguments.text("command-line"))),
 }];
 
 /// A command line of the other monitor.
 struct Line {
     words: &'static str,
     doc: &'static str,
-    run: fn(&mut dyn Control, &str) -> Result<String, Failure>,
+    run: fn(&mut dyn Control, &str) -> Result<Said, Failure>,
+}
+
+/// What a line comes to.
+enum Said {
+    Text(String),
+    /// It is under way, and will say nothing more than what went wrong.
+    Later(Ticket),
+}
+
+impl From<String> for Said {
+    fn from(text: String) -> Said {
+        Said::Text(text)
+    }
+}
+
+/// What a line says that has nothing to say.
+fn nothing() -> Said {
+    Said::Text(String::new())
 }
 
 static LINES: &[Line] = &[
-    Line { words: "info pci", doc: "the PCI functions", run: |control, _| Ok(pci(&control.pci())) },
-    Line { words: "info qtree", doc: "the devices on their buses", run: |control, _| Ok(tree(&control.devices())) },
-    Line { words: "info vfio", doc: "the passed-through devices", run: |control, _| Ok(vfio(&control.devices())) },
+    Line { words: "info pci", doc: "the PCI functions", run: |control, _| Ok(pci(&control.pci()).into()) },
+    Line {
+        words: "info qtree",
+        doc: "the devices on their buses",
+        run: |control, _| Ok(tree(&control.devices()).into()),
+    },
+    Line {
+        words: "info vfio",
+        doc: "the passed-through devices",
+        run: |control, _| Ok(vfio(&control.devices()).into()),
+    },
     Line {
         words: "info status",
         doc: "whether the guest runs",
-        run: |control, _| Ok(format!("VM status: {}\n", control.status().name())),
+        run: |control, _| Ok(format!("VM status: {}\n", control.status().name()).into()),
     },
     Line {
         words: "device_add",
         doc: "TYPE,KEY=VALUE,...: plugs a device",
-        run: |control, rest| control.device_add(Args::parse("--device", Some("driver"), rest)?).map(|()| String::new()),
+        run: |control, rest| {
+            let under_way = control.device_add(Args::parse("--device", Some("driver"), rest)?)?;
+            Ok(under_way.map_or_else(nothing, Said::Later))
+        },
     },
     Line {
         words: "device_del",
         doc: "ID: asks the guest to give a device up",
         run: |control, rest| {
             let removal = Removal { id: rest.to_owned(), timeout: None, force: false };
-            control.device_del(&removal).map(|()| String::new())
+            control.device_del(&removal).map(|()| nothing())
         },
     },
     Line {
@@ -56,7 +85,7 @@ static LINES: &[Line] = &[
         doc: "makes the guest stand still",
         run: |control, _| {
             control.stop();
-            Ok(String::new())
+            Ok(nothing())
         },
     },
     Line {
@@ -64,26 +93,37 @@ static LINES: &[Line] = &[
         doc: "lets it go on",
         run: |control, _| {
             control.cont();
-            Ok(String::new())
+            Ok(nothing())
         },
     },
 ];
 
 /// The text that a command line gives; a mistake is text too.
-fn run(control: &mut dyn Control, line: &str) -> String {
+fn run(control: &mut dyn Control, line: &str) -> Reply {
     let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
     let found = LINES.iter().find_map(|known| {
         let rest = line.strip_prefix(known.words)?;
         (rest.is_empty() || rest.starts_with(' ')).then(|| (known, rest.trim_start()))
     });
-    let text = match found {
-        Some((known, rest)) => {
-            (known.run)(control, rest).unwrap_or_else(|failure| format!("Error: {}\n", failure.text))
+    match found {
+        Some((known, rest)) => match (known.run)(control, rest) {
+            Ok(Said::Text(said)) => text(&said).into(),
+            Ok(Said::Later(ticket)) => Reply::Later(Later { ticket, finish: |done| Ok(outcome(done)) }),
+            Err(failure) => outcome(Err(failure)).into(),
+        },
+        None if line == "help" => {
+            text(&LINES.iter().map(|known| format!("{} -- {}\n", known.words, known.doc)).collect::<String>()).into()
         }
-        None if line == "help" => LINES.iter().map(|known| format!("{} -- {}\n", known.words, known.doc)).collect(),
-        None => format!("unknown command: '{line}'\n"),
-    };
-    text.replace('\n', "\r\n")
+        None => text(&format!("unknown command: '{line}'\n")).into(),
+    }
+}
+
+fn outcome(done: Result<(), Failure>) -> Value {
+    text(&done.map_or_else(|failure| format!("Error: {}\n", failure.text), |()| String::new()))
+}
+
+fn text(said: &str) -> Value {
+    Value::String(said.replace('\n', "\r\n"))
 }
 
 fn pci(bus: &BusView) -> String {

@@ -9,7 +9,7 @@ mod run_state;
 
 use serde_json::{Map, Value, json};
 
-use super::control::Control;
+use super::control::{Control, Ticket};
 use super::message::{Failure, FailureClass, Request};
 
 /// A command.
@@ -22,7 +22,29 @@ pub struct Command {
     pub params: &'static [Param],
     /// Whether it takes other arguments than these.
     pub open: bool,
-    run: fn(&mut dyn Control, Arguments) -> Result<Value, Failure>,
+    run: fn(&mut dyn Control, Arguments) -> Result<Reply, Failure>,
+}
+
+/// What a command comes to.
+pub enum Reply {
+    /// It is done and returns this.
+    Now(Value),
+    /// It is under way.
+    Later(Later),
+}
+
+/// A command that is under way.
+pub struct Later {
+    /// Under this name its outcome is told.
+    pub ticket: Ticket,
+    /// What it then returns.
+    pub finish: fn(Result<(), Failure>) -> Result<Value, Failure>,
+}
+
+impl From<Value> for Reply {
+    fn from(value: Value) -> Reply {
+        Reply::Now(value)
+    }
 }
 
 /// A parameter of a command.
@@ -140,7 +162,7 @@ pub fn all() -> impl Iterator<Item = &'static Command> {
 ///
 /// # Errors
 /// QEMU's texts where the protocol is at fault, ours where a command is.
-pub fn execute(request: Request, negotiated: bool, control: &mut dyn Control) -> Result<Value, Failure> {
+pub fn execute(request: Request, negotiated: bool, control: &mut dyn Control) -> Result<Reply, Failure> {
     let not_now = |text: &str| Err(Failure::new(FailureClass::CommandNotFound, text));
     match (negotiated, request.command == NEGOTIATION) {
         (false, false) => return not_now("Expecting capabilities negotiation with 'qmp_capabilities'"),
@@ -195,8 +217,8 @@ impl Arguments {
 }
 
 /// What a command without a result answers.
-fn nothing() -> Value {
-    json!({})
+fn nothing() -> Reply {
+    Reply::Now(json!({}))
 }
 
 #[cfg(test)]

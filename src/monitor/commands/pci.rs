@@ -18,7 +18,7 @@ pub static COMMANDS: &[Command] = &[Command {
     open: false,
     run: |control, _| {
         let root = control.pci();
-        Ok(json!([{ "bus": root.number, "devices": functions(&root) }]))
+        Ok(json!([{ "bus": root.number, "devices": functions(&root) }]).into())
     },
 }];
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::super::message::{self, Failure};
-use super::{Command, Kind, all, nothing, optional};
+use super::{Command, Kind, Reply, all, nothing, optional};
 
 /// The commands of the protocol.
 pub static PROTOCOL: &[Command] = &[
@@ -22,14 +22,14 @@ pub static PROTOCOL: &[Command] = &[
         doc: "Version of passthru",
         params: &[],
         open: false,
-        run: |_, _| Ok(message::version()),
+        run: |_, _| Ok(message::version().into()),
     },
     Command {
         name: "query-commands",
         doc: "Names of all commands",
         params: &[],
         open: false,
-        run: |_, _| Ok(all().map(|command| json!({ "name": command.name })).collect()),
+        run: |_, _| Ok(all().map(|command| json!({ "name": command.name })).collect::<Value>().into()),
     },
 ];
 
@@ -43,7 +43,7 @@ pub static COMMANDS: &[Command] = &[
         run: |control, _| {
             let status = control.status();
             let running = status == super::super::control::Status::Running;
-            Ok(json!({ "status": status.name(), "running": running, "singlestep": false }))
+            Ok(json!({ "status": status.name(), "running": running, "singlestep": false }).into())
         },
     },
     Command {
@@ -61,7 +61,8 @@ pub static COMMANDS: &[Command] = &[
                     let facts = place.into_iter().chain(device.facts);
                     Value::Object(facts.map(|(name, value)| (name.to_owned(), Value::String(value))).collect())
                 })
-                .collect())
+                .collect::<Value>()
+                .into())
         },
     },
     Command {
@@ -71,7 +72,8 @@ pub static COMMANDS: &[Command] = &[
         params: &[],
         open: false,
         run: |control, _| {
-            serde_json::to_value(control.resources()).map_err(|error| Failure::generic(error.to_string()))
+            let counts = serde_json::to_value(control.resources());
+            counts.map(Reply::Now).map_err(|error| Failure::generic(error.to_string()))
         },
     },
 ];

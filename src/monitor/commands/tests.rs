@@ -9,6 +9,8 @@ use crate::pci::view::BusView;
 pub(in crate::monitor) struct Fake {
     pub(in crate::monitor) calls: Vec<String>,
     pub(in crate::monitor) status: Status,
+    /// The next device is under way when its command returns.
+    pub(in crate::monitor) slow: Option<Ticket>,
 }
 
 impl Control for Fake {
@@ -30,10 +32,10 @@ impl Control for Fake {
     fn quit(&mut self) {
         self.calls.push("quit".into());
     }
-    fn device_add(&mut self, mut args: Args) -> Result<(), Failure> {
+    fn device_add(&mut self, mut args: Args) -> Result<Option<Ticket>, Failure> {
         args.take("driver");
         self.calls.push(format!("add {:?}", args.take_rest()));
-        Ok(())
+        Ok(self.slow.take())
     }
     fn device_del(&mut self, removal: &Removal) -> Result<(), Failure> {
         self.calls.push(format!("del {} {:?} {}", removal.id, removal.timeout, removal.force));
@@ -63,7 +65,14 @@ impl Control for Fake {
 
 fn run(fake: &mut Fake, command: &str, arguments: Value) -> Result<Value, Failure> {
     let arguments = arguments.as_object().cloned().unwrap_or_default();
-    execute(Request { id: None, command: command.into(), arguments }, true, fake)
+    now(execute(Request { id: None, command: command.into(), arguments }, true, fake)?)
+}
+
+fn now(reply: Reply) -> Result<Value, Failure> {
+    match reply {
+        Reply::Now(value) => Ok(value),
+        Reply::Later(later) => panic!("{} is under way", later.ticket),
+    }
 }
 
 #[test]
@@ -87,10 +96,10 @@ fn names_are_unique_and_every_row_has_its_text() {
 fn nothing_but_the_negotiation_goes_before_it_and_it_goes_once() {
     let mut fake = Fake::default();
     let request = |command: &str| Request { id: None, command: command.into(), arguments: Map::new() };
-    let failure = execute(request("stop"), false, &mut fake).unwrap_err();
+    let failure = execute(request("stop"), false, &mut fake).and_then(now).unwrap_err();
     assert_eq!(failure.class, FailureClass::CommandNotFound);
     assert!(failure.text.contains("qmp_capabilities"));
-    assert_eq!(execute(request("qmp_capabilities"), false, &mut fake).unwrap(), json!({}));
+    assert_eq!(execute(request("qmp_capabilities"), false, &mut fake).and_then(now).unwrap(), json!({}));
     assert!(execute(request("qmp_capabilities"), true, &mut fake).is_err());
     assert!(fake.calls.is_empty());
 }

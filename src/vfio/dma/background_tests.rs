@@ -45,7 +45,7 @@ struct Setup {
     slow: Arc<Slow>,
     entered: Receiver<u64>,
     answer: Sender<i32>,
-    errors: Receiver<Error>,
+    told: Receiver<()>,
     dma: Arc<DmaSpace>,
     listening: Option<Listening>,
 }
@@ -54,14 +54,14 @@ impl Setup {
     fn with(recorder: MapRecorder) -> Setup {
         let (entered_in, entered) = channel();
         let (answer, answer_out) = channel();
-        let (error_in, errors) = channel();
+        let (sink, told) = channel();
         let slow = Slow { recorder, entered: Mutex::new(entered_in), answer: Mutex::new(answer_out) };
-        let (memory, slow, sink) = (Memory::new(), Arc::new(slow), Mutex::new(error_in));
-        let told = move |error| drop(sink.lock().send(error));
-        let pinning = Pinning { threads: 0, background: Some(Arc::new(told)) };
+        let (memory, slow, sink) = (Memory::new(), Arc::new(slow), Mutex::new(sink));
+        let tell = move || sink.lock().send(()).unwrap_or_default();
+        let pinning = Pinning { threads: 0, background: Some(Arc::new(tell)) };
         let dma = Arc::new(DmaSpace::with(slow.clone(), pinning));
         let listening = Some(memory.listen(Stage::Dma, dma.clone()).unwrap());
-        Setup { memory, slow, entered, answer, errors, dma, listening }
+        Setup { memory, slow, entered, answer, told, dma, listening }
     }
 
     /// With 3 GiB of RAM from 0, of which the first piece is being mapped.
@@ -91,6 +91,7 @@ fn ram_is_mapped_piece_by_piece_and_opens_the_gate() {
     let waiter = std::thread::spawn(move || gate.wait());
     s.let_all_pass(3);
     assert!(waiter.join().unwrap() && s.dma.gate().is_open());
+    s.told.recv().unwrap();
     let pieces = ["map 0x0+0x40000000 rw", "map 0x40000000+0x40000000 rw", "map 0x80000000+0x40000000 rw"];
     assert_eq!(s.slow.recorder.take(), pieces);
     drop(s.listening);
@@ -153,6 +154,7 @@ fn what_is_removed_is_cancelled_or_waited_for() {
     }
     answer.send(0).unwrap();
     remover.join().unwrap();
+    s.told.recv().unwrap();
     assert_eq!(s.slow.recorder.take(), ["map 0x0+0x40000000 rw", "unmap 0x0+0x40000000"]);
     assert_eq!(s.dma.mappings(), 0);
     assert!(s.dma.gate().is_open(), "nothing is missing any more");
@@ -179,12 +181,12 @@ fn a_refusal_ends_the_guest_with_the_code_of_a_start_without_the_thread() {
         s.answer.send(0).unwrap();
         assert_eq!(s.entered.recv().unwrap(), GIB);
         s.answer.send(errno).unwrap();
-        let error = s.errors.recv().unwrap();
+        s.told.recv().unwrap();
+        let error = s.dma.gate().outcome().unwrap().unwrap_err();
         assert_eq!(error.code(), code, "{error}");
         assert!(error.to_string().contains("0x40000000-0x7fffffff"), "{error}");
         assert!(!s.dma.gate().wait(), "closed, and nobody waits for ever");
         assert_eq!(s.slow.recorder.take().len(), 1, "the rest is not asked for");
-        assert!(s.errors.try_recv().is_err(), "one error");
         drop(s.listening);
         assert_eq!(s.slow.recorder.take(), ["unmap 0x0+0x40000000"]);
     }

@@ -5,6 +5,8 @@
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::error::{Error, Result};
+
 /// One for each IOMMU address space.
 #[derive(Default)]
 pub struct Gate {
@@ -17,15 +19,15 @@ pub struct Gate {
 struct State {
     /// Pieces of RAM that are not mapped yet.
     missing: usize,
-    /// One of them was refused: the guest will end.
-    failed: bool,
+    /// Why one of them was refused: it stays closed.
+    failure: Option<Error>,
     /// Nobody may wait: the vCPUs are being stopped.
     released: bool,
 }
 
 impl State {
     fn open(&self) -> bool {
-        self.missing == 0 && !self.failed
+        self.missing == 0 && self.failure.is_none()
     }
 }
 
@@ -35,10 +37,19 @@ impl Gate {
         self.state.lock().open()
     }
 
+    /// What came of the mapping; `None`: it is going on.
+    pub fn outcome(&self) -> Option<Result<()>> {
+        let state = self.state.lock();
+        match &state.failure {
+            Some(error) => Some(Err(error.clone())),
+            None => state.open().then_some(Ok(())),
+        }
+    }
+
     /// Waits until it is open, or never will be, or waiting has no sense any more; says whether it is open.
     pub fn wait(&self) -> bool {
         let mut state = self.state.lock();
-        while !state.open() && !state.failed && !state.released {
+        while !state.open() && state.failure.is_none() && !state.released {
             self.changed.wait(&mut state);
         }
         state.open()
@@ -64,8 +75,8 @@ impl Gate {
     }
 
     /// A piece was refused: it stays closed for good.
-    pub(in crate::vfio) fn fail(&self) {
-        self.state.lock().failed = true;
+    pub(in crate::vfio) fn fail(&self, why: Error) {
+        self.state.lock().failure = Some(why);
         self.changed.notify_all();
     }
 }
@@ -73,6 +84,7 @@ impl Gate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Code;
     use std::sync::Arc;
 
     #[test]
@@ -81,14 +93,15 @@ mod tests {
         assert!(gate.is_open() && gate.wait());
         gate.expect(2);
         gate.settled(1);
-        assert!(!gate.is_open());
+        assert!(!gate.is_open() && gate.outcome().is_none());
         gate.settled(1);
-        assert!(gate.is_open());
+        assert!(gate.is_open() && gate.outcome().is_some_and(|outcome| outcome.is_ok()));
         gate.expect(1);
-        gate.fail();
+        gate.fail(Error::new(Code::DmaFailed, "why"));
         assert!(!gate.wait());
         gate.settled(1);
         assert!(!gate.is_open() && !gate.wait());
+        assert_eq!(gate.outcome().unwrap().unwrap_err().cause(), "why");
     }
 
     #[test]

@@ -508,7 +508,7 @@ fn who_is_let_go_before_ram_is_mapped_does_not_master_the_bus() {
         let gate = Arc::new(Gate::default());
         gate.expect(1);
         match failed {
-            true => gate.fail(),
+            true => gate.fail(crate::error::Error::new(Code::DmaFailed, "why")),
             false => gate.release(true),
         }
         let s = Setup::of(FakePci { gate: Some(gate), ..FakePci::new(sample(), &[(0, 0x4000), (3, 0x4000)]) });
@@ -517,6 +517,18 @@ fn who_is_let_go_before_ram_is_mapped_does_not_master_the_bus() {
         s.write(0x04, 0x6, 1);
         assert_eq!(told(&s.host.take()), None, "whatever the width");
     }
+}
+
+#[test]
+fn a_guest_that_runs_is_shown_it_when_ram_is_mapped() {
+    use crate::device::Device;
+    let gate = Arc::new(Gate::default());
+    let s = Setup::of(FakePci { gate: Some(gate.clone()), ..FakePci::new(sample(), &[(0, 0x4000), (3, 0x4000)]) });
+    assert!(s.device.mapped().is_some_and(|outcome| outcome.is_ok()));
+    gate.expect(1);
+    assert!(s.device.mapped().is_none());
+    gate.fail(crate::error::Error::new(Code::DmaFailed, "why"));
+    assert_eq!(s.device.mapped().unwrap().unwrap_err().cause(), "why");
 }
 
 #[test]

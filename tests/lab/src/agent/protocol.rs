@@ -29,6 +29,10 @@ pub enum Op {
     QmpOpen { path: String, timeout_ms: u64 },
     /// Run a command on it.
     QmpRun { session: u64, command: String, arguments: Value, timeout_ms: u64 },
+    /// Send a command on it; the answer is the number that [`Op::QmpEnd`] takes.
+    QmpBegin { session: u64, command: String, arguments: Value },
+    /// Wait for what a command that was sent came to.
+    QmpEnd { session: u64, number: u64, timeout_ms: u64 },
     /// Wait for an event on it.
     QmpEvent { session: u64, name: String, timeout_ms: u64 },
 }

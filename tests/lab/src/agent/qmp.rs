@@ -23,6 +23,12 @@ struct Session {
     lines: Receiver<Value>,
     /// Events that nobody has waited for yet.
     events: VecDeque<Value>,
+    /// The last command that was sent.
+    last: u64,
+    /// Commands that nobody has waited for yet, by number.
+    sent: BTreeMap<u64, String>,
+    /// Their answers, as far as they have come.
+    answers: BTreeMap<u64, Value>,
 }
 
 impl Sessions {
@@ -36,12 +42,20 @@ impl Sessions {
                 Err(_) => thread::sleep(Duration::from_millis(20)),
             }
         };
-        let mut session = Session { out: stream.try_clone()?, lines: read(stream), events: VecDeque::new() };
+        let mut session = Session {
+            out: stream.try_clone()?,
+            lines: read(stream),
+            events: VecDeque::new(),
+            last: 0,
+            sent: BTreeMap::new(),
+            answers: BTreeMap::new(),
+        };
         let greeting = session.line(end)?.context("no greeting came")?;
         if greeting.get("QMP").is_none() {
             bail!("this is no greeting: {greeting}");
         }
-        session.run("qmp_capabilities", json!({}), end)?;
+        let number = session.begin("qmp_capabilities", json!({}))?;
+        session.end(number, end)?;
         self.last += 1;
         self.open.insert(self.last, session);
         Ok(self.last)
@@ -49,7 +63,18 @@ impl Sessions {
 
     /// Runs a command and gives what it returns; an error of its is one here.
     pub fn run(&mut self, session: u64, command: &str, arguments: Value, limit: Duration) -> Result<Value> {
-        self.find(session)?.run(command, arguments, Instant::now() + limit)
+        let number = self.begin(session, command, arguments)?;
+        self.end(session, number, limit)
+    }
+
+    /// Sends a command and gives its number.
+    pub fn begin(&mut self, session: u64, command: &str, arguments: Value) -> Result<u64> {
+        self.find(session)?.begin(command, arguments)
+    }
+
+    /// Waits for what a command returns; an error of its is one here.
+    pub fn end(&mut self, session: u64, number: u64, limit: Duration) -> Result<Value> {
+        self.find(session)?.end(number, Instant::now() + limit)
     }
 
     /// Takes the first event of that name, if one has come or comes in time.
@@ -71,27 +96,37 @@ impl Sessions {
 }
 
 impl Session {
-    fn run(&mut self, command: &str, arguments: Value, end: Instant) -> Result<Value> {
-        let mut text = json!({ "execute": command, "arguments": arguments }).to_string();
+    fn begin(&mut self, command: &str, arguments: Value) -> Result<u64> {
+        self.last += 1;
+        let mut text = json!({ "execute": command, "arguments": arguments, "id": self.last }).to_string();
         text.push('\n');
         self.out.write_all(text.as_bytes()).context("the VMM has closed its control socket")?;
-        loop {
-            let mut line = self.line(end)?.with_context(|| format!("{command}: no answer came"))?;
-            if let Some(error) = line.get("error") {
-                let word = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
-                let code = error["data"]["code"].as_str().map(|code| format!(" ({code})")).unwrap_or_default();
-                bail!("{command}: {}: {}{code}", word("class"), word("desc"));
+        self.sent.insert(self.last, command.to_owned());
+        Ok(self.last)
+    }
+
+    fn end(&mut self, number: u64, end: Instant) -> Result<Value> {
+        let command = self.sent.remove(&number).context("no such command")?;
+        let mut answer = loop {
+            if let Some(answer) = self.answers.remove(&number) {
+                break answer;
             }
-            if let Some(value) = line.get_mut("return") {
-                return Ok(value.take());
-            }
+            let line = self.line(end)?.with_context(|| format!("{command}: no answer came"))?;
             self.keep(line);
+        };
+        if let Some(error) = answer.get("error") {
+            let word = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
+            let code = error["data"]["code"].as_str().map(|code| format!(" ({code})")).unwrap_or_default();
+            bail!("{command}: {}: {}{code}", word("class"), word("desc"));
         }
+        answer.get_mut("return").map(Value::take).with_context(|| format!("{command}: this is no answer"))
     }
 
     fn keep(&mut self, line: Value) {
         if line.get("event").is_some() {
             self.events.push_back(line);
+        } else if let Some(number) = line["id"].as_u64() {
+            self.answers.insert(number, line);
         }
     }
 
@@ -134,12 +169,16 @@ mod tests {
             let mut lines = BufReader::new(stream).lines();
             writeln!(out, r#"{{"QMP": {{}}}}"#).unwrap();
             for answer in [
-                r#"{"return": {}}"#,
-                "{\"event\": \"A\", \"data\": 1}\n{\"event\": \"B\"}\n{\"return\": 5}",
-                r#"{"error": {"class": "GenericError", "desc": "no", "data": {"code": "PT035"}}}"#,
+                r#"{"return": {}, "id": 1}"#,
+                "{\"event\": \"A\", \"data\": 1}\n{\"event\": \"B\"}\n{\"return\": 5, \"id\": 2}",
+                r#"{"error": {"class": "GenericError", "desc": "no", "data": {"code": "PT035"}}, "id": 3}"#,
+                "",
+                "{\"return\": 6, \"id\": 5}\n{\"return\": 7, \"id\": 4}",
             ] {
                 lines.next().unwrap().unwrap();
-                writeln!(out, "{answer}").unwrap();
+                if !answer.is_empty() {
+                    writeln!(out, "{answer}").unwrap();
+                }
             }
         });
         let limit = Duration::from_secs(20);
@@ -150,6 +189,9 @@ mod tests {
         assert_eq!(sessions.event(session, "A", limit).unwrap().unwrap()["data"], 1);
         let error = sessions.run(session, "y", json!({}), limit).unwrap_err().to_string();
         assert_eq!(error, "y: GenericError: no (PT035)");
+        let slow = sessions.begin(session, "slow", json!({})).unwrap();
+        assert_eq!(sessions.run(session, "quick", json!({}), limit).unwrap(), 6);
+        assert_eq!(sessions.end(session, slow, limit).unwrap(), 7);
         server.join().unwrap();
         assert!(sessions.event(session, "A", limit).is_err(), "closed");
     }

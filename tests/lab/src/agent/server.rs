@@ -61,6 +61,12 @@ fn perform(op: Op, jobs: &mut Jobs, sessions: &mut Sessions) -> Result<Answer> {
         Op::QmpRun { session, command, arguments, timeout_ms } => {
             Answer::Json(Some(sessions.run(session, &command, arguments, limit(timeout_ms))?))
         }
+        Op::QmpBegin { session, command, arguments } => {
+            Answer::Json(Some(sessions.begin(session, &command, arguments)?.into()))
+        }
+        Op::QmpEnd { session, number, timeout_ms } => {
+            Answer::Json(Some(sessions.end(session, number, limit(timeout_ms))?))
+        }
         Op::QmpEvent { session, name, timeout_ms } => {
             Answer::Json(sessions.event(session, &name, limit(timeout_ms))?)
         }

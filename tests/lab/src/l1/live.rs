@@ -21,6 +21,8 @@ use crate::report;
 const SHELL_LIMIT: Duration = Duration::from_secs(90);
 /// For an answer on the control socket.
 const QMP_LIMIT: Duration = Duration::from_secs(60);
+/// For a command that maps all of the guest's memory.
+const MAPPING_LIMIT: Duration = Duration::from_secs(180);
 /// For a guest's answer to an unplug request: Linux alone waits 5 s after the button.
 const UNPLUG_LIMIT: Duration = Duration::from_secs(60);
 
@@ -76,6 +78,24 @@ impl Live {
         }
     }
 
+    /// Sends a command on the control socket; gives the number that [`Live::qmp_end`] takes.
+    pub fn qmp_begin(&self, l1: &mut L1, command: &str, arguments: Value) -> Result<u64> {
+        let op = Op::QmpBegin { session: self.qmp, command: command.into(), arguments };
+        match l1.ask(op, QMP_LIMIT)? {
+            Answer::Json(Some(number)) => number.as_u64().context("this is no number"),
+            other => bail!("the agent answered {other:?}"),
+        }
+    }
+
+    /// Waits for what a command that was sent returns.
+    pub fn qmp_end(&self, l1: &mut L1, number: u64) -> Result<Value> {
+        let op = Op::QmpEnd { session: self.qmp, number, timeout_ms: millis(MAPPING_LIMIT)? };
+        match l1.ask(op, MAPPING_LIMIT)? {
+            Answer::Json(value) => Ok(value.unwrap_or_default()),
+            other => bail!("the agent answered {other:?}"),
+        }
+    }
+
     /// Runs a command that must fail; gives the error.
     pub fn qmp_fails(&self, l1: &mut L1, command: &str, arguments: Value) -> Result<String> {
         match self.qmp(l1, command, arguments.clone()) {
@@ -104,7 +124,8 @@ impl Live {
 
     /// Plugs a device; the arguments are those of `--device`.
     pub fn device_add(&self, l1: &mut L1, arguments: Value) -> Result<()> {
-        self.qmp(l1, "device_add", arguments).map(drop)
+        let number = self.qmp_begin(l1, "device_add", arguments)?;
+        self.qmp_end(l1, number).map(drop)
     }
 
     /// Plugs a function of the host behind a root port.

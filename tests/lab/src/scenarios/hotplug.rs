@@ -10,11 +10,13 @@ use crate::l0::machines;
 use crate::l1::live::Live;
 use crate::l1::{Guest, L1, l2_scripts as l2};
 use crate::scenario::{Lab, Scenario};
+use crate::setup::progress;
 
 pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("hotplug-nic-and-nvme", nic_and_nvme).limit(900),
     Scenario::new("hotplug-without-msi", without_msi).limit(600),
     Scenario::new("hotplug-all-functions", all_functions).on(&machines::MULTI_FUNCTION).limit(900),
+    Scenario::new("hotplug-maps-beside-the-guest", maps_beside).limit(600),
     Scenario::new("hotplug-refusals", refusals),
     Scenario::new("hotplug-guest-never-answers", never_answers).limit(600),
     Scenario::new("hotplug-10-cycles", |lab| cycles(lab, 10)).limit(1200),
@@ -137,6 +139,45 @@ fn all_functions(lab: &mut Lab) -> Result<()> {
 
 fn wait_for(condition: &str) -> String {
     format!("i=0; until {condition} || [ $i -ge 300 ]; do sleep 0.1; i=$((i+1)); done; {condition}")
+}
+
+/// The first device of a guest that had none: while its memory is mapped the guest goes on without it, and the control
+/// socket serves who asks for something else; what cannot be mapped is refused, and the guest lives on.
+fn maps_beside(lab: &mut Lab) -> Result<()> {
+    const LIMIT: &str = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
+    steps::with_bound(lab, &[NIC], |lab| {
+        let mut guest = lab.l1.live(&ports().memory("2G"))?;
+        let before = guest.resources(lab.l1)?;
+        let arguments = json!({ "driver": "vfio-pci", "id": "nic0", "host": NIC, "bus": "port1" });
+        let limit = lab.l1.ok(&format!("cat {LIMIT}; echo 1 > {LIMIT}"))?;
+        let refused = guest.qmp_fails(lab.l1, "device_add", arguments.clone());
+        lab.l1.ok(&format!("echo {} > {LIMIT}", limit.trim()))?;
+        ensure!(refused?.contains("PT020"), "one mapping suffices for 2 GiB");
+        let after = guest.resources(lab.l1)?;
+        ensure!(before == after, "something stayed behind; before: {before}, after: {after}");
+
+        let number = guest.qmp_begin(lab.l1, "device_add", arguments)?;
+        let status = guest.qmp(lab.l1, "query-status", json!({}))?;
+        ensure!(status["running"] == true, "{status}");
+        let meanwhile = guest.resources(lab.l1)?;
+        ensure!(
+            meanwhile["host-devices"] == 1 && meanwhile["functions"] == before["functions"],
+            "the guest has it before its memory is mapped, or all was mapped at once: {meanwhile}"
+        );
+        let there = guest.sh(lab.l1, "ls /sys/bus/pci/devices | wc -l")?;
+        progress(&format!("  meanwhile the guest has {} functions", there.trim()));
+        guest.qmp_end(lab.l1, number)?;
+        ensure!(guest.resources(lab.l1)?["iova-mappings"] == 2, "2 GiB are two pieces");
+        guest.sh(lab.l1, &l2::nic_up("e1000e"))?;
+        guest.sh(lab.l1, &l2::ping(3))?;
+        ensure!(guest.value("ping")? == "3", "pings were lost");
+        // It goes and comes while its memory is mapped: what was begun is taken back.
+        guest.device_del(lab.l1, "nic0")?;
+        let again = json!({ "driver": "vfio-pci", "id": "nic0", "host": NIC, "bus": "port1" });
+        guest.qmp_begin(lab.l1, "device_add", again)?;
+        guest.qmp(lab.l1, "quit", json!({}))?;
+        lab.l1.ended(guest_job(&mut guest))?.success().map(drop)
+    })
 }
 
 /// What cannot be is refused, and nothing of it is left.
