@@ -9,7 +9,6 @@ use nix::sys::epoll::EpollFlags;
 use serde_json::{Value, json};
 
 use super::inbox::Task;
-use super::places::Place;
 use super::plug::Made;
 use super::unplug::{Action, Event, SlotState, Waiting, step};
 use super::{Machine, preflight};

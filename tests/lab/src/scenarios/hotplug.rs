@@ -153,8 +153,10 @@ fn maps_beside(lab: &mut Lab) -> Result<()> {
         let refused = guest.qmp_fails(lab.l1, "device_add", arguments.clone());
         lab.l1.ok(&format!("echo {} > {LIMIT}", limit.trim()))?;
         ensure!(refused?.contains("PT020"), "one mapping suffices for 2 GiB");
-        let after = guest.resources(lab.l1)?;
-        ensure!(before == after, "something stayed behind; before: {before}, after: {after}");
+        let mut after = guest.resources(lab.l1)?;
+        // KVM's VFIO device comes with the first device and stays: a machine has one.
+        after["descriptors"] = (after["descriptors"].as_u64().unwrap_or_default() - 1).into();
+        ensure!(before == after, "something stayed behind; before: {before}, after less one descriptor: {after}");
 
         let number = guest.qmp_begin(lab.l1, "device_add", arguments)?;
         let status = guest.qmp(lab.l1, "query-status", json!({}))?;
