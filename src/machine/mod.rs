@@ -50,7 +50,6 @@ use places::Places;
 use plug::{Parts, Plugged};
 use preflight::Plan;
 use running::Running;
-use types::DmaMap;
 
 use crate::boot::layout::{self, Layout};
 use crate::boot::linux::LinuxImage;
@@ -155,7 +154,7 @@ impl Machine {
         let root = PciRoot::new(places::ROOT_BUS, &decode);
         let vfio = Vfio::new(host.clone(), memory.clone());
         let inbox = Inbox::new(event_loop.handle());
-        vfio.set_pinning(pinning::pinning(machine.dma_map, options.smp.cpus(), &inbox));
+        vfio.set_pinning(pinning::at_start(machine.dma_map, options.smp.cpus(), &inbox));
         let board = Board::new(&memory, &router, &mut event_loop, &events, &job_control, &options.serial)?;
         objects::create(objects, &vfio)?;
         let parts = Parts { memory: memory.clone(), router: router.clone(), decode, vfio: vfio.clone() };
@@ -177,8 +176,7 @@ impl Machine {
         })?;
         add_ram(&memory, &layout, &options.memory, root.has_legacy_vga())?;
         boot_trace::lap(phases::MEMORY);
-        // Whatever `dma-map=` says: what is plugged into a guest that runs keeps nobody waiting but its client.
-        vfio.set_pinning(pinning::pinning(DmaMap::Auto, options.smp.cpus(), &inbox));
+        vfio.set_pinning(pinning::while_it_runs(options.smp.cpus(), &inbox));
         let mut machine = Machine {
             running: None,
             plugged,

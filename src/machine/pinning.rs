@@ -9,15 +9,25 @@ use crate::vfio::dma::Pinning;
 /// More threads clear memory no faster: they wait for the memory itself.
 const MAX_THREADS: usize = 8;
 
-/// What `dma-map=` says, for a guest with `vcpus` processors. What came of it in the background is a task for the machine.
-pub fn pinning(map: DmaMap, vcpus: u32, inbox: &Arc<Inbox>) -> Pinning {
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+/// What `dma-map=` says of the start of a guest with `vcpus` processors. What comes of it in the background is a task for
+/// the machine.
+pub fn at_start(map: DmaMap, vcpus: u32, inbox: &Arc<Inbox>) -> Pinning {
+    match map {
+        DmaMap::Auto => Pinning { gently: true, ..while_it_runs(vcpus, inbox) },
+        DmaMap::Sync => Pinning { threads: threads(available(), 0), ..Pinning::default() },
+    }
+}
+
+/// For what is plugged into a guest that runs: always in the background, so that it keeps nobody waiting but who plugs
+/// it, and with full priority, because somebody does.
+pub fn while_it_runs(vcpus: u32, inbox: &Arc<Inbox>) -> Pinning {
     let inbox = inbox.clone();
     let tell = move || inbox.post(Task::Mapped);
-    match map {
-        DmaMap::Auto => Pinning { threads: threads(cpus, vcpus as usize), background: Some(Arc::new(tell)) },
-        DmaMap::Sync => Pinning { threads: threads(cpus, 0), background: None },
-    }
+    Pinning { threads: threads(available(), vcpus as usize), gently: false, background: Some(Arc::new(tell)) }
+}
+
+fn available() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Threads that take memory: on the `cpus` that the `busy` ones leave free, one at least.

@@ -188,6 +188,14 @@ impl HostMem {
     }
 }
 
+/// Lets the calling thread give way to all others of the process, for as long as it lives (nice 19). It still gets what
+/// they leave, and a little in any case: it may hold the lock of the address space, which they need to go on.
+pub fn give_way() {
+    // SAFETY: no memory is involved; 0 is the calling thread.
+    let done = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+    debug_assert_eq!(done, 0, "less priority is allowed to everybody");
+}
+
 /// The size of the largest page that fits into `len` bytes.
 fn largest_page(len: usize) -> usize {
     [HUGE_1G, HUGE_2M].into_iter().find(|page| len >= *page).unwrap_or(PAGE as usize)

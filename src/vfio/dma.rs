@@ -57,6 +57,8 @@ pub enum PeerToPeer {
 pub struct Pinning {
     /// Threads that take memory from the host before a request pins it; 0: the request does it.
     pub threads: usize,
+    /// They give way to all other threads until a vCPU waits for the memory.
+    pub gently: bool,
     /// Who is told by the thread that maps RAM in the background that the gate has an outcome, perhaps more than once;
     /// `None`: RAM is mapped when [`MemoryListener::add`] returns. Called without any lock.
     pub background: Option<Arc<dyn Fn() + Send + Sync>>,
@@ -195,7 +197,8 @@ impl Shared {
 
     fn prefault(&self, job: &Job) {
         let _span = job.span(phases::PREFAULT);
-        prefault::prefault(&job.host, self.pinning.threads, &self.abandoned);
+        let patience = self.pinning.gently.then_some(&*self.gate);
+        prefault::prefault(&job.host, self.pinning.threads, patience, &self.abandoned);
     }
 
     /// The thread: maps what is queued, RAM first, and ends when nothing is.
@@ -256,6 +259,12 @@ impl Shared {
         }
     }
 
+    /// What the thread is at is not wanted any more. With `state` held.
+    fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+        self.gate.nudge();
+    }
+
     /// The end of the thread's request.
     fn finish<R>(&self, state: &mut State, then: impl FnOnce(&mut State) -> R) {
         then(state);
@@ -278,7 +287,7 @@ impl Shared {
     /// Undoes what [`Shared::submit`] or the queueing of RAM did, if it was for exactly this range.
     fn withdraw(&self, state: &mut MutexGuard<'_, State>, range: &Range<u64>) {
         while state.running.as_ref() == Some(range) {
-            self.abandoned.store(true, Ordering::Relaxed);
+            self.abandon();
             self.done.wait(state);
         }
         match state.cancel(range) {
@@ -353,7 +362,7 @@ impl Drop for DmaSpace {
             state.ram.clear();
             state.others.clear();
             if state.running.is_some() {
-                self.shared.abandoned.store(true, Ordering::Relaxed);
+                self.shared.abandon();
             }
         }
         if let Some(worker) = self.worker.lock().take()

@@ -58,7 +58,7 @@ impl Setup {
         let slow = Slow { recorder, entered: Mutex::new(entered_in), answer: Mutex::new(answer_out) };
         let (memory, slow, sink) = (Memory::new(), Arc::new(slow), Mutex::new(sink));
         let tell = move || sink.lock().send(()).unwrap_or_default();
-        let pinning = Pinning { threads: 0, background: Some(Arc::new(tell)) };
+        let pinning = Pinning { threads: 0, gently: true, background: Some(Arc::new(tell)) };
         let dma = Arc::new(DmaSpace::with(slow.clone(), pinning));
         let listening = Some(memory.listen(Stage::Dma, dma.clone()).unwrap());
         Setup { memory, slow, entered, answer, told, dma, listening }

@@ -23,6 +23,8 @@ struct State {
     failure: Option<Error>,
     /// Nobody may wait: the vCPUs are being stopped.
     released: bool,
+    /// How many wait.
+    waiting: usize,
 }
 
 impl State {
@@ -49,10 +51,28 @@ impl Gate {
     /// Waits until it is open, or never will be, or waiting has no sense any more; says whether it is open.
     pub fn wait(&self) -> bool {
         let mut state = self.state.lock();
+        state.waiting += 1;
+        self.changed.notify_all();
         while !state.open() && state.failure.is_none() && !state.released {
             self.changed.wait(&mut state);
         }
+        state.waiting -= 1;
         state.open()
+    }
+
+    /// Sleeps until somebody waits for the gate, or `over` says so after a [`Gate::nudge`].
+    pub(in crate::vfio) fn until_wanted(&self, over: impl Fn() -> bool) {
+        let mut state = self.state.lock();
+        while state.waiting == 0 && !over() {
+            self.changed.wait(&mut state);
+        }
+    }
+
+    /// Lets [`Gate::until_wanted`] ask again.
+    pub(in crate::vfio) fn nudge(&self) {
+        // With the lock: who has asked and does not sleep yet would miss it.
+        let _state = self.state.lock();
+        self.changed.notify_all();
     }
 
     /// Lets every vCPU go on that waits, and those that come: they are to stop. `false` undoes it.
