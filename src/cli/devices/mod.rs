@@ -1,16 +1,20 @@
 //! `passthru devices`: what the host has, and what of it a guest can have.
 
 mod fold;
+mod picture;
 mod text;
+
+use std::path::PathBuf;
 
 use clap::Args;
 
+pub(in crate::cli) use picture::picture;
 pub(in crate::cli) use text::survey as text;
 
 use super::output;
 use super::style::Style;
 use super::sysroot::Sysroot;
-use crate::error::Result;
+use crate::error::{Code, Error, Result, explain_io};
 use crate::host::Host;
 
 /// Show the devices of this host by IOMMU groups, what each is used for, and whether a guest can have it
@@ -25,6 +29,9 @@ pub(super) struct DevicesArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Draw groups, bridges and what can be done with them, as SVG, into FILE (-: standard output)
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    svg: Option<PathBuf>,
     #[command(flatten)]
     sysroot: Sysroot,
 }
@@ -32,5 +39,16 @@ pub(super) struct DevicesArgs {
 pub(super) fn execute(args: &DevicesArgs, host: &Host) -> Result<()> {
     let host = args.sysroot.host(host);
     let survey = host.survey();
-    if args.json { output::print_json(&survey) } else { output::print(&text(&survey, Style::of_stdout())) }
+    if args.json {
+        return output::print_json(&survey);
+    }
+    match &args.svg {
+        None => output::print(&text(&survey, Style::of_stdout())),
+        Some(file) if file.as_os_str() == "-" => output::print(&picture(&survey)),
+        Some(file) => std::fs::write(file, picture(&survey)).map_err(|error| {
+            Error::new(Code::FileUnusable, format!("the picture cannot be written to {}", file.display()))
+                .evidence(explain_io(&error))
+                .fix("name a file in a folder that you may write to")
+        }),
+    }
 }

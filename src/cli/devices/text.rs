@@ -53,7 +53,7 @@ fn colour(prospect: Prospect) -> Colour {
 }
 
 /// What the heading of a group says after the word.
-fn outlook(group: &GroupSeen) -> String {
+pub(super) fn outlook(group: &GroupSeen) -> String {
     let Outlook { prospect, why, bind } = &group.outlook;
     match prospect {
         Prospect::Ready => {
@@ -70,31 +70,56 @@ fn outlook(group: &GroupSeen) -> String {
     }
 }
 
+/// What is said of groups that are shown as one.
+pub(super) struct Alike {
+    pub prospect: Prospect,
+    pub name: String,
+    pub outlook: String,
+    pub addresses: String,
+    pub title: String,
+    pub facts: String,
+}
+
+impl Alike {
+    /// Virtual functions of one card, each in a group of its own; at least one group with one member.
+    pub(super) fn of(groups: &[GroupSeen]) -> Alike {
+        let functions: Vec<&Seen> =
+            groups.iter().flat_map(|group| &group.members).filter_map(MemberSeen::pci).collect();
+        let prospect = groups.first().map_or(Prospect::Cannot, |group| group.outlook.prospect);
+        let ends =
+            |text: &dyn Fn(&GroupSeen) -> String| groups.first().zip(groups.last()).map(|(a, b)| (text(a), text(b)));
+        let (first, last) = ends(&|group| group.id.to_string()).unwrap_or_default();
+        let address = |seen: &&Seen| seen.device.bdf.short().to_string();
+        let card = functions.first().and_then(|seen| seen.device.physfn);
+        let card = card.map_or_else(String::new, |card| format!(" of {}", card.short()));
+        Alike {
+            prospect,
+            name: format!("groups {first}..{last}"),
+            outlook: match prospect {
+                Prospect::AfterBind => "passthru bind, with the address of each".to_owned(),
+                Prospect::Ready => "guests can have them".to_owned(),
+                _ => String::new(),
+            },
+            addresses: format!(
+                "{} to {}",
+                functions.first().map(address).unwrap_or_default(),
+                functions.last().map(address).unwrap_or_default()
+            ),
+            title: format!(
+                "{} virtual functions{card}: {}",
+                functions.len(),
+                functions.first().map(|seen| seen.device.short_name()).unwrap_or_default()
+            ),
+            facts: functions.first().map(|seen| facts(seen)).unwrap_or_default(),
+        }
+    }
+}
+
 fn alike(out: &mut String, groups: &[GroupSeen], style: Style) {
-    let functions: Vec<&Seen> = groups.iter().flat_map(|group| &group.members).filter_map(MemberSeen::pci).collect();
-    let (Some(first), Some(last), Some(card)) =
-        (functions.first(), functions.last(), functions.first().and_then(|seen| seen.device.physfn))
-    else {
-        return;
-    };
-    let prospect = groups[0].outlook.prospect;
-    let what = match prospect {
-        Prospect::AfterBind => "passthru bind, with the address of each",
-        Prospect::Ready => "guests can have them",
-        _ => "",
-    };
-    let ids = format!("groups {}..{}", groups[0].id, groups[groups.len() - 1].id);
-    heading(out, &ids, prospect, what, style);
-    let text = format!(
-        "{} virtual functions of {}, from {} to {}: {}",
-        functions.len(),
-        card.short(),
-        first.device.bdf.short(),
-        last.device.bdf.short(),
-        first.device.short_name()
-    );
-    *out += &format!("└─ {}\n", style.cut(3, &text));
-    *out += &format!("   {}\n", style.cut(3, &facts(first)));
+    let Alike { prospect, name, outlook, addresses, title, facts } = Alike::of(groups);
+    heading(out, &name, prospect, &outlook, style);
+    *out += &format!("└─ {}\n", style.cut(3, &format!("{addresses}, {title}")));
+    *out += &format!("   {}\n", style.wrap(3, "   ", &facts));
 }
 
 fn members(out: &mut String, members: &[MemberSeen], style: Style) {
@@ -138,7 +163,7 @@ fn function(out: &mut String, seen: &Seen, last: bool, style: Style) {
 }
 
 /// Driver, place, role and reset in one line.
-fn facts(seen: &Seen) -> String {
+pub(super) fn facts(seen: &Seen) -> String {
     let device = &seen.device;
     let mut facts = vec![match &device.driver_override {
         Some(only) if device.driver.as_ref() != Some(only) => {
@@ -167,7 +192,7 @@ fn facts(seen: &Seen) -> String {
 }
 
 /// The reset plan in a few words; `inspect` has all of them.
-pub(super) fn reset(plan: &Reset) -> String {
+fn reset(plan: &Reset) -> String {
     match plan {
         Reset::Function { method: Some(method) } => format!("reset {method}"),
         Reset::Function { method: None } => "reset by the kernel's choice".to_owned(),
