@@ -241,6 +241,20 @@ codes! {
     VfTokenIommufd = 64, Device, "the kernel's iommufd takes no token",
         "A device's own node takes vf-token= since Linux 6.17; its group has always taken it. iommu=auto, the default, uses the \
          group by itself where the kernel has both.";
+    KernelOld = 65, Host, "the kernel lacks something that passthru can use",
+        "passthru needs Linux 5.10. From 5.15 on the kernel says how a device is reset; from 6.12 on it maps BARs of many GiB by \
+         large pages, without which the start of a guest with such a card takes seconds to minutes longer.";
+    NoResetMethod = 66, Device, "the device cannot be reset",
+        "Neither the function alone nor its slot or bus can be reset without hitting devices that are not on vfio-pci. The \
+         device then keeps the state of its last use: its next guest, or its host driver, may find it unusable, and may see \
+         what the guest before left in it. `passthru inspect ADDRESS` shows the plan, and binding the devices that it names \
+         often makes a reset of the bus possible.";
+    KnownQuirk = 67, Device, "devices of this kind do not do what their registers say",
+        "passthru knows what is wrong with them and works around it. `passthru inspect ADDRESS` has the sources.";
+    LinkSlow = 68, Device, "the device's PCI Express link is slower than it could be",
+        "Many cards slow their link down while they are idle, which is as it should be. If it stays slow under load: the slot \
+         has fewer lanes than the card, shares them with another slot, or is limited by the firmware setup. Nothing that a \
+         virtual machine does changes it.";
 }
 
 impl Code {

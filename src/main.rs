@@ -6,6 +6,7 @@ use passthru::boot_trace;
 use passthru::cli::{self, Platform};
 use passthru::error::Result;
 use passthru::host::Host;
+use passthru::host::findings::Finding;
 use passthru::machine::options::RunOptions;
 use passthru::machine::{self, types};
 use passthru::object::Catalogue;
@@ -35,6 +36,10 @@ impl Platform for ThisHost {
 
     fn host(&self) -> &Host {
         &self.host
+    }
+
+    fn examine(&self, options: &RunOptions, kernel: bool, host: &Host) -> Result<Vec<Finding>> {
+        machine::examine(options, kernel, host)
     }
 
     fn run(&self, options: RunOptions) -> Result<()> {

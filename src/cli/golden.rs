@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::Path;
 
-use super::devices;
 use super::style::Style;
+use super::{check as check_command, devices};
 use crate::host::testtree::TestTree;
 use crate::host::testtree::hosts;
 
@@ -35,4 +35,22 @@ fn check(kind: &str, render: impl Fn(&TestTree) -> String) {
 #[test]
 fn devices_of_every_host() {
     check("devices.txt", |tree| devices::text(&tree.host().survey(), Style::of_width(100)));
+}
+
+/// The picture is looked at by people: whoever changes it renders the files (`rsvg-convert`) and looks.
+#[test]
+fn pictures_of_every_host() {
+    check("svg", |tree| devices::picture(&tree.host().survey()));
+}
+
+/// Every function that is no bridge is looked at.
+#[test]
+fn checks_of_every_host() {
+    check("check.txt", |tree| {
+        let host = tree.host();
+        let devices = host.devices();
+        let devices = devices.iter().filter(|device| !device.bridge && device.class >> 16 != 6);
+        let devices: Vec<_> = devices.map(|device| device.bdf).collect();
+        check_command::text(&check_command::of_host(&host, &devices), Style::of_width(100))
+    });
 }

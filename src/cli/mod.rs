@@ -3,6 +3,7 @@
 
 mod argv;
 mod bind;
+mod check;
 mod convert;
 mod devices;
 mod explain;
@@ -49,6 +50,7 @@ enum Command {
     Rom(rom::RomArgs),
     Devices(devices::DevicesArgs),
     Inspect(inspect::InspectArgs),
+    Check(Box<check::CheckArgs>),
     Convert(convert::ConvertArgs),
     Explain(explain::ExplainArgs),
 }
@@ -56,7 +58,7 @@ enum Command {
 /// Does what the command line `argv` (with the program's name first) says, and gives the exit code of the process.
 pub fn main(argv: impl IntoIterator<Item = OsString>, platform: &dyn Platform) -> u8 {
     match dispatch(argv.into_iter().collect(), platform) {
-        Ok(()) => 0,
+        Ok(code) => code,
         Err(error) => {
             output::report(&error);
             error.code().entry().class.exit_code()
@@ -64,7 +66,8 @@ pub fn main(argv: impl IntoIterator<Item = OsString>, platform: &dyn Platform) -
     }
 }
 
-fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<()> {
+/// The exit code of what was done.
+fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<u8> {
     let mut syntax = Cli::command();
     syntax.build();
     let argv = argv::rewrite(argv, &syntax);
@@ -74,10 +77,11 @@ fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<()> {
     let parsed = syntax.try_get_matches_from_mut(argv).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) if !error.use_stderr() => return output::print(&error.render().to_string()),
+        Err(error) if !error.use_stderr() => return output::print(&error.render().to_string()).map(|()| 0),
         Err(error) => return Err(output::usage_error(&error, &command)),
     };
-    match cli.command {
+    let done = match cli.command {
+        Command::Check(args) => return check::execute(*args, platform),
         Command::Run(args) => run::execute(*args, platform),
         Command::Bind(args) => bind::execute(&args, platform.host()),
         Command::Release(args) => release::execute(&args, platform.host()),
@@ -87,7 +91,8 @@ fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<()> {
         Command::Inspect(args) => inspect::execute(&args, platform.host()),
         Command::Convert(args) => convert::execute(&args, &syntax, platform),
         Command::Explain(args) => explain::execute(&args),
-    }
+    };
+    done.map(|()| 0)
 }
 
 #[cfg(test)]

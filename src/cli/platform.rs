@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::host::Host;
+use crate::host::findings::Finding;
 use crate::object::Catalogue;
 
 use crate::machine::options::RunOptions;
@@ -20,6 +21,10 @@ pub trait Platform {
 
     /// The host whose devices are bound and released.
     fn host(&self) -> &Host;
+
+    /// What speaks for and against a guest with these options on `host`, without opening or changing anything; `kernel`:
+    /// whether the options name one.
+    fn examine(&self, options: &RunOptions, kernel: bool, host: &Host) -> Result<Vec<Finding>>;
 
     /// Runs a guest until it powers off, or reboots with `--no-reboot`.
     fn run(&self, options: RunOptions) -> Result<()>;

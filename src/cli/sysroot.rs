@@ -15,6 +15,11 @@ pub(super) struct Sysroot {
 }
 
 impl Sysroot {
+    /// Whether this machine is looked at, and no copy.
+    pub(super) fn is_this_machine(&self) -> bool {
+        self.sysroot.is_none()
+    }
+
     /// The host to look at: the given one, or the copy.
     pub(super) fn host(&self, host: &Host) -> Host {
         self.sysroot.as_deref().map_or_else(|| host.clone(), Host::copied_to)

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use super::*;
 use crate::error::Code;
 use crate::host::Host;
+use crate::host::findings::Finding;
 use crate::host::testtree::{TestTree, bdf};
 use crate::machine::options::{HugePages, RunOptions, SerialOption};
 use crate::object::testing::{DEVICES, MACHINES, OBJECTS};
@@ -49,6 +50,10 @@ impl Platform for Recorder {
         &self.host
     }
 
+    fn examine(&self, _: &RunOptions, _: bool, _: &Host) -> Result<Vec<Finding>> {
+        Ok(Vec::new())
+    }
+
     fn run(&self, options: RunOptions) -> Result<()> {
         self.runs.borrow_mut().push(options);
         Ok(())
@@ -56,7 +61,7 @@ impl Platform for Recorder {
 }
 
 fn command(words: &[&str], recorder: &Recorder) -> Result<()> {
-    dispatch(["passthru"].iter().chain(words).map(OsString::from).collect(), recorder)
+    dispatch(["passthru"].iter().chain(words).map(OsString::from).collect(), recorder).map(|_| ())
 }
 
 /// What `passthru run WORDS` asks for.

@@ -204,19 +204,35 @@ fn examine_all(host: &Host, bdf: Bdf, options: &BindOptions) -> Result<(Candidat
 
 fn examine(host: &Host, bdf: Bdf, options: &BindOptions) -> Result<Candidate> {
     let device = host.device(bdf)?;
-    if device.bridge {
-        return Err(Error::new(Code::BindFailed, format!("{bdf} is a bridge and stays with the host"))
-            .evidence(device.name())
-            .fix("name a device behind it: `lspci -tv` shows what lies where"));
-    }
+    host.refuse_bridge(&device)?;
     host.refuse_quarantined(&device)?;
     let companions = companions(host, &device)?;
-    let uses = host.uses(bdf);
-    if !options.force && uses.iter().any(Use::is_vital) {
-        return Err(in_use_error(&device, &uses, &companions));
+    if !options.force {
+        refuse_in_use(host, &device)?;
     }
     let settings = host.settings_for(&device, &options.requests)?;
     Ok(Candidate { device, companions, settings })
+}
+
+impl Host {
+    /// `Code::BindFailed` for a bridge.
+    pub(super) fn refuse_bridge(&self, device: &PciDevice) -> Result<()> {
+        if !device.bridge {
+            return Ok(());
+        }
+        Err(Error::new(Code::BindFailed, format!("{} is a bridge and stays with the host", device.bdf))
+            .evidence(device.name())
+            .fix("name a device behind it: `passthru devices` shows what lies where"))
+    }
+}
+
+/// `Code::InUse` if the host needs the device.
+pub(super) fn refuse_in_use(host: &Host, device: &PciDevice) -> Result<()> {
+    let uses = host.uses(device.bdf);
+    if uses.iter().any(Use::is_vital) {
+        return Err(in_use_error(device, &uses, &companions(host, device)?));
+    }
+    Ok(())
 }
 
 /// The other members of a device's group.
@@ -240,7 +256,7 @@ fn in_use_error(device: &PciDevice, uses: &[Use], companions: &[Verdict]) -> Err
     let others = companions.iter().flat_map(|verdict| verdict.uses.iter().map(|used| (&verdict.member.name, used)));
     others
         .fold(error, |error, (name, used)| error.evidence(format!("{name}, of the same IOMMU group: {used}")))
-        .fix("stop that use first (unmount, swapoff, move the route to another interface)")
+        .fix("stop that use first (unmount, swapoff, move the route to another interface, end the program)")
 }
 
 fn load_vfio_pci(host: &Host) -> Result<()> {

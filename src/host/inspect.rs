@@ -64,6 +64,13 @@ pub struct Link {
     pub max_width: u32,
 }
 
+impl Link {
+    /// Whether it could not be any faster.
+    pub fn is_at_best(&self) -> bool {
+        self.speed == self.max_speed && self.width == self.max_width
+    }
+}
+
 /// Interrupts that a function has.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Interrupts {
@@ -102,7 +109,7 @@ impl Host {
         })
     }
 
-    fn link(&self, bdf: Bdf) -> Option<Link> {
+    pub(super) fn link(&self, bdf: Bdf) -> Option<Link> {
         let at = self.device_path(bdf);
         let width = |name: &str| read::number::<u32>(at.join(name));
         let speed = |name: &str| read::text(at.join(name)).filter(|speed| !speed.is_empty());

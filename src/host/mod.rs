@@ -16,6 +16,7 @@
 //! | [`acs`] | the kernel option that makes groups look smaller than they are |
 //! | [`reset`], [`quarantine`] | which reset a function gets and whom else it hits; devices that did not come back from one |
 //! | [`mod@inspect`] | all facts about one function together |
+//! | [`findings`] | whether host, devices and user are ready for a guest: `passthru check` |
 //! | [`survey`] | all functions by their groups, and what can be done with each group |
 //! | [`setting`] | what else `bind` changes: virtual functions, the size of BARs, the boot console |
 //! | [`journal`], [`effects`] | what was there before a change, kept across a crash; the one place that changes the host |
@@ -29,6 +30,7 @@ pub mod busy;
 mod change;
 pub mod check;
 pub mod effects;
+pub mod findings;
 pub mod group;
 pub mod inspect;
 pub mod journal;
@@ -65,6 +67,7 @@ pub struct Host {
     dev: PathBuf,
     run: PathBuf,
     etc: PathBuf,
+    modules: PathBuf,
     effects: Arc<dyn Effects>,
 }
 
@@ -77,11 +80,13 @@ impl Host {
             dev: "/dev".into(),
             run: "/run/passthru".into(),
             etc: "/etc/passthru".into(),
+            modules: "/lib/modules".into(),
             effects: Arc::new(RealEffects),
         }
     }
 
-    /// A host whose `sys`, `proc`, `dev`, `run/passthru` and `etc/passthru` lie below `root`; changes go through `effects`.
+    /// A host whose `sys`, `proc`, `dev`, `run/passthru`, `etc/passthru` and `lib/modules` lie below `root`; changes go
+    /// through `effects`.
     pub fn at(root: &Path, effects: Arc<dyn Effects>) -> Host {
         Host {
             sys: root.join("sys"),
@@ -89,6 +94,7 @@ impl Host {
             dev: root.join("dev"),
             run: root.join("run/passthru"),
             etc: root.join("etc/passthru"),
+            modules: root.join("lib/modules"),
             effects,
         }
     }
@@ -121,6 +127,11 @@ impl Host {
     /// A path below `/etc/passthru`.
     pub fn etc(&self, path: impl AsRef<Path>) -> PathBuf {
         self.etc.join(path)
+    }
+
+    /// A path below `/lib/modules`.
+    pub fn modules(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.modules.join(path)
     }
 
     /// The way to change the host.

@@ -67,7 +67,11 @@ pub fn not_viable_error(id: u32, verdicts: &[Verdict]) -> Option<Error> {
         return None;
     }
     let have = if blocking.len() == 1 { "has a host driver" } else { "have host drivers" };
-    let count = format!("{} of its {} members {have}", blocking.len(), verdicts.len());
+    let count = match (blocking.len(), verdicts.len()) {
+        // Asked about the others of a device that is known not to be bound.
+        (1, 1) => "another member has a host driver".to_owned(),
+        (blocking, all) => format!("{blocking} of its {all} members {have}"),
+    };
     let error = Error::new(Code::GroupNotViable, format!("IOMMU group {id} cannot be given to a guest: {count}"));
     let error = verdicts.iter().fold(error, |error, verdict| error.evidence(verdict.to_string()));
     let used = blocking.iter().any(|verdict| verdict.uses.iter().any(Use::is_vital));

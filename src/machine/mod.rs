@@ -38,6 +38,8 @@ mod running;
 pub mod types;
 mod unplug;
 
+pub use preflight::examine;
+
 use std::sync::Arc;
 
 use serde_json::json;

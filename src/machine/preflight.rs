@@ -10,8 +10,10 @@ use crate::boot::linux::LinuxImage;
 use crate::cpu::CpuPlan;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
-use crate::host::limits::memlock::{self, Needed, plan_needed};
+use crate::host::findings::{Finding, Subject};
+use crate::host::limits::memlock::{self, MemlockPlan, Needed, plan_needed};
 use crate::host::limits::memory::{PageKind, check_memory};
+use crate::host::limits::size_text;
 use crate::kvm::Kvm;
 use crate::vfio::backend::Spaces;
 use crate::vfio::dma::first_reserved;
@@ -41,12 +43,7 @@ pub struct Plan {
 /// Checks the options against each other, then against the host: what is wrong with the command line is said even where
 /// no guest could run.
 pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
-    let mut machine = options.machine.clone();
-    let of_type = MACHINES.take_type(&mut machine)?;
-    let machine = of_type.create(&mut machine, &())?;
-    let objects = objects::plan(&options.objects)?;
-    let (taken, places) = places::plan(&options.devices, host)?;
-    objects::check_uses(&places, &objects)?;
+    let Described { machine, objects, taken, places } = describe(options, host)?;
     if places.iter().any(|place| place.of_type.name() == front_end::NAME)
         && let Some(warning) = host.acs_overridden()
     {
@@ -54,11 +51,7 @@ pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
     }
     let image = LinuxImage::open(&options.kernel, options.initrd.as_deref(), &options.append)?;
     let ram = options.memory.size.0;
-    let pages = match options.memory.hugepages {
-        HugePages::TwoMiB | HugePages::OneGiB => PageKind::Huge(options.memory.hugepages.page_size()),
-        HugePages::Transparent | HugePages::Off => PageKind::Normal,
-    };
-    check_memory(ram, pages, &host.free_memory())?;
+    check_memory(ram, page_kind(options), &host.free_memory())?;
     for_host_devices(&places, &Spaces::default(), ram, host)?;
     let kvm = Kvm::open(host)?;
     let host_cpu = kvm.host_cpu()?;
@@ -69,16 +62,71 @@ pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
     Ok(Plan { machine, image, kvm, cpus, phys_bits, taken, places, objects })
 }
 
+/// What the options alone say.
+struct Described {
+    machine: Q35,
+    objects: Vec<Object>,
+    taken: Places,
+    places: Vec<Place>,
+}
+
+fn describe(options: &RunOptions, host: &Host) -> Result<Described> {
+    let mut machine = options.machine.clone();
+    let of_type = MACHINES.take_type(&mut machine)?;
+    let machine = of_type.create(&mut machine, &())?;
+    let objects = objects::plan(&options.objects)?;
+    let (taken, places) = places::plan(&options.devices, host)?;
+    objects::check_uses(&places, &objects)?;
+    Ok(Described { machine, objects, taken, places })
+}
+
+fn page_kind(options: &RunOptions) -> PageKind {
+    match options.memory.hugepages {
+        HugePages::TwoMiB | HugePages::OneGiB => PageKind::Huge(options.memory.hugepages.page_size()),
+        HugePages::Transparent | HugePages::Off => PageKind::Normal,
+    }
+}
+
+/// What of [`plan`] can be found out without opening or changing anything, each as a finding of its own. `kernel`:
+/// whether the options name one.
+///
+/// # Errors
+/// What is wrong with the options themselves.
+pub fn examine(options: &RunOptions, kernel: bool, host: &Host) -> Result<Vec<Finding>> {
+    let described = describe(options, host)?;
+    let ram = options.memory.size.0;
+    let memory = check_memory(ram, page_kind(options), &host.free_memory());
+    let enough = format!("the guest's {} of memory are available", size_text(ram));
+    let mut findings = vec![Finding::of(Subject::Host, Code::NoMemory, enough, memory)];
+    if kernel {
+        let image = LinuxImage::open(&options.kernel, options.initrd.as_deref(), &options.append);
+        let well = format!("{} can be booted", options.kernel.display());
+        findings.push(Finding::of(Subject::Session, Code::NotAKernel, well, image));
+    }
+    if let Some(plan) = lock_plan(&described.places, &Spaces::default(), ram, host).transpose() {
+        findings.push(Finding::of(Subject::Session, Code::Memlock, "the guest's memory may be locked", plan));
+    }
+    Ok(findings)
+}
+
 /// Raises the process's limits as far as these devices need it, where there are the address spaces `present`.
 ///
 /// # Errors
 /// [`Code::Memlock`] if the guest's memory may not be locked.
 pub fn for_host_devices(places: &[Place], present: &Spaces, ram: u64, host: &Host) -> Result<()> {
+    if let Some(plan) = lock_plan(places, present, ram, host)? {
+        raise_descriptor_limit();
+        memlock::apply(plan)?;
+    }
+    Ok(())
+}
+
+/// What to do about the limit of locked memory; `None`: no device needs any.
+fn lock_plan(places: &[Place], present: &Spaces, ram: u64, host: &Host) -> Result<Option<MemlockPlan>> {
     let mut wishes = places.iter().filter(|place| place.of_type.name() == front_end::NAME).peekable();
     if wishes.peek().is_none() {
-        return Ok(());
+        return Ok(None);
     }
-    raise_descriptor_limit();
     let has_iommufd = host.dev("iommu").exists();
     let mut spaces = present.clone();
     for place in wishes {
@@ -87,7 +135,7 @@ pub fn for_host_devices(places: &[Place], present: &Spaces, ram: u64, host: &Hos
     // What containers have pinned is in the process's count; what iommufd has is in no count that can be read.
     let new_containers = spaces.containers() - present.containers();
     let needed = Needed { type1: ram.saturating_mul(new_containers), iommufd: ram.saturating_mul(spaces.ioas()) };
-    memlock::apply(plan_needed(needed, &host.lock_rights())?)
+    plan_needed(needed, &host.lock_rights()).map(Some)
 }
 
 /// Every vector of a device's MSI-X is a descriptor, and another while the guest uses it: up to 4096 for one device, and

@@ -90,6 +90,7 @@ mod tests {
     use super::*;
     use crate::cli::Cli;
     use crate::host::Host;
+    use crate::host::findings::Finding;
     use crate::machine::options::RunOptions;
     use crate::machine::types;
     use crate::object::Catalogue;
@@ -111,6 +112,10 @@ mod tests {
 
         fn host(&self) -> &Host {
             &self.0
+        }
+
+        fn examine(&self, _: &RunOptions, _: bool, _: &Host) -> Result<Vec<Finding>> {
+            Ok(Vec::new())
         }
 
         fn run(&self, _: RunOptions) -> Result<()> {

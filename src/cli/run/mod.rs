@@ -110,6 +110,20 @@ pub(super) fn is_implied(long: &str) -> bool {
     implied::has(long)
 }
 
+/// The options of a guest that is only looked at: it may be described in part. Whether a kernel is among them.
+pub(super) fn described(mut args: RunArgs, platform: &dyn Platform) -> Result<(RunOptions, bool)> {
+    let kernel = args.kernel.is_some();
+    args.kernel.get_or_insert_default();
+    Ok((Given::read(&args, platform)?.options(args)?, kernel))
+}
+
+impl RunArgs {
+    /// The positional argument, which can be a device's address where it is no VM file's name.
+    pub(super) fn vm(&self) -> Option<&str> {
+        self.vm.as_deref()
+    }
+}
+
 /// The options that have properties of their own, split into these.
 struct Given {
     memory: Args,

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Command};
 
+use crate::bdf::DeviceAddr;
 use crate::error::{Code, Error, Result, explain_io};
 use crate::host::Host;
 pub(super) use words::Word;
@@ -21,20 +22,25 @@ const NAME: &str = "vm";
 /// Largest file that is read, bytes.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Puts what the VM file says into the command line `argv` of `passthru run NAME`, before the user's own words. An option
+/// The commands that take a VM file.
+const COMMANDS: [&str; 2] = ["run", "check"];
+
+/// Puts what the VM file says into the command line `argv` of `passthru run NAME` or `passthru check NAME`, before the user's own words. An option
 /// that may be given once and is given by the user replaces the file's; one that may be given many times adds to it.
 ///
 /// # Errors
 /// [`Code::VmFile`] if the file cannot be read or understood.
 pub(super) fn expand(argv: Vec<OsString>, syntax: &mut Command, host: &Host) -> Result<Vec<OsString>> {
-    if argv.get(1).is_none_or(|word| word != "run") {
-        return Ok(argv);
-    }
+    let command = argv.get(1).and_then(|word| COMMANDS.into_iter().find(|command| word == command));
+    let Some(command) = command else { return Ok(argv) };
     // What is wrong with the user's words is said when all of them are parsed.
     let Ok(matches) = syntax.try_get_matches_from_mut(&argv) else { return Ok(argv) };
-    let Some(("run", given)) = matches.subcommand() else { return Ok(argv) };
+    let Some((_, given)) = matches.subcommand() else { return Ok(argv) };
     let Some(name) = given.get_one::<String>(NAME) else { return Ok(argv) };
-    let Some(run) = syntax.find_subcommand("run") else { return Ok(argv) };
+    let Some(run) = syntax.find_subcommand(command) else { return Ok(argv) };
+    if command != "run" && name.parse::<DeviceAddr>().is_ok() {
+        return Ok(argv);
+    }
     let file = path(name, host);
     let mut out: Vec<OsString> = argv.iter().take(2).cloned().collect();
     let mut words = words::read(&file, &text(&file, host)?, run)?;

@@ -163,10 +163,24 @@ pub fn no_iommu_error(device: &PciDevice, groups: usize) -> Error {
             .evidence(format!("the host has {groups} IOMMU groups, and the device is in none of them"))
             .fix("put the card into another slot: this one is not behind the host's IOMMU");
     }
+    no_iommu_at_all()
+}
+
+/// `Code::NoIommu` for a host without any group.
+pub fn no_iommu_at_all() -> Error {
     Error::new(Code::NoIommu, "the host has no active IOMMU").evidence("/sys/kernel/iommu_groups is empty").fix(
         "switch VT-d or AMD-Vi on in the firmware setup; on Intel add `intel_iommu=on` to the kernel's command line",
     )
 }
+
+/// `Code::NoInterruptRemapping`, seen before any device is opened.
+pub fn no_remapping_at_all() -> Error {
+    Error::new(Code::NoInterruptRemapping, "the host's IOMMU does not remap interrupts")
+        .evidence("no interrupt of /proc/interrupts goes through it (IR-)")
+        .fix(REMAPPING_FIX)
+}
+
+const REMAPPING_FIX: &str = "switch interrupt remapping (or x2APIC) on in the firmware setup";
 
 /// `Code::DeviceNotBound`: the device is on a driver of the host, or on none.
 pub fn not_bound_error(device: &PciDevice) -> Error {
@@ -233,7 +247,7 @@ fn no_remapping(device: &PciDevice, step: VfioStep, answer: &io::Error) -> Error
     Error::new(Code::NoInterruptRemapping, format!("the IOMMU of {} does not remap interrupts", device.bdf))
         .evidence(format!("{}: {}", step.request(), explain_io(answer)))
         .evidence(format!("{}.allow_unsafe_interrupts is off", step.judge()))
-        .fix("switch interrupt remapping (or x2APIC) on in the firmware setup")
+        .fix(REMAPPING_FIX)
 }
 
 impl Host {

@@ -39,13 +39,18 @@ impl Node {
             owner: user_name(Uid::from_raw(meta.uid())),
             group: group_name(Gid::from_raw(meta.gid())),
         });
-        Node { path: path.to_owned(), rights, user: user_name(nix::unistd::geteuid()) }
+        Node { path: path.to_owned(), rights, user: current_user() }
     }
 
     /// What the kernel answered to the open, as evidence.
     pub fn answer(&self, answer: &io::Error) -> String {
         format!("{}: {}", self.path.display(), explain_io(answer))
     }
+}
+
+/// The name of the user whom this process runs as.
+pub fn current_user() -> String {
+    user_name(nix::unistd::geteuid())
 }
 
 fn user_name(uid: Uid) -> String {

@@ -40,7 +40,7 @@ pub(super) fn cards(survey: &Survey) -> Vec<Card> {
     let entries = fold(&survey.groups);
     let mut group_of = HashMap::new();
     for (number, entry) in entries.iter().enumerate() {
-        group_of.extend(groups(entry).iter().flat_map(|group| functions(group)).map(|seen| (seen.device.bdf, number)));
+        group_of.extend(groups(entry).iter().flat_map(functions).map(|seen| (seen.device.bdf, number)));
     }
     let parents: Vec<Option<usize>> =
         entries.iter().enumerate().map(|(number, entry)| parent(number, entry, &group_of)).collect();

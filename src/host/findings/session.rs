@@ -1,0 +1,156 @@
+//! The user who would run the guest: which nodes and files that one may open, and how much memory lock.
+
+use std::ffi::CString;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{AccessFlags, User, access, geteuid, initgroups, setgid, setuid};
+
+use super::{Finding, Subject};
+use crate::bdf::Bdf;
+use crate::error::{Code, Error, Result, explain_io};
+use crate::host::Host;
+use crate::host::check::node::{Node, not_permitted};
+use crate::host::limits::memlock::plan_memlock;
+use crate::host::limits::{UNLIMITED, size_text};
+
+/// Guests of less memory than this are rare.
+const SMALL_GUEST: u64 = 1 << 30;
+
+/// How a file is opened.
+type MayOpen = fn(&Path, AccessFlags) -> nix::Result<()>;
+
+impl Host {
+    /// Whether this process's user may open what a guest with these devices and files needs.
+    pub fn check_session(&self, devices: &[Bdf], files: &[PathBuf]) -> Vec<Finding> {
+        let ask: MayOpen = |path, mode| access(path, mode);
+        let mut findings = self.check_nodes(devices, ask);
+        findings.extend(check_files(files, ask));
+        findings.push(self.check_lock_rights());
+        findings
+    }
+
+    fn check_nodes(&self, devices: &[Bdf], may: MayOpen) -> Vec<Finding> {
+        let mut sets: Vec<Vec<Vec<PathBuf>>> = vec![vec![vec![self.dev("kvm")]]];
+        for &bdf in devices {
+            let group = self.device(bdf).ok().and_then(|device| device.iommu_group);
+            let by_group = group.map(|id| vec![self.dev("vfio/vfio"), self.group_node(id)]);
+            let by_node = self.device_node(bdf).map(|node| vec![self.dev("iommu"), node]);
+            sets.push(by_group.into_iter().chain(by_node).collect());
+        }
+        sets.iter().flat_map(|ways| ways_to_open(ways, may)).collect()
+    }
+
+    fn check_lock_rights(&self) -> Finding {
+        let rights = self.lock_rights();
+        let most = if rights.exempt || rights.hard == UNLIMITED { None } else { Some(rights.hard) };
+        match (most, plan_memlock(SMALL_GUEST, &rights)) {
+            (Some(_), Err(error)) => Finding::warn(Subject::Session, &error).evidence(format!(
+                "asked for a guest of {}; `passthru check -m SIZE` asks for another",
+                size_text(SMALL_GUEST)
+            )),
+            (Some(most), Ok(_)) => {
+                Finding::pass(Subject::Session, Code::Memlock, format!("{} of memory may be locked", size_text(most)))
+            }
+            (None, _) => Finding::pass(Subject::Session, Code::Memlock, "any memory may be locked"),
+        }
+    }
+}
+
+/// Findings about one thing that can be opened in several ways: well if one of them may be taken. What is not there is
+/// said where the device or the host is looked at.
+fn ways_to_open(ways: &[Vec<PathBuf>], may: MayOpen) -> Vec<Finding> {
+    let mode = AccessFlags::R_OK | AccessFlags::W_OK;
+    let there: Vec<&Vec<PathBuf>> = ways.iter().filter(|nodes| nodes.iter().all(|node| node.exists())).collect();
+    let text =
+        |nodes: &[PathBuf]| nodes.iter().map(|node| node.display().to_string()).collect::<Vec<_>>().join(" and ");
+    if let Some(nodes) = there.iter().find(|nodes| nodes.iter().all(|node| may(node, mode).is_ok())) {
+        return vec![Finding::pass(Subject::Session, Code::NotPermitted, format!("{} may be opened", text(nodes)))];
+    }
+    let refused = there.first().into_iter().flat_map(|nodes| nodes.iter()).filter_map(|node| {
+        let answer = io::Error::from(may(node, mode).err()?);
+        Some(Finding::fail(Subject::Session, &not_permitted(&Node::read(node), &answer)))
+    });
+    refused.collect()
+}
+
+fn check_files(files: &[PathBuf], may: MayOpen) -> Vec<Finding> {
+    let finding = |file: &PathBuf| match may(file, AccessFlags::R_OK) {
+        Ok(()) => Finding::pass(Subject::Session, Code::FileUnusable, format!("{} can be read", file.display())),
+        Err(errno) => {
+            let error = Error::new(Code::FileUnusable, format!("{} cannot be read", file.display()))
+                .evidence(explain_io(&io::Error::from(errno)))
+                .fix("give the user read access to the file, and search access (x) to every folder above it");
+            Finding::fail(Subject::Session, &error)
+        }
+    };
+    files.iter().map(finding).collect()
+}
+
+/// Makes this process one of another user for good: what is looked at from then on is seen as that user sees it.
+///
+/// # Errors
+/// [`Code::Usage`] if there is no such user, or the caller is not root.
+pub fn become_user(name: &str) -> Result<()> {
+    let user = User::from_name(name).ok().flatten();
+    let Some(user) = user else {
+        return Err(Error::new(Code::Usage, format!("there is no user {name}")).fix("`getent passwd` lists the users"));
+    };
+    if user.uid == geteuid() {
+        return Ok(());
+    }
+    let change = || -> nix::Result<()> {
+        let name = CString::new(user.name.as_str()).map_err(|_| nix::Error::EINVAL)?;
+        // Groups first: without the user's rights they cannot be changed any more.
+        initgroups(&name, user.gid)?;
+        setgid(user.gid)?;
+        setuid(user.uid)
+    };
+    change().map_err(|errno| {
+        Error::new(Code::Usage, format!("only root can see what {name} may do"))
+            .evidence(explain_io(&io::Error::from(errno)))
+            .fix(format!("run it as root, or as {name} without --user"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::findings::Level;
+    use crate::host::testtree::{TestTree, bdf};
+
+    fn tree() -> TestTree {
+        let tree = TestTree::new();
+        tree.pci("0000:01:00.0").driver("vfio-pci").group(7).add();
+        for node in ["kvm", "vfio/7", "iommu", "vfio/devices/vfio0"] {
+            tree.file(format!("dev/{node}"), "");
+        }
+        std::fs::create_dir_all(tree.pci_path("0000:01:00.0").join("vfio-dev/vfio0")).unwrap();
+        tree
+    }
+
+    fn levels(may: MayOpen) -> Vec<(Level, String)> {
+        let tree = tree();
+        let findings = tree.host().check_nodes(&[bdf("01:00.0")], may);
+        let root = tree.host().dev("").display().to_string();
+        findings.into_iter().map(|finding| (finding.level, finding.what.replace(&root, ""))).collect()
+    }
+
+    #[test]
+    fn one_way_to_open_a_device_suffices() {
+        let well = |what: &str| (Level::Pass, format!("{what} may be opened"));
+        assert_eq!(levels(|_, _| Ok(())), [well("kvm"), well("vfio/vfio and vfio/7")]);
+        let by_node: MayOpen = |path, _| if path.ends_with("vfio/7") { Err(nix::Error::EACCES) } else { Ok(()) };
+        assert_eq!(levels(by_node)[1], well("iommu and vfio/devices/vfio0"));
+        let none = levels(|_, _| Err(nix::Error::EACCES));
+        assert_eq!(none.iter().map(|(level, _)| *level).collect::<Vec<_>>(), [Level::Fail; 3]);
+        assert!(none[2].1.ends_with("may not open vfio/7"), "{none:?}");
+    }
+
+    #[test]
+    fn files_are_asked_for() {
+        let findings = check_files(&["/a".into()], |_, _| Err(nix::Error::EACCES));
+        assert_eq!((findings[0].level, findings[0].code), (Level::Fail, Code::FileUnusable));
+        assert!(become_user("nobody-of-this-name").is_err());
+    }
+}
