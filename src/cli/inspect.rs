@@ -14,7 +14,8 @@ use crate::host::pci::{Resource, ResourceKind};
 
 /// Show what a device is, what its IOMMU group holds, and how it would be reset
 ///
-/// Nothing is opened and nothing is changed. Without root the interrupts are not shown.
+/// The last lines say what is to be done before a guest can have it. Nothing is opened and nothing is changed. Without
+/// root the interrupts and capabilities are not shown.
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
     /// Addresses of the devices, as `passthru devices` prints them: 01:00.0 or 0000:01:00.0; 01:00 means all functions of a
@@ -69,8 +70,8 @@ fn text(seen: &Inspection) -> String {
     for used in &seen.uses {
         line("in use", &used.to_string());
     }
-    for resource in &device.resources {
-        line(&resource_name(resource), &resource_text(resource));
+    for (resource, access) in device.resources.iter().zip(&seen.access) {
+        line(&resource_name(resource), &format!("{}; {access}", resource_text(resource)));
     }
     if let Some(interrupts) = &seen.interrupts {
         let pin = interrupts.pin.map(|pin| format!("INT{pin}"));
@@ -78,6 +79,10 @@ fn text(seen: &Inspection) -> String {
         let msix = interrupts.msix.map(|count| format!("MSI-X ({count})"));
         let all: Vec<String> = [pin, msi, msix].into_iter().flatten().collect();
         line("interrupts", &if all.is_empty() { "none".to_owned() } else { all.join(", ") });
+    }
+    for capability in &seen.capabilities {
+        let name = capability.name.map_or_else(|| format!("number {:#x}", capability.id), str::to_owned);
+        line("capability", &format!("{:03x} {name}", capability.at));
     }
     if let Some(state) = &seen.power_state {
         line("power", state);
@@ -107,6 +112,11 @@ fn text(seen: &Inspection) -> String {
     }
     if let Some(reason) = &seen.quarantine {
         line("quarantined", reason);
+    }
+    match (seen.ready, seen.steps.is_empty()) {
+        (true, _) => line("ready", "a guest can have it now"),
+        (false, true) => line("to do", "nothing would do: `passthru check` says why"),
+        (false, false) => seen.steps.iter().for_each(|step| line("to do", step)),
     }
     text
 }
@@ -183,14 +193,15 @@ mod tests {
     member    0000:00:01.0 Intel Corporation 6th-10th Gen Core Processor PCIe Controller (x16) [8086:1901]: driver pcieport, fine
     member    0000:01:00.0 NVIDIA Corporation GA102 [GeForce RTX 3080] [10de:2206]: driver vfio-pci, fine
     member    0000:01:00.1 NVIDIA Corporation GA102 High Definition Audio Controller [10de:1aef]: driver snd_hda_intel, blocks
-  BAR 0       16 MiB at 0xf6000000, 32-bit memory
-  BAR 1       256 MiB at 0xe0000000, 64-bit memory, prefetchable
+  BAR 0       16 MiB at 0xf6000000, 32-bit memory; mapped
+  BAR 1       256 MiB at 0xe0000000, 64-bit memory, prefetchable; mapped
   power       D3hot
   link        2.5 GT/s PCIe x16, at best 16.0 GT/s PCIe x16
   reset       none: a hot reset would also hit 0000:01:00.1 (driver snd_hda_intel)
     methods   bus
     bus       a hot reset hits 0000:01:00.0, 0000:01:00.1 (not ours)
   quarantined it did not answer after its reset
+  to do       power the host off and on; if you know that the device works again: `passthru recover --clear 0000:01:00.0`
 ";
         assert_eq!(seen, wanted);
     }

@@ -15,7 +15,7 @@
 //! | [`mod@bind`], [`mod@release`] | driver changes: `bind`, and `release` and `recover` that undo it |
 //! | [`acs`] | the kernel option that makes groups look smaller than they are |
 //! | [`reset`], [`quarantine`] | which reset a function gets and whom else it hits; devices that did not come back from one |
-//! | [`mod@inspect`] | all facts about one function together |
+//! | [`mod@inspect`], [`capabilities`] | all facts about one function together |
 //! | [`findings`] | whether host, devices and user are ready for a guest: `passthru check` |
 //! | [`survey`] | all functions by their groups, and what can be done with each group |
 //! | [`setting`] | what else `bind` changes: virtual functions, the size of BARs, the boot console |
@@ -27,6 +27,7 @@ use std::sync::Arc;
 pub mod acs;
 pub mod bind;
 pub mod busy;
+pub mod capabilities;
 mod change;
 pub mod check;
 pub mod effects;
