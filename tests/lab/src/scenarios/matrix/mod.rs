@@ -25,9 +25,7 @@ use crate::scenario::{Lab, Scenario};
 use work::{At, Device, Seen, Work};
 
 pub static SCENARIOS: &[Scenario] = &[
-    // Issue 3: L1 stopped answering in the step of unplugging, twice in one run; it had passed before. With --long until
-    // that is understood.
-    Scenario::new("matrix-nics", matrix).on(&machines::MATRIX_NICS).limit(LIMIT).long(),
+    Scenario::new("matrix-nics", matrix).on(&machines::MATRIX_NICS).limit(LIMIT),
     Scenario::new("matrix-drives", matrix).on(&machines::MATRIX_DRIVES).limit(LIMIT),
     Scenario::new("matrix-others", matrix).on(&machines::MATRIX_OTHERS).limit(LIMIT),
     Scenario::new("matrix-amd-iommu", matrix).on(&machines::MATRIX_AMD).limit(LIMIT).long(),
