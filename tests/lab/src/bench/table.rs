@@ -57,6 +57,11 @@ const ROWS: &[Row] = &[
         target: Some(4500.0),
     },
     Row {
+        what: "  of them the guest's timer, which follows time",
+        take: |f| counted(f, |r| at(r, "up", Counts::ticks)),
+        target: None,
+    },
+    Row {
         what: "nested page faults to init",
         take: |f| counted(f, |r| at(r, "up", Counts::page_faults)),
         target: Some(450.0),
