@@ -146,6 +146,9 @@ struct BenchArgs {
     /// Measure one of the two only
     #[arg(long, value_name = "VMM")]
     only: Option<Vmm>,
+    /// Only measure how much more memory delays the start, on a PC with one processor whose time is its instructions
+    #[arg(long)]
+    starts: bool,
     /// The passthru to measure, instead of the release build [env: LAB_PASSTHRU]
     #[arg(long, value_name = "FILE")]
     passthru: Option<PathBuf>,
@@ -273,7 +276,7 @@ fn run_bench(args: &BenchArgs) -> Result<ExitCode> {
         Some(file) => Some(std::fs::metadata(file)?.len()),
         None => None,
     };
-    let plan = bench::Plan { rounds: args.rounds, memory: args.memory.clone(), vmms };
+    let plan = bench::Plan { rounds: args.rounds, memory: args.memory.clone(), vmms, starts_only: args.starts };
     let image = setup::run()?;
     let programs = Programs { passthru };
     bench::run(&image, &programs, &plan, size, args.json.as_deref())?;

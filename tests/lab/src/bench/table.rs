@@ -104,12 +104,12 @@ const ROWS: &[Row] = &[
         target: None,
     },
     Row {
-        what: "exec to init with 256 MiB, s",
+        what: "exec to init with 256 MiB, one processor, s",
         take: |f| Sample::of(f.starts[0].iter().filter_map(whole_seconds).collect()),
         target: None,
     },
     Row {
-        what: "exec to init with 2 GiB, s",
+        what: "exec to init with 2 GiB, one processor, s",
         take: |f| Sample::of(f.starts[1].iter().filter_map(whole_seconds).collect()),
         target: None,
     },

@@ -30,6 +30,26 @@ impl Iommu {
     }
 }
 
+/// What a PC's time is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clock {
+    /// The host's; two processors.
+    Host,
+    /// The instructions that its one processor has executed. Times are the same in every run, however busy the host is;
+    /// it takes several times as long.
+    Instructions,
+}
+
+impl Clock {
+    /// Arguments for QEMU.
+    pub fn arguments(self) -> &'static str {
+        match self {
+            Self::Host => "-accel tcg,thread=multi -smp 2",
+            Self::Instructions => "-accel tcg,thread=single -smp 1 -icount shift=1,sleep=off",
+        }
+    }
+}
+
 /// A PC.
 #[derive(Debug)]
 pub struct Machine {
@@ -38,6 +58,7 @@ pub struct Machine {
     /// One line for `--help`.
     pub about: &'static str,
     pub iommu: Iommu,
+    pub clock: Clock,
     /// Memory of the PC, MiB.
     pub memory_mib: u64,
     /// QEMU arguments; `{drive}` stands for the drive's image.
@@ -66,11 +87,20 @@ pub static DEFAULT: Machine = Machine {
     name: "default",
     about: "e1000e at 01:00.0, NVMe at 02:00.0 (MSI-X table inside BAR 0)",
     iommu: Iommu::Intel,
+    clock: Clock::Host,
     memory_mib: MEMORY_MIB,
     devices: &[ROOT_PORT_1, ROOT_PORT_2, NIC, DRIVE, NVME],
     rows: &[],
     modules: MODULES,
     iommufd: false,
+};
+
+/// For times that can be compared.
+pub static ONE_PROCESSOR: Machine = Machine {
+    name: "one-processor",
+    about: "as default, with one processor, whose time is the number of its instructions",
+    clock: Clock::Instructions,
+    ..DEFAULT
 };
 
 /// The other layout of an NVMe drive's MSI-X table.
@@ -248,6 +278,7 @@ pub static MATRIX_OTHERS_IOMMUFD: Machine =
 /// All machines.
 pub static ALL: &[&Machine] = &[
     &DEFAULT,
+    &ONE_PROCESSOR,
     &NVME_EXCLUSIVE,
     &SRIOV,
     &SHARED_GROUP,

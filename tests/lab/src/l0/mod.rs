@@ -126,11 +126,12 @@ fn arguments(image: &Image, machine: &Machine) -> Vec<String> {
     let images = image.images.display();
     let mut line = format!(
         "-L {tree}/usr/share/qemu -L {tree}/usr/share/seabios -L {tree}/usr/lib/ipxe/qemu \
-         -machine q35 -accel tcg,thread=multi -cpu max,+svm -smp 2 -m {} \
+         -machine q35 {} -cpu max,+svm -m {} \
          -nodefaults -display none -no-reboot -serial file:{L1_CONSOLE} \
          -qmp unix:qmp.sock,server=on,wait=off \
          -chardev socket,id=agent,path=agent.sock,server=on,wait=off \
          -chardev socket,id=terminal,path=terminal.sock,server=on,wait=off ",
+        machine.clock.arguments(),
         machine.memory_mib
     );
     line += match machine.iommu {

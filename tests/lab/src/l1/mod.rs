@@ -20,12 +20,14 @@ pub use state::State;
 
 use crate::agent::protocol::{Answer, Command, Op, Output};
 use crate::l0::L0;
-use crate::l0::machines::Machine;
+use crate::l0::machines::{Clock, Machine};
 use crate::setup::Image;
 use client::Client;
 
 /// Real time from QEMU's start until the agent answers (10 s on an idle machine).
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
+/// The same of a PC that counts instructions.
+const COUNTING_BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// How long QEMU may take to end after it has closed its sockets.
 const EXIT_LIMIT: Duration = Duration::from_secs(2);
 /// Real time that an answer may be late after its own limit.
@@ -95,8 +97,9 @@ impl L1 {
                 .with_context(|| format!("cannot copy {}", passthru.display()))?;
         }
         let mut l0 = L0::start(image, machine, folder)?;
+        let limit = if machine.clock == Clock::Host { BOOT_LIMIT } else { COUNTING_BOOT_LIMIT };
         let mut agent = Client::new(l0.connect("agent.sock")?);
-        if let Err(e) = agent.ask(Op::Ping, BOOT_LIMIT) {
+        if let Err(e) = agent.ask(Op::Ping, limit) {
             // A PC that has ended will do so again: no stall.
             match l0.ended_within(EXIT_LIMIT) {
                 Some(status) => bail!("L0's QEMU ended before L1 was up: {status}"),
@@ -129,6 +132,14 @@ impl L1 {
         Ok(limit.min(left))
     }
 
+    /// How long an answer may take on L0 that takes `limit` in L1, whose time may be slower.
+    fn patience(&self, limit: Duration) -> Duration {
+        match self.machine.clock {
+            Clock::Host => limit + GRACE,
+            Clock::Instructions => 4 * limit + GRACE,
+        }
+    }
+
     pub fn machine(&self) -> &'static Machine {
         self.machine
     }
@@ -147,7 +158,7 @@ impl L1 {
     pub fn sh_within(&mut self, text: &str, limit: Duration) -> Result<Output> {
         let limit = self.within(limit)?;
         let op = Op::Run { command: shell(text), timeout_ms: u64::try_from(limit.as_millis())? };
-        match self.agent.ask(op, limit + GRACE)? {
+        match self.agent.ask(op, self.patience(limit))? {
             Answer::Ran(output) => Ok(output),
             other => bail!("the agent answered {other:?}"),
         }
@@ -184,7 +195,7 @@ impl L1 {
     pub fn wait(&mut self, job: &Job, limit: Duration) -> Result<Option<i32>> {
         let limit = self.within(limit)?;
         let op = Op::Wait { job: job.id, timeout_ms: u64::try_from(limit.as_millis())? };
-        match self.agent.ask(op, limit + GRACE)? {
+        match self.agent.ask(op, self.patience(limit))? {
             Answer::Waited { code } => Ok(code),
             other => bail!("the agent answered {other:?}"),
         }
@@ -261,7 +272,7 @@ impl L1 {
     /// Asks the agent for something that takes `limit` at most.
     fn ask(&mut self, op: Op, limit: Duration) -> Result<Answer> {
         let limit = self.within(limit)?;
-        self.agent.ask(op, limit + GRACE)
+        self.agent.ask(op, self.patience(limit))
     }
 
     /// Hands new output of a background command on, line by line, until it has ended; returns
