@@ -15,6 +15,7 @@ mod fuzz;
 mod l0;
 mod l1;
 mod pattern;
+mod qmp;
 mod report;
 mod runner;
 mod scenario;
