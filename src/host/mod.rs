@@ -45,6 +45,7 @@ pub mod release;
 pub mod reset;
 pub mod setting;
 pub mod survey;
+pub mod tokens;
 pub mod usage;
 pub mod viable;
 pub mod wake;

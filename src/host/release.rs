@@ -117,6 +117,7 @@ pub fn noted_functions(host: &Host, addr: DeviceAddr) -> Result<Vec<Bdf>> {
 /// Gives back every device of the journal that no living process has, at whatever step its change was broken off.
 pub fn recover(host: &Host) -> Result<Recovered> {
     let mut recovered = Recovered::default();
+    host.sweep_tokens();
     if host.journal_is_empty() {
         return Ok(recovered);
     }

@@ -49,8 +49,8 @@ pub(super) struct Handle {
     /// Of a device of a container.
     ops: Option<Arc<DeviceOps>>,
     sysfs: PathBuf,
-    /// The path that the crate has of it, if it has a token. Gone after `raw`, whose Drop looks there.
-    _alias: Option<Arc<Alias>>,
+    /// The path that the crate has of it, if it has a token: that of an [`Alias`] that is gone.
+    alias: Option<PathBuf>,
     group: u32,
     bdf: Bdf,
 }
@@ -65,13 +65,10 @@ pub(super) struct Target<'a> {
 
 impl Handle {
     /// Opens the device, by its alias if there is one; its group joins the container if it has not yet.
-    pub(super) fn open(
-        container: &Container,
-        what: &Target<'_>,
-        alias: Option<Arc<Alias>>,
-    ) -> Result<Handle, VfioError> {
-        let (raw, ops) = container.device(alias.as_ref().map_or(what.sysfs, |alias| alias.path()))?;
-        Ok(Handle::new(raw, Some(ops), what, alias))
+    pub(super) fn open(container: &Container, what: &Target<'_>, alias: Option<&Alias>) -> Result<Handle, VfioError> {
+        let alias = alias.map(Alias::path);
+        let (raw, ops) = container.device(alias.unwrap_or(what.sysfs))?;
+        Ok(Handle::new(raw, Some(ops), what, alias.map(Path::to_owned)))
     }
 
     /// Binds a device's own node to an iommufd and attaches it to the address space.
@@ -79,8 +76,8 @@ impl Handle {
         Ok(Handle::new(ioas.device(node, what.token)?, None, what, None))
     }
 
-    fn new(raw: RawDevice, ops: Option<Arc<DeviceOps>>, what: &Target<'_>, alias: Option<Arc<Alias>>) -> Handle {
-        Handle { raw, ops, sysfs: what.sysfs.to_owned(), _alias: alias, group: what.group, bdf: what.bdf }
+    fn new(raw: RawDevice, ops: Option<Arc<DeviceOps>>, what: &Target<'_>, alias: Option<PathBuf>) -> Handle {
+        Handle { raw, ops, sysfs: what.sysfs.to_owned(), alias, group: what.group, bdf: what.bdf }
     }
 
     /// The host's address.
@@ -126,6 +123,9 @@ impl Handle {
         if self.ops.is_none() || group_of(&self.sysfs) != Some(self.group) {
             return self.close();
         }
+        // The crate looks there.
+        let alias = self.alias.as_ref().map(|path| Alias::again(path, &self.sysfs)).transpose();
+        let Ok(_alias) = alias else { return self.close() };
         let Handle { raw, sysfs, .. } = self;
         // A removal that waits for the close goes on in the moment before the crate looks.
         if catch_unwind(AssertUnwindSafe(|| drop(raw))).is_err() {

@@ -24,7 +24,7 @@ use super::hot_reset::HotResets;
 use super::inherited;
 use super::ioas::Ioas;
 use super::seams::GroupSink;
-use super::token::Alias;
+use super::token::{Alias, VfToken};
 use super::uapi::group_descriptor;
 use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result, explain_io};
@@ -285,16 +285,14 @@ impl Vfio {
     /// the domain's index.
     fn open_in_some_container(&self, state: &mut State, what: &Target<'_>) -> Result<(Handle, usize)> {
         let explain = |error: VfioError| self.explain(what, error);
-        let alias = what.token.map(|token| Alias::new(&std::env::temp_dir(), what.sysfs, what.bdf, token));
-        let alias = alias.transpose().map_err(|error| Error::system("make a folder for temporary files", &error))?;
-        let alias = alias.map(Arc::new);
+        let alias = what.token.map(|token| self.alias(what, token)).transpose()?;
         let home = state.domain_of(Seat::Group(what.group));
         for (at, domain) in state.domains.iter().enumerate() {
             let Space::Container(container) = &domain.space else { continue };
             if home.is_some_and(|home| home != at) {
                 continue;
             }
-            match Handle::open(container, what, alias.clone()) {
+            match Handle::open(container, what, alias.as_ref()) {
                 Ok(handle) => return Ok((handle, at)),
                 // Another IOMMU, or one with other abilities: its devices need page tables of their own.
                 Err(VfioError::GroupSetContainer) if home.is_none() => {}
@@ -302,8 +300,17 @@ impl Vfio {
             }
         }
         let container = Arc::new(Container::open().map_err(explain)?);
-        let handle = Handle::open(&container, what, alias).map_err(explain)?;
+        let handle = Handle::open(&container, what, alias.as_ref()).map_err(explain)?;
         Ok((handle, state.add_domain(Space::Container(container))))
+    }
+
+    /// A path that has the token in its name, in a folder of passthru's or, for a user who cannot have one there, among the
+    /// temporary files.
+    fn alias(&self, what: &Target<'_>, token: VfToken) -> Result<Alias> {
+        let make = |parent: &Path| Alias::new(parent, what.sysfs, what.bdf, token);
+        let own = self.host.token_folder().and_then(|folder| make(&folder).ok());
+        own.map_or_else(|| make(&std::env::temp_dir()), Ok)
+            .map_err(|error| Error::system("make a folder for temporary files", &error))
     }
 
     /// Counts the device in, and brings a new member to KVM and a new domain to the layout.

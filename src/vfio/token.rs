@@ -5,7 +5,8 @@
 //!
 //! The kernel takes it in the name of the device that is asked of a group (`0000:01:10.0 vf_token=UUID`; kernel:
 //! `vfio_pci_core_match`). vfio-ioctls makes that name of the last part of the device's path, and knows of no other: [`Alias`]
-//! is a path whose last part it is. iommufd takes it in the request that binds the device.
+//! is a path whose last part it is. It is there while the device is opened, and again while it is closed with its group: the
+//! crate looks at its path then. iommufd takes the token in the request that binds the device.
 
 use std::fmt;
 use std::fs::DirBuilder;
@@ -14,6 +15,7 @@ use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::bdf::Bdf;
+use crate::host::tokens::PREFIX;
 use crate::object::{Invalid, PropValue};
 
 /// Characters of the parts of a UUID (RFC 9562, section 4).
@@ -94,6 +96,18 @@ impl Alias {
     pub(super) fn path(&self) -> &Path {
         &self.link
     }
+
+    /// Makes the link anew that had this path.
+    ///
+    /// # Errors
+    /// Those of mkdir(2), where the folder is there: it may be anybody's; and of symlink(2).
+    pub(super) fn again(path: &Path, sysfs: &Path) -> io::Result<Alias> {
+        let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+        DirBuilder::new().mode(0o700).create(&folder)?;
+        let alias = Alias { folder, link: path.to_owned() };
+        symlink(sysfs, &alias.link)?;
+        Ok(alias)
+    }
 }
 
 impl Drop for Alias {
@@ -107,7 +121,7 @@ impl Drop for Alias {
 fn private_folder(parent: &Path) -> io::Result<PathBuf> {
     let mut last = io::Error::from(io::ErrorKind::AlreadyExists);
     for number in 0..MAX_TRIES {
-        let folder = parent.join(format!("passthru-{}-{number}", std::process::id()));
+        let folder = parent.join(format!("{PREFIX}{}-{number}", std::process::id()));
         match DirBuilder::new().mode(0o700).create(&folder) {
             Ok(()) => return Ok(folder),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => last = error,
@@ -165,7 +179,13 @@ mod tests {
         assert_eq!(first.path().file_name().unwrap().to_str(), Some(&*format!("0000:01:10.0 vf_token={TOKEN}")));
         assert_eq!(std::fs::read_to_string(first.path().join("vendor")).unwrap(), "0x8086");
         assert_eq!(std::fs::metadata(&first.folder).unwrap().permissions().mode() & 0o777, 0o700);
+        let path = first.path().to_owned();
+        assert!(Alias::again(&path, &sysfs).is_err(), "its folder is there");
         drop((first, second));
+        assert_eq!(
+            std::fs::read_to_string(Alias::again(&path, &sysfs).unwrap().path().join("vendor")).unwrap(),
+            "0x8086"
+        );
         assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 1, "only the device is left");
     }
 
