@@ -26,8 +26,9 @@ use crate::object::{Create, Int, Size, TypeInfo, props};
 const IDS: (u16, u16) = (0x1b36, 0x000c);
 /// PCI-to-PCI bridge, class 06 subclass 04 (PCI appendix D).
 const CLASS_BRIDGE: [u8; 3] = [0, 4, 6];
-/// The pin, as the register numbers them.
-const INTA: u8 = 1;
+/// The pin, as the register numbers them. Devices use INTA, which has another line here: Linux removes a device in the
+/// interrupt thread of the port's line, and letting go of the device's own line waits for the threads of that.
+const INTD: u8 = 4;
 /// The low bits of the prefetchable base and limit: 64-bit addresses (bridge 3.2.5.9).
 const PREFETCH_64BIT: u32 = 0x0001_0001;
 
@@ -181,7 +182,7 @@ fn header(config: &mut ConfigSpace) {
     config.set_u16(DEVICE, IDS.1);
     config.set(CLASS, &CLASS_BRIDGE);
     config.set_u8(HEADER_TYPE, HEADER_BRIDGE);
-    config.set_u8(INTERRUPT_PIN, INTA);
+    config.set_u8(INTERRUPT_PIN, INTD);
     let command =
         COMMAND_IO | COMMAND_MEMORY | COMMAND_BUS_MASTER | COMMAND_PARITY | COMMAND_SERR | COMMAND_INTX_DISABLE;
     config.allow(COMMAND, &command.to_le_bytes());

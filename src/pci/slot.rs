@@ -454,21 +454,21 @@ mod tests {
         port.clear();
         assert!(port.chip.take().is_empty());
         port.plug();
-        assert_eq!((port.chip.take(), interrupt_status()), (vec!["level 17 true".to_owned()], 8));
+        assert_eq!((port.chip.take(), interrupt_status()), (vec!["level 20 true".to_owned()], 8));
         port.port.slot().press_button();
         assert!(port.chip.take().is_empty(), "it is asserted already");
         port.bench.write(0, "1", regs::COMMAND, u32::from(regs::COMMAND_INTX_DISABLE), 2);
-        assert_eq!((port.chip.take(), interrupt_status()), (vec!["level 17 false".to_owned()], 8));
+        assert_eq!((port.chip.take(), interrupt_status()), (vec!["level 20 false".to_owned()], 8));
         port.bench.write(0, "1", regs::COMMAND, 0, 2);
-        assert_eq!(port.chip.take(), ["level 17 true"]);
+        assert_eq!(port.chip.take(), ["level 20 true"]);
         port.control(ENABLES & !CONTROL_INTERRUPT | ATTENTION_OFF | POWER_OFF | POWERED_OFF);
-        assert_eq!(port.chip.take(), ["level 17 false"]);
+        assert_eq!(port.chip.take(), ["level 20 false"]);
         port.control(ENABLES | ATTENTION_OFF | POWER_OFF | POWERED_OFF);
         port.clear();
-        assert_eq!((port.chip.take(), interrupt_status()), (vec!["level 17 true".into(), "level 17 false".into()], 0));
+        assert_eq!((port.chip.take(), interrupt_status()), (vec!["level 20 true".into(), "level 20 false".into()], 0));
         port.port.slot().press_button();
         crate::device::Device::reset(&*port.port);
-        assert_eq!(port.chip.take(), ["level 17 true", "level 17 false"]);
+        assert_eq!(port.chip.take(), ["level 20 true", "level 20 false"]);
     }
 
     #[test]
@@ -478,9 +478,9 @@ mod tests {
         assert!(port.chip.take().iter().all(|call| !call.starts_with("level")));
         let msi = port.port.core().msi().unwrap().place().0;
         port.bench.write(0, "1", msi + 2, 0, 2);
-        assert_eq!(port.chip.take().last().unwrap(), "level 17 true");
+        assert_eq!(port.chip.take().last().unwrap(), "level 20 true");
         port.bench.write(0, "1", msi + 2, 1, 2);
-        assert_eq!(port.chip.take().iter().filter(|call| *call == "level 17 false").count(), 1);
+        assert_eq!(port.chip.take().iter().filter(|call| *call == "level 20 false").count(), 1);
     }
 
     #[test]

@@ -45,13 +45,13 @@ fn the_header_is_a_bridge_s_with_closed_windows() {
     assert_eq!(bench.read32(0, "2", 0x1c), 0x0000_00f0);
     assert_eq!(bench.read32(0, "2", 0x20), 0x0000_fff0);
     assert_eq!(bench.read32(0, "2", 0x24), 0x0001_fff1);
-    assert_eq!(bench.read32(0, "2", 0x3c), 0x100, "INTA");
+    assert_eq!(bench.read32(0, "2", 0x3c), 0x400, "INTD");
     bench.write(0, "2", 0x1c, 0xffff, 2);
     assert_eq!(bench.read32(0, "2", 0x1c), 0xf0f0, "16-bit ports");
     bench.write(0, "2", 0x24, 0xffff_ffff, 4);
     assert_eq!(bench.read32(0, "2", 0x24), 0xfff1_fff1, "64-bit prefetchable memory");
     bench.write(0, "2", 0x3c, 0xffff_ffff, 4);
-    assert_eq!(bench.read32(0, "2", 0x3c), 0x005b_01ff);
+    assert_eq!(bench.read32(0, "2", 0x3c), 0x005b_04ff);
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn a_secondary_bus_reset_resets_what_is_behind() {
 fn pins_behind_a_port_are_swizzled() {
     let (bench, port, function, _slot) = setup();
     assert_eq!(function.core().gsi(), Some(16 + 2));
-    assert_eq!(port.core().gsi(), Some(16 + 2));
+    assert_eq!(port.core().gsi(), Some(16 + 2 + 3));
     assert_eq!(port.bus().gsi(Devfn::parse("0.0").unwrap(), 3), 16 + 2 + 3);
     let direct = Fake::new("d", one_bar(0, 16), &bench.memory);
     bench.plug(direct.clone(), "1f.2");

@@ -54,7 +54,7 @@ fn nic_and_nvme(lab: &mut Lab) -> Result<()> {
     })
 }
 
-/// A guest without MSI hears of the button by the port's pin, on one line with the device's.
+/// A guest without MSI hears of the button by the port's pin.
 fn without_msi(lab: &mut Lab) -> Result<()> {
     steps::with_bound(lab, &[NIC], |lab| {
         // Without MSI Linux does not ask the firmware for hot-plug, and has to be told that it may have it.
@@ -65,8 +65,9 @@ fn without_msi(lab: &mut Lab) -> Result<()> {
             guest.sh(lab.l1, &l2::ping(3))?;
             ensure!(guest.value("ping")? == "3", "round {round}: pings were lost");
             let lines = guest.sh(lab.l1, "grep -e pciehp -e eth0 /proc/interrupts")?;
-            ensure!(lines.lines().any(|line| line.contains("pciehp") && line.contains("eth0")), "{lines}");
-            ensure!(lines.lines().all(|line| line.contains("IO-APIC")), "{lines}");
+            ensure!(lines.contains("pciehp") && lines.contains("eth0"), "{lines}");
+            // On one line Linux' own removal would wait for itself.
+            ensure!(lines.lines().all(|line| line.contains("IO-APIC") && !line.contains("pciehp, eth0")), "{lines}");
             guest.device_del(lab.l1, "nic0")?;
         }
         guest.power_off(lab.l1)?.success().map(drop)
@@ -118,7 +119,7 @@ fn all_functions(lab: &mut Lab) -> Result<()> {
         ensure!(found(&mut guest, lab.l1)? == "0", "the guest sees a function without function 0");
         let taken =
             guest.qmp_fails(lab.l1, "device_add", json!({"driver": "vfio-pci", "host": "01:00", "bus": "port1"}))?;
-        ensure!(taken.contains("no slot of bus port1 is free") && taken.contains("second"), "{taken}");
+        ensure!(taken.contains("no slot of bus port1 is free"), "{taken}");
         guest.device_del(lab.l1, "second")?;
         let after = guest.resources(lab.l1)?;
         ensure!(after["host-devices"] == before["host-devices"], "before: {before}, after: {after}");
