@@ -6,6 +6,7 @@ use super::output;
 use crate::bdf::DeviceAddr;
 use crate::error::{Code, Error, Result};
 use crate::host::bind::{BindOptions, Bound};
+use crate::host::reset::Method;
 use crate::host::setting::{MAX_VLAN, Mac, Request, VfAttribute};
 use crate::host::{self, Host};
 use crate::object::{PropValue, Size};
@@ -42,6 +43,9 @@ pub(super) struct BindArgs {
     /// Size of a resizable BAR, such as 1:16G; may be given for several BARs
     #[arg(long, value_name = "BAR:SIZE", help_heading = SETTINGS, value_parser = bar_size)]
     bar_size: Vec<(u8, u64)>,
+    /// Method by which the kernel is to reset the device, alone, such as flr, pm or bus
+    #[arg(long, value_name = "METHOD", help_heading = SETTINGS, value_parser = reset_method)]
+    reset_method: Option<Method>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -71,6 +75,11 @@ fn bar_size(text: &str) -> Result<(u8, u64), String> {
     parse().ok_or_else(|| "expected a BAR from 0 to 5 and its size, such as 1:16G".to_owned())
 }
 
+fn reset_method(text: &str) -> Result<Method, String> {
+    Method::parse(text)
+        .ok_or_else(|| format!("expected one of {}", Method::ALL.map(|method| method.to_string()).join(", ")))
+}
+
 impl BindArgs {
     fn requests(&self) -> Vec<Request> {
         let vf = [
@@ -80,7 +89,8 @@ impl BindArgs {
             self.spoofchk.map(VfAttribute::SpoofCheck),
         ];
         let sizes = self.bar_size.iter().map(|&(bar, bytes)| Request::BarSize { bar, bytes });
-        vf.into_iter().flatten().map(Request::Vf).chain(sizes).collect()
+        let reset = self.reset_method.map(Request::ResetMethod);
+        vf.into_iter().flatten().map(Request::Vf).chain(sizes).chain(reset).collect()
     }
 }
 

@@ -36,18 +36,25 @@ pub enum Method {
 }
 
 impl Method {
+    /// All of them.
+    pub const ALL: [Method; 7] =
+        [Method::DeviceSpecific, Method::Acpi, Method::Flr, Method::AfFlr, Method::Pm, Method::Bus, Method::CxlBus];
+
     /// The method of this name; `None`: one that is not known yet.
     pub fn parse(name: &str) -> Option<Method> {
-        Some(match name {
-            "device_specific" => Method::DeviceSpecific,
-            "acpi" => Method::Acpi,
-            "flr" => Method::Flr,
-            "af_flr" => Method::AfFlr,
-            "pm" => Method::Pm,
-            "bus" => Method::Bus,
-            "cxl_bus" => Method::CxlBus,
-            _ => return None,
-        })
+        Method::ALL.into_iter().find(|method| method.name() == name)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Method::DeviceSpecific => "device_specific",
+            Method::Acpi => "acpi",
+            Method::Flr => "flr",
+            Method::AfFlr => "af_flr",
+            Method::Pm => "pm",
+            Method::Bus => "bus",
+            Method::CxlBus => "cxl_bus",
+        }
     }
 
     /// Whether it needs a bus on which there is no other function. The kernel lists it for each function of a card that
@@ -59,15 +66,7 @@ impl Method {
 
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Method::DeviceSpecific => "device_specific",
-            Method::Acpi => "acpi",
-            Method::Flr => "flr",
-            Method::AfFlr => "af_flr",
-            Method::Pm => "pm",
-            Method::Bus => "bus",
-            Method::CxlBus => "cxl_bus",
-        })
+        f.write_str(self.name())
     }
 }
 

@@ -1,5 +1,5 @@
 //! Settings of the host that `bind` changes besides the driver, and that `release` and `recover` put back: a virtual
-//! function's address and rights, the size of a BAR, the boot console that holds a display device.
+//! function's address and rights, the size of a BAR, the reset method, the boot console that holds a display device.
 //!
 //! A [`Setting`] says what something is to be. [`Setting::now`] gives the same setting as it is, which is what the journal
 //! keeps before anything is changed; [`Setting::set`] makes it so and looks whether it is. Undoing is setting what was.
@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::reset::Method;
 use super::{Host, PciDevice};
 use crate::bdf::Bdf;
 use crate::error::Result;
@@ -15,10 +16,12 @@ use crate::error::Result;
 mod bar_size;
 mod framebuffer;
 pub mod netlink;
+mod reset_method;
 mod sriov;
 
 pub use bar_size::BarSize;
 pub use framebuffer::{Console, Framebuffer};
+pub use reset_method::ResetMethods;
 pub use sriov::{MAX_VLAN, Mac, VfAttribute, VfSetting};
 
 /// A setting and its value.
@@ -33,6 +36,8 @@ pub enum Setting {
     Vf(VfSetting),
     /// How large a BAR is.
     BarSize(BarSize),
+    /// By which methods the kernel resets a function.
+    ResetMethods(ResetMethods),
 }
 
 /// What the user asks for; what exactly that sets is found out from the device.
@@ -47,6 +52,8 @@ pub enum Request {
         /// A power of two.
         bytes: u64,
     },
+    /// The only method by which the kernel is to reset it.
+    ResetMethod(Method),
 }
 
 impl Setting {
@@ -68,6 +75,7 @@ impl Setting {
             (Setting::Framebuffer(a), Setting::Framebuffer(b)) => a.device == b.device,
             (Setting::Vf(a), Setting::Vf(b)) => a.is_about_the_same(b),
             (Setting::BarSize(a), Setting::BarSize(b)) => a.bar == b.bar,
+            (Setting::ResetMethods(_), Setting::ResetMethods(_)) => true,
             _ => false,
         }
     }
@@ -79,6 +87,7 @@ impl Setting {
             Setting::Framebuffer(framebuffer) => Setting::Framebuffer(framebuffer.now(host)),
             Setting::Vf(vf) => Setting::Vf(vf.now(host)?),
             Setting::BarSize(size) => Setting::BarSize(size.now(host, bdf)?),
+            Setting::ResetMethods(_) => Setting::ResetMethods(ResetMethods::now(host, bdf)),
         })
     }
 
@@ -89,6 +98,7 @@ impl Setting {
             Setting::Framebuffer(framebuffer) => framebuffer.set(host),
             Setting::Vf(vf) => vf.set(host),
             Setting::BarSize(size) => size.set(host, bdf),
+            Setting::ResetMethods(methods) => methods.set(host, bdf),
         }
     }
 
@@ -99,6 +109,7 @@ impl Setting {
             Setting::Framebuffer(framebuffer) => framebuffer.check(),
             Setting::Vf(_) => Ok(()),
             Setting::BarSize(size) => size.check(),
+            Setting::ResetMethods(methods) => methods.check(),
         }
     }
 }
@@ -110,6 +121,7 @@ impl fmt::Display for Setting {
             Setting::Framebuffer(framebuffer) => framebuffer.fmt(f),
             Setting::Vf(vf) => vf.fmt(f),
             Setting::BarSize(size) => size.fmt(f),
+            Setting::ResetMethods(methods) => methods.fmt(f),
         }
     }
 }
@@ -122,6 +134,7 @@ impl Host {
             settings.push(match *request {
                 Request::Vf(is) => Setting::Vf(self.vf_setting(device, is)?),
                 Request::BarSize { bar, bytes } => Setting::BarSize(self.bar_size(device, bar, bytes)?),
+                Request::ResetMethod(method) => Setting::ResetMethods(self.reset_by(device, method)?),
             });
         }
         Ok(settings)

@@ -181,6 +181,30 @@ fn the_console_and_the_size_of_a_bar_come_back() {
 }
 
 #[test]
+fn a_reset_method_is_chosen_and_the_others_come_back() {
+    let tree = display();
+    tree.attribute(CARD, "reset_method", "flr bus\n");
+    let before = tree.snapshot();
+    let bound = bind(&tree.host(), bdf(CARD), &with(&[Request::ResetMethod(Method::Bus)])).unwrap();
+    assert_eq!(bound.settings.last().unwrap(), "reset by bus");
+    assert_eq!(tree.host().device(bdf(CARD)).unwrap().reset_methods, ["bus"]);
+    let order: Vec<String> = tree.kernel().writes().into_iter().map(|(file, _)| file).collect();
+    let place = |part: &str| order.iter().position(|file| file.contains(part)).unwrap();
+    assert!(place("reset_method") < place("drivers_probe"), "before vfio-pci has it");
+    // Another one later: the first state is what counts.
+    bind(&tree.host(), bdf(CARD), &with(&[Request::ResetMethod(Method::Flr)])).unwrap();
+    assert_eq!(tree.host().device(bdf(CARD)).unwrap().reset_methods, ["flr"]);
+    release(&tree.host(), bdf(CARD)).unwrap();
+    assert_eq!(tree.snapshot(), before);
+
+    let error = refusal(&tree, CARD, &with(&[Request::ResetMethod(Method::Pm)]));
+    assert_eq!((error.code(), error.cause()), (Code::ResetMethod, "0000:02:00.0 cannot be reset by pm"));
+    assert_eq!(error.evidence_lines()[1], "the kernel offers flr, bus");
+    let without = display();
+    assert_eq!(refusal(&without, CARD, &with(&[Request::ResetMethod(Method::Flr)])).code(), Code::ResetMethod);
+}
+
+#[test]
 fn the_console_comes_back_even_if_the_card_does_not() {
     let tree = display();
     bind(&tree.host(), bdf(CARD), &BindOptions::default()).unwrap();

@@ -148,6 +148,7 @@ impl FakeKernel {
                 let driver = fs::canonicalize(file)?.parent().and_then(|at| Some(at.file_name()?.to_owned())).unwrap();
                 self.unbind(driver.to_str().unwrap(), value)
             }
+            Some("reset_method") => self.choose_reset(file, value),
             Some("control") => fs::write(file, format!("{value}\n")),
             other => panic!("{other:?} must never be written"),
         }
@@ -183,6 +184,14 @@ impl FakeKernel {
         }
         let size = (1u64 << 20) << exponent;
         fs::write(folder.join("resource"), resource_line(size))
+    }
+
+    /// As `reset_method_store` does, on a function that has `flr` and `bus`.
+    fn choose_reset(&self, file: &Path, value: &str) -> io::Result<()> {
+        match value.split(' ').all(|name| ["flr", "bus"].contains(&name)) {
+            true => fs::write(file, format!("{value}\n")),
+            false => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        }
     }
 
     /// Lets a physical function's driver know its virtual functions; `None` for one that it does not offer.

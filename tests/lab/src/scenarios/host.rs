@@ -13,6 +13,7 @@ use crate::scenario::{Lab, Scenario};
 
 pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("host-reset-plans", reset_plans),
+    Scenario::new("host-reset-method", reset_method),
     Scenario::new("host-quarantine", quarantine),
     Scenario::new("host-vf-settings", vf_settings).on(&machines::SRIOV),
     Scenario::new("host-whole-device", whole_device).on(&machines::MULTI_FUNCTION),
@@ -30,6 +31,38 @@ fn inspect(l1: &mut L1, bdf: &str) -> Result<Value> {
     let mut all: Vec<Value> = serde_json::from_str(&text)?;
     ensure!(all.len() == 1, "{bdf} is not one function: {text}");
     Ok(all.remove(0))
+}
+
+/// The kernel resets the drive by the method that was chosen, the last that it has, and afterwards by all again.
+fn reset_method(lab: &mut Lab) -> Result<()> {
+    let read = format!("cat /sys/bus/pci/devices/0000:{DRIVE}/reset_method");
+    let before = lab.l1.ok(&read)?;
+    let sum = steps::host_sum(lab.l1)?;
+    let chosen = before.split_whitespace().last().unwrap_or_default();
+    ensure!(before.trim() != chosen, "the drive has one method only: {before}");
+    let refused = lab.l1.fails(&format!("passthru bind {DRIVE} --reset-method=acpi"), 4)?;
+    ensure!(refused.contains("PT046") && refused.contains("the kernel offers"), "{refused}");
+    let driver = steps::driver(lab.l1, DRIVE)?;
+    ensure!(driver == "nvme", "after the refusal it is on {driver}");
+    let told = lab.l1.ok(&format!("passthru bind {DRIVE} --reset-method={chosen}"))?;
+    ensure!(told.contains(&format!("reset by {chosen}")), "{told}");
+    let result = with_chosen_method(lab, &read, chosen, &sum);
+    lab.l1.kill_all()?;
+    lab.l1.ok(&format!("passthru release {DRIVE}"))?;
+    let after = lab.l1.ok(&read)?;
+    ensure!(after == before, "before: {before}, after: {after}");
+    result
+}
+
+fn with_chosen_method(lab: &mut Lab, read: &str, chosen: &str, sum: &str) -> Result<()> {
+    let now = lab.l1.ok(read)?;
+    ensure!(now.trim() == chosen, "the kernel has {now}");
+    let plan = inspect(lab.l1, DRIVE)?["reset"]["verdict"].clone();
+    ensure!(plan["reset"] == "function" && plan["method"] == chosen, "{plan}");
+    let guest = Guest::new().passes(DRIVE).script(&l2::nvme_up()).script(&l2::nvme_read(64));
+    let ended = lab.l1.guest(&guest)?.success()?;
+    ensure!(ended.value("nvme_read")? == sum, "the guest reads other data from the drive than the host");
+    Ok(())
 }
 
 /// The plan names the method that the kernel lists first, and the link and the interrupts are there.
