@@ -182,13 +182,13 @@ codes! {
          shell does with `passthru run ... 5<>/dev/iommu`.";
     UnknownObject = 43, Usage, "there is no such object",
         "A property such as iommufd= names an object by the id that --object gave it. `--object help` lists the types.";
-    Unconvertible = 49, Usage, "the guest's description cannot be read",
-        "`passthru convert` takes a file with a QEMU command line as a shell takes it, or with a libvirt domain's XML as \
-         `virsh dumpxml NAME` prints it.";
     ResetMethod = 46, Device, "a device cannot be reset in that way",
         "`passthru bind --reset-method` lets the kernel reset a device by one method alone, for as long as it is bound: flr, \
          pm, bus, ... The kernel takes those that the device has, and `passthru inspect` lists them. A bus reset is taken only \
          where the function has its bus for itself.";
+    Unconvertible = 49, Usage, "the guest's description cannot be read",
+        "`passthru convert` takes a file with a QEMU command line as a shell takes it, or with a libvirt domain's XML as \
+         `virsh dumpxml NAME` prints it.";
     RomUnusable = 50, Usage, "a file is no expansion ROM that can be used",
         "rom=file: takes the ROM of a card as tools read it: images with the signature 55h AAh and a PCI data structure, at \
          most 16 MiB. A header of NVIDIA's flash tools before the first image is left out. `passthru rom inspect FILE` \
