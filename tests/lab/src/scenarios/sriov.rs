@@ -44,7 +44,7 @@ fn both_have_the_token(lab: &mut Lab, numvfs: &str) -> Result<()> {
     let card = Guest::new().fat().passes_with(CARD, &with(TOKEN)).script(&l2::nic_up("igb")).script(&l2::ping(4));
     let card = lab.l1.start_guest(&card.script("sleep 1000"))?;
     lab.l1.expect(&card, "LAB ping=4", GUEST)?;
-    ensure!(aliases(lab)? == "", "the token is to be seen while the guest runs: {}", aliases(lab)?);
+    ensure!(aliases(lab)?.is_empty(), "the token is to be seen while the guest runs: {}", aliases(lab)?);
     lab.l1.ok(&format!("echo 1 > {numvfs}"))?;
     let function = lab.l1.ok(&format!("basename $(readlink /sys/bus/pci/devices/0000:{CARD}/virtfn0)"))?;
     let function = function.trim().trim_start_matches("0000:").to_owned();
@@ -78,9 +78,9 @@ fn both_have_the_token(lab: &mut Lab, numvfs: &str) -> Result<()> {
     let guest = guest.script("echo LAB functions=$(lspci -n | grep -c -e 8086:10c9 -e 8086:10ca)");
     let ended = lab.l1.guest(&guest)?.success()?;
     ensure!(ended.value("functions")? == "2", "the guest does not see both");
-    ensure!(aliases(lab)? == "", "aliases are left: {}", aliases(lab)?);
+    ensure!(aliases(lab)?.is_empty(), "aliases are left: {}", aliases(lab)?);
     // What a process left that was killed at the wrong moment.
     lab.l1.ok("mkdir /run/passthru/tokens/passthru-999999-0; passthru recover")?;
-    ensure!(aliases(lab)? == "", "`recover` left {}", aliases(lab)?);
+    ensure!(aliases(lab)?.is_empty(), "`recover` left {}", aliases(lab)?);
     Ok(())
 }
