@@ -54,3 +54,13 @@ fn checks_of_every_host() {
         check_command::text(&check_command::of_host(&host, &devices), Style::of_width(100))
     });
 }
+
+#[test]
+fn usb_devices_of_a_laptop() {
+    let (name, make) = hosts::ALL[3];
+    assert_eq!(name, "laptop");
+    let tree = make();
+    let seen = devices::usb(&tree.host().usb_devices(), Style::of_width(100));
+    let failure = compare(name, "usb.txt", &tree, &seen);
+    assert!(failure.is_empty(), "{failure}");
+}

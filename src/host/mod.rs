@@ -6,7 +6,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`pci`], [`group`] | facts from sysfs: PCI functions, IOMMU groups (kernel: Documentation/ABI/testing/sysfs-bus-pci) |
+//! | [`pci`], [`group`], [`usb`] | facts from sysfs: PCI functions, IOMMU groups, USB devices (kernel: Documentation/ABI/testing) |
 //! | [`usage`] | what the host uses a function for: mounts, swap, holders, routes |
 //! | [`busy`], [`viable`] | who holds a group; what keeps a group from being handed out |
 //! | [`check`] | which error a failed open or VFIO request really is |
@@ -47,6 +47,7 @@ pub mod setting;
 pub mod survey;
 pub mod tokens;
 pub mod usage;
+pub mod usb;
 pub mod viable;
 pub mod wake;
 

@@ -72,6 +72,7 @@ const CASES: &[(&str, &[&str])] = &[
     ("check-of-nothing-json", &["check", "--json", "--sysroot", "/nonexistent", "01:00.0"]),
     ("check-bad-option", &["check", "--device", "vfio-pci,hots=01:00.0"]),
     ("devices-svg-to-nowhere", &["devices", "--sysroot", "/nonexistent", "--svg", "/nonexistent/x.svg"]),
+    ("devices-usb-of-nothing", &["devices", "--usb", "--sysroot", "/nonexistent"]),
     ("devices-of-nothing", &["devices", "--sysroot", "/nonexistent"]),
     ("devices-of-nothing-json", &["devices", "--json", "--sysroot", "/nonexistent"]),
     ("inspect-nothing", &["inspect"]),

@@ -3,6 +3,7 @@
 mod fold;
 mod picture;
 mod text;
+mod usb;
 
 use std::path::PathBuf;
 
@@ -10,6 +11,7 @@ use clap::Args;
 
 pub(in crate::cli) use picture::picture;
 pub(in crate::cli) use text::survey as text;
+pub(in crate::cli) use usb::usb;
 
 use super::output;
 use super::style::Style;
@@ -32,12 +34,20 @@ pub(super) struct DevicesArgs {
     /// Draw groups, bridges and what can be done with them, as SVG, into FILE (-: standard output)
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     svg: Option<PathBuf>,
+    /// Show the USB devices instead: ports, names, drivers, speeds, and what each is used for
+    #[arg(long, conflicts_with = "svg")]
+    usb: bool,
     #[command(flatten)]
     sysroot: Sysroot,
 }
 
 pub(super) fn execute(args: &DevicesArgs, host: &Host) -> Result<()> {
     let host = args.sysroot.host(host);
+    if args.usb {
+        let devices = host.usb_devices();
+        let text = |devices: &[_]| usb(devices, Style::of_stdout());
+        return if args.json { output::print_json(&devices) } else { output::print(&text(&devices)) };
+    }
     let survey = host.survey();
     if args.json {
         return output::print_json(&survey);

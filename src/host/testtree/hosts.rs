@@ -142,8 +142,61 @@ fn laptop() -> TestTree {
     tree.attribute("0000:00:02.0", "boot_vga", "1\n");
     tree.node("0000:00:02.0", "drm/card0", "dri/card0");
     tree.attribute("0000:00:02.0", "drm/card0/card0-eDP-1/enabled", "enabled\n");
-    tree.process(1188, "sway", &[&tree.host().dev("dri/card0")]);
     tree.pci("0000:00:14.0").ids(0x8086, 0xa0ed).class(0x0c0330).driver("xhci_hcd").group(8).add();
+    let controller = "0000:00:14.0";
+    tree.usb(
+        controller,
+        "usb1",
+        &[
+            ("idVendor", "1d6b"),
+            ("idProduct", "0002"),
+            ("bDeviceClass", "09"),
+            ("devnum", "1"),
+            ("manufacturer", "Linux 6.12 xhci-hcd"),
+            ("product", "xHCI Host Controller"),
+            ("speed", "480"),
+        ],
+    );
+    tree.usb(
+        controller,
+        "usb1/1-4",
+        &[
+            ("idVendor", "05e3"),
+            ("idProduct", "0610"),
+            ("bDeviceClass", "09"),
+            ("product", "USB2.1 Hub"),
+            ("speed", "480"),
+        ],
+    );
+    tree.usb(
+        controller,
+        "usb1/1-4/1-4.1",
+        &[
+            ("idVendor", "046d"),
+            ("idProduct", "c31c"),
+            ("devnum", "3"),
+            ("manufacturer", "Logitech"),
+            ("product", "USB Keyboard"),
+            ("speed", "1.5"),
+        ],
+    );
+    tree.node(controller, "usb1/1-4/1-4.1/1-4.1:1.0/input/input7/event7", "input/event7");
+    tree.usb(
+        controller,
+        "usb1/1-4/1-4.2",
+        &[
+            ("idVendor", "0781"),
+            ("idProduct", "5581"),
+            ("devnum", "4"),
+            ("manufacturer", "SanDisk"),
+            ("product", "Ultra"),
+            ("serial", "4C530001"),
+            ("speed", "480"),
+        ],
+    );
+    tree.disk(controller, "usb1/1-4/1-4.2/1-4.2:1.0/host2/target2:0:0/2:0:0:0/block/sdb", 1, 60);
+    tree.mount(61, "/media/stick", "exfat", "/dev/sdb1");
+    tree.process(1188, "sway", &[&tree.host().dev("dri/card0"), &tree.host().dev("input/event7")]);
     tree.pci("0000:00:14.3").ids(0x8086, 0xa0f0).class(0x028000).driver("iwlwifi").group(9).add();
     uplink(&tree, "0000:00:14.3", "wlp0s20f3");
     system_drive(&tree, "0000:00:06.0", "0000:01:00.0", 16);

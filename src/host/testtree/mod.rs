@@ -98,6 +98,19 @@ impl TestTree {
         fs::write(file, text).unwrap();
     }
 
+    /// Adds a USB device at `path` below its controller: `usb1/1-4`; attributes that matter and are not given are made up.
+    pub(crate) fn usb(&self, controller: &str, path: &str, attributes: &[(&str, &str)]) {
+        let at = self.pci_path(controller).join(path);
+        fs::create_dir_all(&at).unwrap();
+        for (name, text) in [("busnum", "1"), ("devnum", "2"), ("bDeviceClass", "00")].iter().chain(attributes) {
+            fs::write(at.join(name), format!("{text}\n")).unwrap();
+        }
+        let name = at.file_name().unwrap().to_owned();
+        let all = self.sys("bus/usb/devices");
+        fs::create_dir_all(&all).unwrap();
+        symlink(&at, all.join(name)).unwrap();
+    }
+
     /// Adds a character device below a PCI function, at `path` below the function's folder, with the node `name`.
     pub(crate) fn node(&self, address: &str, path: &str, name: &str) {
         self.attribute(address, &format!("{path}/dev"), "226:0\n");

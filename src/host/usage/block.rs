@@ -7,8 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::{Use, lies_below};
-use crate::bdf::Bdf;
+use super::{Use, leads_through};
 use crate::host::{Host, read};
 
 /// How many devices may be stacked: the kernel itself allows 8 levels of device-mapper and MD in practice.
@@ -16,11 +15,11 @@ const MAX_STACK: usize = 16;
 /// Whose mounts are read: ours, and those of init in case we have a mount namespace of our own (as in a unit).
 const MOUNT_TABLES: [&str; 2] = ["self/mountinfo", "1/mountinfo"];
 
-/// The uses of the block devices of a function.
-pub(super) fn uses(host: &Host, tables: &Tables, bdf: Bdf) -> Vec<Use> {
+/// The uses of the block devices of a function, or of a USB device, by its name in sysfs.
+pub(super) fn uses(host: &Host, tables: &Tables, of: &str) -> Vec<Use> {
     let own: Vec<String> = read::names(host.sys("class/block"))
         .into_iter()
-        .filter(|name| owners(host, name).iter().any(|path| lies_below(path, bdf)))
+        .filter(|name| owners(host, name).iter().any(|path| leads_through(path, of)))
         .collect();
     let mut found = Vec::new();
     for device in &own {

@@ -135,13 +135,27 @@ pub struct Uses<'a> {
 impl Uses<'_> {
     /// What the host uses a function for, and what lies behind it if it is a bridge; sorted, each use once.
     pub fn of(&self, bdf: Bdf) -> Vec<Use> {
-        let mut uses = block::uses(self.host, &self.block, bdf);
-        uses.extend(net::uses(self.host, &self.routes, bdf));
+        let mut uses = self.by_name(&bdf.to_string());
         if let Ok(device) = self.host.device(bdf) {
             uses.extend(nodes::uses(self.host, &self.open, &device));
         }
         uses.sort();
         uses.dedup();
+        uses
+    }
+
+    /// The same of any device by its name in sysfs and its folder: a USB device.
+    pub fn below(&self, name: &str, folder: &Path) -> Vec<Use> {
+        let mut uses = self.by_name(name);
+        uses.extend(nodes::uses_below(self.host, &self.open, folder, Vec::new()));
+        uses.sort();
+        uses.dedup();
+        uses
+    }
+
+    fn by_name(&self, name: &str) -> Vec<Use> {
+        let mut uses = block::uses(self.host, &self.block, name);
+        uses.extend(net::uses(self.host, &self.routes, name));
         uses
     }
 
@@ -175,10 +189,12 @@ impl Host {
 
 /// Whether a resolved path of sysfs leads through a function's folder.
 pub(super) fn lies_below(path: &Path, bdf: Bdf) -> bool {
-    path.components().any(|part| match part {
-        Component::Normal(name) => name.to_str().and_then(|name| name.parse().ok()) == Some(bdf),
-        _ => false,
-    })
+    leads_through(path, &bdf.to_string())
+}
+
+/// Whether a resolved path of sysfs leads through the folder of the device of this name.
+fn leads_through(path: &Path, device: &str) -> bool {
+    path.components().any(|part| matches!(part, Component::Normal(name) if name == device))
 }
 
 #[cfg(test)]

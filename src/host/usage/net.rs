@@ -5,8 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Use, lies_below};
-use crate::bdf::Bdf;
+use super::{Use, leads_through};
 use crate::host::{Host, read};
 
 /// Flags of a route (kernel: include/uapi/linux/route.h): up, and one that refuses what it matches.
@@ -19,11 +18,11 @@ const SCOPE_GLOBAL: &str = "00";
 /// How many interfaces may be stacked; the kernel's limit is 8 (MAX_NEST_DEV).
 const MAX_STACK: usize = 8;
 
-/// The uses of the network interfaces of a function.
-pub(super) fn uses(host: &Host, routes: &Routes, bdf: Bdf) -> Vec<Use> {
+/// The uses of the network interfaces of a function, or of a USB device, by its name in sysfs.
+pub(super) fn uses(host: &Host, routes: &Routes, of: &str) -> Vec<Use> {
     let own = read::names(host.sys("class/net"))
         .into_iter()
-        .filter(|name| read::real(host.sys("class/net").join(name)).is_some_and(|path| lies_below(&path, bdf)));
+        .filter(|name| read::real(host.sys("class/net").join(name)).is_some_and(|path| leads_through(&path, of)));
     own.filter_map(|interface| use_of(host, routes, interface)).collect()
 }
 

@@ -64,9 +64,13 @@ pub(super) fn uses(host: &Host, open: &OpenNodes, device: &PciDevice) -> Vec<Use
         return Vec::new();
     }
     let Some(folder) = read::real(host.device_path(device.bdf)) else { return Vec::new() };
+    uses_below(host, open, &folder, nvidia_node(host, device.bdf).into_iter().collect())
+}
+
+/// The open ones of `nodes` and of those below a folder of sysfs, and the displays there.
+pub(super) fn uses_below(host: &Host, open: &OpenNodes, folder: &Path, mut nodes: Vec<String>) -> Vec<Use> {
     let mut found = Vec::new();
-    let mut nodes = nvidia_node(host, device.bdf).into_iter().collect();
-    walk(&folder, MAX_DEPTH, &mut nodes, &mut found);
+    walk(folder, MAX_DEPTH, &mut nodes, &mut found);
     for name in nodes {
         let processes = open.holders(host, &host.dev(&name));
         if !processes.is_empty() {
