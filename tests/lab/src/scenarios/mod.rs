@@ -16,6 +16,7 @@ mod main_job;
 pub mod matrix;
 mod resets;
 mod rom;
+mod seen;
 mod sriov;
 mod start;
 pub mod steps;
@@ -35,6 +36,7 @@ static TABLES: &[&[Scenario]] = &[
     errors::SCENARIOS,
     groups::SCENARIOS,
     host::SCENARIOS,
+    seen::SCENARIOS,
     resets::SCENARIOS,
     sriov::SCENARIOS,
     iommufd::SCENARIOS,
