@@ -6,10 +6,16 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::steps::{self, NIC};
+use crate::l0::machines;
 use crate::l1::L1;
 use crate::scenario::{Lab, Scenario};
 
-pub static SCENARIOS: &[Scenario] = &[Scenario::new("seen-default", default_machine)];
+pub static SCENARIOS: &[Scenario] = &[
+    Scenario::new("seen-default", default_machine),
+    Scenario::new("seen-no-iommu", no_iommu).on(&machines::NO_IOMMU),
+    Scenario::new("seen-no-remapping", no_remapping).on(&machines::NO_INTREMAP),
+    Scenario::new("seen-shared-group", shared_group).on(&machines::SHARED_GROUP),
+];
 
 /// Whoever this runs as may open no node.
 const AS_NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all --bounding-set=-all";
@@ -92,6 +98,50 @@ fn default_machine(lab: &mut Lab) -> Result<()> {
         ensure!(other == nobody, "root as nobody: {other:?}, nobody: {nobody:?}");
         let inspected = lab.l1.ok(&format!("{AS_NOBODY} passthru inspect {NIC}"))?;
         ensure!(inspected.contains("  ready ") && !inspected.contains("  capability"), "{inspected}");
+        Ok(())
+    })
+}
+
+/// No group, and the reason.
+fn no_iommu(lab: &mut Lab) -> Result<()> {
+    let seen = survey(lab.l1)?;
+    ensure!(seen["ungrouped"].as_array().is_some_and(|all| !all.is_empty()), "{seen}");
+    let text = lab.l1.ok("passthru devices")?;
+    ensure!(text.contains("PT002"), "{text}");
+    let host = check(lab.l1, "", "")?;
+    ensure!(host == (3, codes(&["PT002"])), "{host:?}");
+    Ok(())
+}
+
+/// Interrupt remapping is missing, and everything else is there.
+fn no_remapping(lab: &mut Lab) -> Result<()> {
+    survey(lab.l1)?;
+    let host = check(lab.l1, "", "")?;
+    ensure!(host == (3, codes(&["PT003"])), "{host:?}");
+    let nobody = check(lab.l1, AS_NOBODY, "")?;
+    ensure!(nobody.0 == 3 && nobody.1.contains("PT003"), "{nobody:?}");
+    Ok(())
+}
+
+/// A group of two devices is ready when both are bound.
+fn shared_group(lab: &mut Lab) -> Result<()> {
+    let (nic, sound) = ("02:01.0", "02:02.0");
+    let seen = survey(lab.l1)?;
+    let group = group_of(&seen, nic)?;
+    let both = [nic, sound].map(|bdf| Value::from(format!("0000:{bdf}")));
+    ensure!(
+        group["prospect"] == "after_bind"
+            && both.iter().all(|bdf| group["bind"].as_array().is_some_and(|all| all.contains(bdf))),
+        "{group}"
+    );
+    steps::with_bound(lab, &[nic], |lab| {
+        let one = check(lab.l1, "", nic)?;
+        ensure!(one == (4, codes(&["PT006"])), "with one of two: {one:?}");
+        Ok(())
+    })?;
+    steps::with_bound(lab, &[nic, sound], |lab| {
+        let all = check(lab.l1, "", nic)?;
+        ensure!(all == (0, codes(&[])), "with both: {all:?}");
         Ok(())
     })
 }
