@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 /// No file that is read here is larger; mountinfo of a host with many containers is the largest.
 const MAX_TEXT: u64 = 16 << 20;
 
-/// A file's text without the white space around it.
+/// A file's text without the white space around it. Devices, processes and mounts are called as someone else likes, and
+/// most of it is printed: what a terminal would obey is replaced.
 pub(super) fn text(path: impl AsRef<Path>) -> Option<String> {
     let mut bytes = Vec::new();
     File::open(path).ok()?.take(MAX_TEXT).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).trim().to_owned())
+    let printable = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { char::REPLACEMENT_CHARACTER } else { c };
+    Some(String::from_utf8_lossy(&bytes).trim().chars().map(printable).collect())
 }
 
 /// A file's lines; none if it cannot be read.
@@ -52,4 +54,16 @@ pub(super) fn names(folder: impl AsRef<Path>) -> Vec<String> {
 /// The path with every link resolved, if it exists.
 pub(super) fn real(path: impl AsRef<Path>) -> Option<PathBuf> {
     std::fs::canonicalize(path).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_commands_the_terminal() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), " a\u{1b}[2Jb\rc\td\ne\u{9b} \n").unwrap();
+        assert_eq!(text(file.path()).as_deref(), Some("a\u{fffd}[2Jb\u{fffd}c\td\ne\u{fffd}"));
+    }
 }

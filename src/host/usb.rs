@@ -57,8 +57,7 @@ impl Host {
             .filter(|name| !name.contains(':'))
             .filter_map(|name| {
                 let at = read::real(folder.join(&name))?;
-                let text =
-                    |file: &str| read::text(at.join(file)).map(|text| printable(&text)).filter(|text| !text.is_empty());
+                let text = |file: &str| read::text(at.join(file)).filter(|text| !text.is_empty());
                 let id = |file: &str| u16::try_from(read::hex(at.join(file))?).ok();
                 let hub = read::hex(at.join("bDeviceClass")) == Some(CLASS_HUB);
                 let interfaces = read::names(&at).into_iter().filter(|it| it.contains(':'));
@@ -92,11 +91,6 @@ impl Host {
 fn ports(name: &str) -> Vec<u32> {
     let ports = name.split_once('-').map_or("", |(_, ports)| ports);
     ports.split('.').filter_map(|port| port.parse().ok()).collect()
-}
-
-/// A device says of itself what it likes: without characters that a terminal would obey.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]
