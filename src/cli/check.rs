@@ -13,6 +13,7 @@ use crate::bdf::{Bdf, DeviceAddr};
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::findings::{self, Finding, Level, Subject};
+use crate::object;
 
 /// Find out whether a guest could run, before anything is tried
 ///
@@ -64,7 +65,11 @@ pub(super) fn execute(args: CheckArgs, platform: &dyn Platform) -> Result<u8> {
         if let Some(user) = &args.user {
             findings::become_user(user)?;
         }
-        let roms = options.devices.iter().filter_map(|device| device.peek("romfile")).map(PathBuf::from);
+        let rom = |device: &object::Args| match device.peek("rom") {
+            Some(rom) => rom.strip_prefix("file:").map(PathBuf::from),
+            None => device.peek("romfile").map(PathBuf::from),
+        };
+        let roms = options.devices.iter().filter_map(rom);
         let kernel = kernel.then(|| options.kernel.clone());
         let files: Vec<PathBuf> = kernel.into_iter().chain(options.initrd.clone()).chain(roms).collect();
         findings.extend(host.check_session(&devices, &files));
