@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
+use crate::l0::L1_CONSOLE;
 use crate::l0::machines::Machine;
 use crate::l1::{L1, Programs, Stalled, State};
 use crate::report;
@@ -19,6 +20,8 @@ use crate::setup::Image;
 const MAX_AT_A_TIME: u64 = 2;
 /// Memory that L0's QEMU takes beside its machine's, MiB.
 const QEMU_MIB: u64 = 1024;
+/// What L1's kernel says when its page tables hold what it never wrote.
+const DAMAGE: [&str; 2] = ["BUG: Bad page map", "BUG: Bad page state"];
 /// Lines of each console that a failure shows.
 const CONSOLE_LINES: usize = 25;
 
@@ -119,11 +122,11 @@ impl<'a> Worker<'a> {
             let started = Instant::now();
             let mut parts = Vec::new();
             let mut result = self.attempt(scenario, &mut parts);
-            if let Err(error) = &result
-                && error.is::<Stalled>()
-            {
-                eprintln!("lab: {}: {error:#}", scenario.name);
-                self.keep_evidence();
+            if let Some(why) = self.fault_of_the_pc(&result, &parts) {
+                eprintln!("lab: {}: {why}", scenario.name);
+                if result.as_ref().is_err_and(|error| error.is::<Stalled>()) {
+                    self.keep_evidence();
+                }
                 eprintln!("lab: {}: once more", scenario.name);
                 self.l1 = None;
                 parts.clear();
@@ -179,6 +182,20 @@ impl<'a> Worker<'a> {
             }
         }
         result
+    }
+
+    /// Why a failed scenario says nothing about what it tests: L1 stalled, or L1's kernel found its own memory damaged.
+    /// Where that is not the emulated PC's doing, it comes again.
+    fn fault_of_the_pc(&self, result: &Result<()>, parts: &[Part]) -> Option<String> {
+        match result {
+            Err(error) if error.is::<Stalled>() => return Some(format!("{error:#}")),
+            Ok(()) if parts.iter().all(|part| part.result.is_ok()) => return None,
+            _ => {}
+        }
+        let console = std::fs::read(self.folder().join(L1_CONSOLE)).unwrap_or_default();
+        let console = String::from_utf8_lossy(&console);
+        let line = console.lines().find(|line| DAMAGE.iter().any(|sign| line.contains(sign)))?;
+        Some(format!("L1's memory is damaged: {}", line.trim()))
     }
 
     /// Says what can be found out about an L1 that has stalled, which ends it.
