@@ -2,15 +2,32 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use super::{Ended, Guest, Job, L1};
+use super::{Ended, Guest, Job, L1, Stalled};
 use crate::report;
 
 /// How long a guest may take until it listens.
 const LIMIT: Duration = Duration::from_secs(240);
 /// How long it may take to end once it was told to.
 const END_LIMIT: Duration = Duration::from_secs(90);
+
+/// How long a guest that is alive may take for nothing.
+const ALIVE_LIMIT: Duration = Duration::from_secs(40);
+/// What the VMM's threads do, and KVM's counts, three times.
+const STALL_EVIDENCE: &str = r#"
+for i in 1 2 3; do
+    for t in /proc/$pid/task/*; do
+        echo "$(cat $t/comm): $(cut -d ' ' -f 3,14,15 $t/stat) $(tr '\n' ' ' < $t/stack)"
+    done
+    for n in /sys/kernel/debug/kvm/$pid-*/vcpu0/* /sys/kernel/debug/kvm/*exits /sys/kernel/debug/kvm/irq_*; do
+        [ -f $n ] && echo "${n##*/}=$(cat $n)"
+    done | tr '\n' ' '
+    echo
+    grep -e vfio -e kvm /proc/interrupts
+    sleep 1
+done
+"#;
 
 /// Reads `NUMBER COMMAND` lines. Each one runs beside the others: one that hangs, as in a driver, stops nobody else.
 const LOOP: &str = r#"
@@ -54,7 +71,15 @@ impl Session {
     /// Runs one line of shell text in the guest; it must succeed. Returns what it wrote.
     pub fn ok(&mut self, l1: &mut L1, line: &str, limit: Duration) -> Result<String> {
         let number = self.send(l1, line)?;
-        l1.expect(&self.job, &format!("LAB end{number}."), limit).with_context(|| format!("`{line}` in the guest"))?;
+        if let Err(error) = l1.expect(&self.job, &format!("LAB end{number}."), limit) {
+            let error = match self.stall(l1)? {
+                Some(evidence) => {
+                    anyhow::Error::new(Stalled).context(format!("the guest stalled: {error:#}\n{evidence}"))
+                }
+                None => error,
+            };
+            return Err(error.context(format!("`{line}` in the guest")));
+        }
         let (code, output) = outcome(&self.job.text(), number);
         ensure!(code == Some(0), "`{line}` in the guest ended with {code:?}:\n{}", report::tail(&output, 30));
         Ok(output)
@@ -70,6 +95,17 @@ impl Session {
     pub fn power_off(mut self, l1: &mut L1) -> Result<Ended> {
         self.send(l1, "poweroff -f")?;
         l1.ended_within(&self.job, END_LIMIT)
+    }
+
+    /// If the VMM runs and the guest does not even run `true`, beside whatever hangs in it: what its threads do.
+    fn stall(&mut self, l1: &mut L1) -> Result<Option<String>> {
+        let number = self.send(l1, "true")?;
+        if l1.expect(&self.job, &format!("LAB end{number}."), ALIVE_LIMIT).is_ok()
+            || l1.wait(&self.job, Duration::ZERO)?.is_some()
+        {
+            return Ok(None);
+        }
+        Ok(Some(l1.sh(&format!("pid={}\n{STALL_EVIDENCE}", self.job.pid))?.stdout))
     }
 
     fn send(&mut self, l1: &mut L1, line: &str) -> Result<u32> {

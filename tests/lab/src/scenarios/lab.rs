@@ -1,15 +1,19 @@
 //! The lab's own proof: its devices work when QEMU passes them through, and a stall leaves a record.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
 
 use super::steps::{self, DRIVE, NIC};
 use crate::l0::L1_CONSOLE;
-use crate::l1::{Guest, L1, Vmm};
+use crate::l1::{Guest, L1, Stalled, Vmm};
 use crate::scenario::{Lab, Scenario};
 
 pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("lab-self-check", self_check).without_passthru(),
     Scenario::new("lab-records-a-stall", records_a_stall).exclusive().without_passthru(),
+    Scenario::new("lab-records-a-guest-that-stalls", guest_stalls),
 ];
 
 /// Gives a device to vfio-pci with nothing but sysfs.
@@ -55,5 +59,21 @@ fn records_a_stall(lab: &mut Lab) -> Result<()> {
     for words in ["Kernel panic", "NMI backtrace for cpu", "task:sleep", "clock_nanosleep", "Timer List"] {
         ensure!(console.contains(words), "`{words}` does not stand on L1's console, which has {} bytes", console.len());
     }
+    Ok(())
+}
+
+/// A guest whose vCPUs stand still counts as stalled, with its VMM's threads; one in which a command hangs does not.
+fn guest_stalls(lab: &mut Lab) -> Result<()> {
+    const SOON: Duration = Duration::from_secs(5);
+    let mut guest = lab.l1.live(&Guest::new())?;
+    let error = guest.shell().ok(lab.l1, "sleep 1000", SOON).err().context("a sleep of 1000 s has ended")?;
+    ensure!(!error.is::<Stalled>(), "a command that hangs is taken for a stall: {error:#}");
+    guest.qmp(lab.l1, "stop", json!({}))?;
+    let error = guest.shell().ok(lab.l1, "true", SOON).err().context("a guest that is paused answers")?;
+    let text = format!("{error:#}");
+    ensure!(error.is::<Stalled>() && text.contains("vcpu0: ") && text.contains("exits="), "no stall is told: {text}");
+    guest.qmp(lab.l1, "cont", json!({}))?;
+    guest.shell().ok(lab.l1, "true", 4 * SOON)?;
+    guest.power_off(lab.l1)?.success()?;
     Ok(())
 }
