@@ -73,9 +73,13 @@ fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<u8> {
     let argv = argv::rewrite(argv, &syntax);
     let subcommand = argv.get(1).and_then(|name| syntax.find_subcommand(name)).map(clap::Command::get_name);
     let command = subcommand.map_or("passthru".to_owned(), |name| format!("passthru {name}"));
-    let argv = vm_file::expand(argv, &mut syntax, platform.host())?;
-    let parsed = syntax.try_get_matches_from_mut(argv).and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match parsed {
+    let mut parsed = syntax.try_get_matches_from_mut(&argv);
+    if let Ok(given) = &parsed
+        && let Some(argv) = vm_file::expand(&argv, given, &syntax, platform.host())?
+    {
+        parsed = syntax.try_get_matches_from_mut(argv);
+    }
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => return output::print(&error.render().to_string()).map(|()| 0),
         Err(error) => return Err(output::usage_error(&error, &command)),

@@ -25,21 +25,25 @@ const MAX_FILE: u64 = 1 << 20;
 /// The commands that take a VM file.
 const COMMANDS: [&str; 2] = ["run", "check"];
 
-/// Puts what the VM file says into the command line `argv` of `passthru run NAME` or `passthru check NAME`, before the user's own words. An option
-/// that may be given once and is given by the user replaces the file's; one that may be given many times adds to it.
+/// The command line `argv` of `passthru run NAME` or `passthru check NAME` with what the VM file says before the user's own
+/// words, if it names a file. An option that may be given once and is `given` by the user replaces the file's; one that may
+/// be given many times adds to it.
 ///
 /// # Errors
 /// [`Code::VmFile`] if the file cannot be read or understood.
-pub(super) fn expand(argv: Vec<OsString>, syntax: &mut Command, host: &Host) -> Result<Vec<OsString>> {
-    let command = argv.get(1).and_then(|word| COMMANDS.into_iter().find(|command| word == command));
-    let Some(command) = command else { return Ok(argv) };
-    // What is wrong with the user's words is said when all of them are parsed.
-    let Ok(matches) = syntax.try_get_matches_from_mut(&argv) else { return Ok(argv) };
-    let Some((_, given)) = matches.subcommand() else { return Ok(argv) };
-    let Some(name) = given.get_one::<String>(NAME) else { return Ok(argv) };
-    let Some(run) = syntax.find_subcommand(command) else { return Ok(argv) };
+pub(super) fn expand(
+    argv: &[OsString],
+    given: &ArgMatches,
+    syntax: &Command,
+    host: &Host,
+) -> Result<Option<Vec<OsString>>> {
+    let Some((command, given)) = given.subcommand().filter(|(name, _)| COMMANDS.contains(name)) else {
+        return Ok(None);
+    };
+    let Some(name) = given.get_one::<String>(NAME) else { return Ok(None) };
+    let Some(run) = syntax.find_subcommand(command) else { return Ok(None) };
     if command != "run" && name.parse::<DeviceAddr>().is_ok() {
-        return Ok(argv);
+        return Ok(None);
     }
     let file = path(name, host);
     let mut out: Vec<OsString> = argv.iter().take(2).cloned().collect();
@@ -48,8 +52,8 @@ pub(super) fn expand(argv: Vec<OsString>, syntax: &mut Command, host: &Host) -> 
         words.extend(guest_name(&file));
     }
     out.extend(words.into_iter().filter(|word| !replaced(word, run, given)).map(OsString::from));
-    out.extend(argv.into_iter().skip(2));
-    Ok(out)
+    out.extend(argv.iter().skip(2).cloned());
+    Ok(Some(out))
 }
 
 /// The file that `name` means: `/etc/passthru/NAME.toml`, or a path if it looks like one.
