@@ -46,11 +46,12 @@ pub fn passthru(given: Option<&Path>, profile: &str) -> Result<PathBuf> {
     Ok(target().join(profile).join("passthru"))
 }
 
-/// Runs `cargo test` on the workspace and sums up its results.
-pub fn cargo_test(filter: &str) -> Result<Tally> {
-    eprintln!("lab: cargo test --workspace {filter}");
+/// Runs `cargo test` on the workspace, only what has one of `filters` in its name, and sums up its results.
+pub fn cargo_test(filters: &[String]) -> Result<Tally> {
+    eprintln!("lab: cargo test --workspace {}", filters.join(" "));
     let output = cargo()
-        .args(["test", "--workspace", "--no-fail-fast", "--", filter])
+        .args(["test", "--workspace", "--no-fail-fast", "--"])
+        .args(filters)
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start cargo")?;

@@ -107,8 +107,9 @@ struct DemoArgs {
 
 #[derive(Args)]
 struct TestArgs {
-    /// Run only the tests and scenarios with this in their name
-    filter: Option<String>,
+    /// Run only the tests and scenarios with one of these in their name
+    #[arg(value_name = "FILTER")]
+    filters: Vec<String>,
     /// Also run the scenarios that take long
     #[arg(long)]
     long: bool,
@@ -125,8 +126,9 @@ struct TestArgs {
 
 #[derive(Args)]
 struct FuzzArgs {
-    /// Run only the targets with this in their name
-    filter: Option<String>,
+    /// Run only the targets with one of these in their name
+    #[arg(value_name = "FILTER")]
+    filters: Vec<String>,
     /// Time of each target, seconds
     #[arg(long, value_name = "N", default_value_t = fuzz::SHORT.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
@@ -226,15 +228,21 @@ fn run_demo(args: &DemoArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Whether `name` has one of `filters` in it; without filters everything is chosen.
+pub fn is_chosen(name: &str, filters: &[String]) -> bool {
+    filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
+}
+
 fn run_tests(args: &TestArgs) -> Result<ExitCode> {
-    let filter = args.filter.as_deref().unwrap_or_default();
-    let chosen: Vec<_> = scenarios::all().filter(|s| s.name.contains(filter)).collect();
+    let filters = args.filters.as_slice();
+    let chosen: Vec<_> = scenarios::all().filter(|s| is_chosen(s.name, filters)).collect();
     if args.list {
         for s in chosen {
             let long = if s.long { " (--long)" } else { "" };
             println!("{:32} {}{long}", s.name, s.machine.name);
         }
-        for target in fuzz::targets()?.iter().map(|target| fuzz::result_name(target)).filter(|t| t.contains(filter)) {
+        for target in fuzz::targets()?.iter().map(|target| fuzz::result_name(target)).filter(|t| is_chosen(t, filters))
+        {
             println!("{target:32} no machine");
         }
         return Ok(ExitCode::SUCCESS);
@@ -242,8 +250,8 @@ fn run_tests(args: &TestArgs) -> Result<ExitCode> {
     let image = setup::run()?;
     let mut tally = Tally::default();
     if !args.scenarios_only {
-        tally += build::cargo_test(filter)?;
-        tally += fuzz::run(filter, if args.long { fuzz::LONG } else { fuzz::SHORT })?;
+        tally += build::cargo_test(filters)?;
+        tally += fuzz::run(filters, if args.long { fuzz::LONG } else { fuzz::SHORT })?;
     }
     let (chosen, left_out): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|s| args.long || !s.long);
     tally.skipped += left_out.len() as u64;
@@ -263,7 +271,7 @@ fn run_tests(args: &TestArgs) -> Result<ExitCode> {
 
 fn run_fuzz(args: &FuzzArgs) -> Result<ExitCode> {
     setup::run()?;
-    let tally = fuzz::run(args.filter.as_deref().unwrap_or_default(), Duration::from_secs(args.seconds))?;
+    let tally = fuzz::run(&args.filters, Duration::from_secs(args.seconds))?;
     println!("{tally}");
     Ok(ExitCode::from(u8::from(tally.failed > 0)))
 }

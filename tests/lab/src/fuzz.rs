@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::build::{cargo, target};
+use crate::cli::is_chosen;
 use crate::report;
 use crate::runner::Tally;
 
@@ -53,9 +54,9 @@ pub fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Runs the targets whose result's name contains `filter`, each for `time`.
-pub fn run(filter: &str, time: Duration) -> Result<Tally> {
-    let chosen: Vec<String> = targets()?.into_iter().filter(|name| result_name(name).contains(filter)).collect();
+/// Runs the targets whose result's name contains one of `filters`, each for `time`.
+pub fn run(filters: &[String], time: Duration) -> Result<Tally> {
+    let chosen: Vec<String> = targets()?.into_iter().filter(|name| is_chosen(&result_name(name), filters)).collect();
     if chosen.is_empty() {
         return Ok(Tally::default());
     }

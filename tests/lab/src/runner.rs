@@ -22,6 +22,8 @@ const MAX_AT_A_TIME: u64 = 2;
 const QEMU_MIB: u64 = 1024;
 /// What L1's kernel says when its page tables hold what it never wrote.
 const DAMAGE: [&str; 2] = ["BUG: Bad page map", "BUG: Bad page state"];
+/// Scenarios of a run that may fail once and be run again although nothing shows that the PC was at fault.
+const SECOND_TRIES: usize = 3;
 /// Lines of each console that a failure shows.
 const CONSOLE_LINES: usize = 25;
 
@@ -60,6 +62,35 @@ struct Run<'a> {
     tally: Mutex<Tally>,
     /// Results of scenarios that have several, for the table at the end; held only to add some.
     parts: Mutex<Vec<(&'static str, Vec<Part>)>>,
+    /// What the end of the output says once more; held only to add a line.
+    findings: Mutex<Findings>,
+}
+
+/// What must not be overlooked in a long output.
+#[derive(Debug, Default)]
+struct Findings {
+    failed: Vec<String>,
+    /// Scenarios whose PC was at fault: they came again.
+    pc_at_fault: Vec<String>,
+    /// Scenarios that failed, for no reason that is known, and came again; at most [`SECOND_TRIES`].
+    second_tries: Vec<String>,
+}
+
+impl std::fmt::Display for Findings {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let lists = [
+            ("Run once more, the PC was at fault", &self.pc_at_fault),
+            ("Run once more, the first time failed", &self.second_tries),
+            ("Failed", &self.failed),
+        ];
+        for (title, lines) in lists.iter().filter(|(_, lines)| !lines.is_empty()) {
+            writeln!(f, "\n{title}:")?;
+            for line in *lines {
+                writeln!(f, "  {line}")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Runs all of `scenarios`.
@@ -76,6 +107,7 @@ pub fn run(image: &Image, programs: &Programs, folder: &Path, mut scenarios: Vec
         waiting: Mutex::new(scenarios),
         tally: Mutex::new(Tally::default()),
         parts: Mutex::new(Vec::new()),
+        findings: Mutex::default(),
     };
     thread::scope(|scope| {
         for number in 1..=workers {
@@ -87,6 +119,7 @@ pub fn run(image: &Image, programs: &Programs, folder: &Path, mut scenarios: Vec
     for (name, parts) in run.parts.into_inner().unwrap_or_else(|e| e.into_inner()) {
         print!("\n{name}\n{}", report::table(&parts));
     }
+    print!("{}", run.findings.into_inner().unwrap_or_else(|e| e.into_inner()));
     Ok(tally)
 }
 
@@ -122,11 +155,7 @@ impl<'a> Worker<'a> {
             let started = Instant::now();
             let mut parts = Vec::new();
             let mut result = self.attempt(scenario, &mut parts);
-            if let Some(why) = self.fault_of_the_pc(&result, &parts) {
-                eprintln!("lab: {}: {why}", scenario.name);
-                if result.as_ref().is_err_and(|error| error.is::<Stalled>()) {
-                    self.keep_evidence();
-                }
+            if self.comes_again(scenario, &result, &parts, started) {
                 eprintln!("lab: {}: once more", scenario.name);
                 self.l1 = None;
                 parts.clear();
@@ -184,13 +213,39 @@ impl<'a> Worker<'a> {
         result
     }
 
+    /// Whether a scenario shall be run again: where the PC was at fault, and, for a few in a run, where nobody knows.
+    /// Shows what there is of the first time, because the second hides it.
+    fn comes_again(&mut self, scenario: &Scenario, result: &Result<()>, parts: &[Part], started: Instant) -> bool {
+        if result.as_ref().is_err_and(|error| error.is::<Skip>()) {
+            return false;
+        }
+        let Some(first) = first_failure(result, parts) else {
+            return false;
+        };
+        let fault = self.fault_of_the_pc(result);
+        let mut findings = self.run.findings.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(why) = &fault {
+            eprintln!("lab: {}: {why}", scenario.name);
+            findings.pc_at_fault.push(format!("{}: {why}", scenario.name));
+        } else if findings.second_tries.len() < SECOND_TRIES {
+            println!("again {}: {first}", scenario.name);
+            print!("{}", report::consoles(&self.folder(), CONSOLE_LINES, SystemTime::now() - started.elapsed()));
+            findings.second_tries.push(format!("{}: {first}", scenario.name));
+        } else {
+            return false;
+        }
+        drop(findings);
+        if result.as_ref().is_err_and(|error| error.is::<Stalled>()) {
+            self.keep_evidence();
+        }
+        true
+    }
+
     /// Why a failed scenario says nothing about what it tests: L1 stalled, or L1's kernel found its own memory damaged.
     /// Where that is not the emulated PC's doing, it comes again.
-    fn fault_of_the_pc(&self, result: &Result<()>, parts: &[Part]) -> Option<String> {
-        match result {
-            Err(error) if error.is::<Stalled>() => return Some(format!("{error:#}")),
-            Ok(()) if parts.iter().all(|part| part.result.is_ok()) => return None,
-            _ => {}
+    fn fault_of_the_pc(&self, result: &Result<()>) -> Option<String> {
+        if let Some(error) = result.as_ref().err().filter(|error| error.is::<Stalled>()) {
+            return Some(format!("{error:#}"));
         }
         let console = std::fs::read(self.folder().join(L1_CONSOLE)).unwrap_or_default();
         let console = String::from_utf8_lossy(&console);
@@ -252,7 +307,7 @@ impl<'a> Worker<'a> {
                 }
             }
         }
-        match result {
+        match &result {
             Ok(()) if parts.is_empty() => {
                 tally.passed += 1;
                 println!("pass  {name} ({seconds} s)");
@@ -272,6 +327,10 @@ impl<'a> Worker<'a> {
             }
         }
         if failed {
+            if let Some(why) = first_failure(&result, &parts) {
+                let mut findings = self.run.findings.lock().unwrap_or_else(|e| e.into_inner());
+                findings.failed.push(format!("{name}: {why}"));
+            }
             print!("{}", report::consoles(&self.folder(), CONSOLE_LINES, SystemTime::now() - took));
         }
         drop(tally);
@@ -279,6 +338,18 @@ impl<'a> Worker<'a> {
             self.run.parts.lock().unwrap_or_else(|e| e.into_inner()).push((name, parts));
         }
     }
+}
+
+/// The first thing of a scenario that failed, in one line.
+fn first_failure(result: &Result<()>, parts: &[Part]) -> Option<String> {
+    let text = match result {
+        Err(error) => format!("{error:#}"),
+        Ok(()) => parts.iter().find_map(|part| {
+            let error = part.result.as_ref().err()?;
+            Some(format!("{}, {}: {error:#}", part.subject, part.step))
+        })?,
+    };
+    Some(text.lines().next().unwrap_or_default().to_owned())
 }
 
 #[cfg(test)]
@@ -290,6 +361,23 @@ mod tests {
         let text = "MemTotal:       24684852 kB\nMemAvailable:   24372000 kB\n";
         assert_eq!(available_mib(text), Some(23800));
         assert_eq!(available_mib("nothing"), None);
+    }
+
+    #[test]
+    fn what_failed_is_said_in_one_line() {
+        let part = |subject, result| Part { subject, step: "works", result };
+        let parts = [part("e1000e", Ok(())), part("igb", Err(anyhow::anyhow!("no carrier\nits console:")))];
+        assert_eq!(first_failure(&Ok(()), &parts[..1]), None);
+        assert_eq!(first_failure(&Ok(()), &parts).as_deref(), Some("igb, works: no carrier"));
+        let error = anyhow::anyhow!("exit code 1").context("passthru bind");
+        assert_eq!(first_failure(&Err(error), &parts).as_deref(), Some("passthru bind: exit code 1"));
+    }
+
+    #[test]
+    fn findings_come_with_their_titles_only_where_there_are_some() {
+        assert_eq!(Findings::default().to_string(), "");
+        let findings = Findings { failed: vec!["x-vga: black".into()], ..Findings::default() };
+        assert_eq!(findings.to_string(), "\nFailed:\n  x-vga: black\n");
     }
 
     #[test]
