@@ -169,6 +169,12 @@ codes! {
     DeviceError = 37, Device, "a device had an uncorrectable error",
         "The host's kernel was told of the error by PCI Express (AER). `dmesg` on the host says more. The property \
          on-error= of vfio-pci chooses what happens to the guest.";
+    UnknownName = 38, Usage, "no device has this name",
+        "Where an address is expected, a name may stand that a file of /etc/passthru/devices.d declares. PT044 has an example.";
+    NameUnresolved = 39, Device, "a device's name means no device, or several",
+        "A name of /etc/passthru/devices.d means the one device that has all that is declared. Twins have the same id: they \
+         are told apart by path (the way from the root port), slot, serial (the PCI Express serial number), mac, address or \
+         function, which `passthru inspect ADDRESS` shows. Nothing is chosen where several fit.";
     NoIommufd = 40, Host, "the kernel offers no iommufd",
         "iommu=iommufd and iommufd= open a device by a node of its own (/dev/vfio/devices/vfioN) and bind it to /dev/iommu. \
          The kernel needs CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV for that, which Debian's kernels do not have. \
@@ -182,6 +188,11 @@ codes! {
          shell does with `passthru run ... 5<>/dev/iommu`.";
     UnknownObject = 43, Usage, "there is no such object",
         "A property such as iommufd= names an object by the id that --object gave it. `--object help` lists the types.";
+    NamesUnusable = 44, Usage, "a file of device names cannot be used",
+        "A file of /etc/passthru/devices.d has a table for each device: `[[device]]`, `name = \"lan\"`, and at least one of \
+         `address`, `id` (as in \"8086:1521\"), `subsystem`, `serial`, `path`, `slot`, `mac`. `function = 1` picks one function of \
+         several, `all-functions = true` takes them all. `reserve = true` keeps the device for vfio-pci from the boot on, and \
+         `start = \"router\"` starts that VM's service when it appears.";
     ResetMethod = 46, Device, "a device cannot be reset in that way",
         "`passthru bind --reset-method` lets the kernel reset a device by one method alone, for as long as it is bound: flr, \
          pm, bus, ... The kernel takes those that the device has, and `passthru inspect` lists them. A bus reset is taken only \

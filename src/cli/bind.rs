@@ -3,9 +3,9 @@
 use clap::{ArgAction, Args, ValueEnum};
 
 use super::output;
-use crate::bdf::DeviceAddr;
 use crate::error::{Code, Error, Result};
 use crate::host::bind::{BindOptions, Bound};
+use crate::host::names::DeviceRef;
 use crate::host::reset::Method;
 use crate::host::setting::{MAX_VLAN, Mac, Request, VfAttribute};
 use crate::host::{self, Host};
@@ -18,9 +18,9 @@ use crate::object::{PropValue, Size};
 #[derive(Debug, Args)]
 pub(super) struct BindArgs {
     /// Addresses of the devices, as `passthru devices` prints them: 01:00.0 or 0000:01:00.0; 01:00 means all functions of a
-    /// device
-    #[arg(value_name = "BDF", required = true)]
-    devices: Vec<DeviceAddr>,
+    /// device; or names of /etc/passthru/devices.d
+    #[arg(value_name = "DEVICE", required = true)]
+    devices: Vec<DeviceRef>,
     /// Take a device even if the host itself uses it
     #[arg(long)]
     force: bool,
@@ -95,7 +95,7 @@ impl BindArgs {
 }
 
 pub(super) fn execute(args: &BindArgs, host: &Host) -> Result<()> {
-    let devices = output::functions(&args.devices, |addr| host.functions(addr))?;
+    let devices = output::functions(&args.devices, host, |addr| host.functions(addr))?;
     let requests = args.requests();
     if !requests.is_empty() && devices.len() > 1 {
         return Err(Error::new(Code::Usage, "settings are for one device, and several are named")

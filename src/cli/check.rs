@@ -8,18 +8,19 @@ use serde::Serialize;
 use super::run::{self, RunArgs};
 use super::style::{Colour, Style};
 use super::sysroot::Sysroot;
-use super::{Platform, output};
-use crate::bdf::{Bdf, DeviceAddr};
+use super::{Platform, output, vm_file};
+use crate::bdf::Bdf;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::findings::{self, Finding, Level, Subject};
+use crate::host::names::DeviceRef;
 use crate::object;
 
 /// Find out whether a guest could run, before anything is tried
 ///
 /// Looks at the host, at the devices that are named, and at what the user may do. The options are those of
-/// `passthru run`, as many of them as are known: `passthru check`, `passthru check 01:00.0`, `passthru check NAME`,
-/// `passthru check -m 8G --device vfio-pci,host=01:00.0`.
+/// `passthru run`, as many of them as are known: `passthru check`, `passthru check 01:00.0`, `passthru check NAME` (of a VM
+/// or of a device), `passthru check -m 8G --device vfio-pci,host=01:00.0`.
 ///
 /// Each line is PASS, WARN (a guest runs, but worse than it could) or FAIL, with the code that `passthru explain`
 /// explains, what was seen, and what mends it. Nothing is opened and nothing is changed. The exit code is 0 if nothing
@@ -52,12 +53,13 @@ struct Report<'a> {
 pub(super) fn execute(args: CheckArgs, platform: &dyn Platform) -> Result<u8> {
     let host = args.sysroot.host(platform.host());
     let here = args.sysroot.is_this_machine();
-    let addressed: Option<DeviceAddr> = args.run.vm().and_then(|word| word.parse().ok());
+    let addressed: Option<DeviceRef> =
+        args.run.vm().filter(|word| vm_file::is_device(word, platform.host())).and_then(|word| word.parse().ok());
     let (options, kernel) = run::described(args.run, platform)?;
     let of_guest = platform.examine(&options, kernel, &host)?;
     let passed = options.devices.iter().filter_map(|device| device.peek("host")?.parse().ok());
-    let addresses: Vec<DeviceAddr> = addressed.into_iter().chain(passed).collect();
-    let devices = output::functions(&addresses, |addr| host.functions(addr))?;
+    let named: Vec<DeviceRef> = addressed.into_iter().chain(passed).collect();
+    let devices = output::functions(&named, &host, |addr| host.functions(addr))?;
 
     let mut findings = of_host(&host, &devices);
     findings.extend(of_guest);
@@ -89,7 +91,7 @@ pub(super) fn execute(args: CheckArgs, platform: &dyn Platform) -> Result<u8> {
 
 /// What is found without knowing the guest or the user.
 pub(super) fn of_host(host: &Host, devices: &[Bdf]) -> Vec<Finding> {
-    let machine = host.check_machine().into_iter();
+    let machine = host.check_machine().into_iter().chain(host.check_names());
     machine.chain(devices.iter().flat_map(|&bdf| host.check_device(bdf))).collect()
 }
 

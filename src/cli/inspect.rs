@@ -6,10 +6,10 @@ use clap::Args;
 
 use super::output;
 use super::sysroot::Sysroot;
-use crate::bdf::DeviceAddr;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::inspect::Inspection;
+use crate::host::names::DeviceRef;
 use crate::host::pci::{Resource, ResourceKind};
 
 /// Show what a device is, what its IOMMU group holds, and how it would be reset
@@ -19,9 +19,9 @@ use crate::host::pci::{Resource, ResourceKind};
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
     /// Addresses of the devices, as `passthru devices` prints them: 01:00.0 or 0000:01:00.0; 01:00 means all functions of a
-    /// device
-    #[arg(value_name = "BDF", required = true)]
-    devices: Vec<DeviceAddr>,
+    /// device; or names of /etc/passthru/devices.d
+    #[arg(value_name = "DEVICE", required = true)]
+    devices: Vec<DeviceRef>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -31,7 +31,7 @@ pub(super) struct InspectArgs {
 
 pub(super) fn execute(args: &InspectArgs, host: &Host) -> Result<()> {
     let host = args.sysroot.host(host);
-    let devices = output::functions(&args.devices, |addr| host.functions(addr))?;
+    let devices = output::functions(&args.devices, &host, |addr| host.functions(addr))?;
     output::each(&devices, args.json, |&device| host.inspect(device), text)
 }
 
@@ -51,6 +51,19 @@ fn text(seen: &Inspection) -> String {
             None => device.driver_text().to_owned(),
         },
     );
+    for name in &seen.names {
+        line("name", &name.to_string());
+    }
+    line("path", &seen.identity.path);
+    if let Some(slot) = &seen.identity.slot {
+        line("slot", slot);
+    }
+    if let Some(serial) = &seen.identity.serial {
+        line("serial", &serial.to_string());
+    }
+    for mac in &seen.identity.macs {
+        line("mac", &mac.to_string());
+    }
     if let Some(physfn) = device.physfn {
         line("function of", &format!("{physfn}, whose virtual function it is"));
     }
@@ -188,6 +201,7 @@ mod tests {
 0000:01:00.0 NVIDIA Corporation GA102 [GeForce RTX 3080] [10de:2206]
   class       030000 VGA compatible controller
   driver      vfio-pci
+  path        0000:00:01.0/00.0
   behind      0000:00:01.0
   IOMMU group 1, 3 members
     member    0000:00:01.0 Intel Corporation 6th-10th Gen Core Processor PCIe Controller (x16) [8086:1901]: driver pcieport, fine

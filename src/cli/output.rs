@@ -8,6 +8,8 @@ use serde::Serialize;
 
 use crate::bdf::{Bdf, DeviceAddr};
 use crate::error::{Code, Error, Result};
+use crate::host::Host;
+use crate::host::names::DeviceRef;
 
 /// Writes `text` to standard output. A reader that has gone away (`| head -1`) is no failure.
 pub(super) fn print(text: &str) -> Result<()> {
@@ -37,10 +39,16 @@ pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
     print(&(text + "\n"))
 }
 
-/// Every function that `addresses` mean, each once; all of them are looked up before anything is done to the first.
-pub(super) fn functions(addresses: &[DeviceAddr], find: impl Fn(DeviceAddr) -> Result<Vec<Bdf>>) -> Result<Vec<Bdf>> {
+/// Every function that `devices` mean, each once; all of them are looked up before anything is done to the first. `find`
+/// tells the functions of a whole device.
+pub(super) fn functions(
+    devices: &[DeviceRef],
+    host: &Host,
+    find: impl Fn(DeviceAddr) -> Result<Vec<Bdf>>,
+) -> Result<Vec<Bdf>> {
     let mut all = Vec::new();
-    for &addr in addresses {
+    for device in devices {
+        let addr = host.locate(device)?;
         match addr.bdf() {
             // What is wrong with a function is said when it is its turn.
             Some(bdf) => all.push(bdf),

@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::{output, release};
 use crate::bdf::Bdf;
 use crate::error::Result;
+use crate::host::names::DeviceRef;
 use crate::host::release::Recovered;
 use crate::host::{self, Host};
 
@@ -13,8 +14,8 @@ use crate::host::{self, Host};
 #[derive(Debug, Args)]
 pub(super) struct RecoverArgs {
     /// Only forget that these devices did not come back from a reset, so that guests can have them again
-    #[arg(long, value_name = "BDF", num_args = 1..)]
-    clear: Vec<Bdf>,
+    #[arg(long, value_name = "DEVICE", num_args = 1..)]
+    clear: Vec<DeviceRef>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -22,7 +23,8 @@ pub(super) struct RecoverArgs {
 
 pub(super) fn execute(args: &RecoverArgs, host: &Host) -> Result<()> {
     if !args.clear.is_empty() {
-        return output::each(&args.clear, args.json, |&bdf| clear(host, bdf), cleared_text);
+        let devices = output::functions(&args.clear, host, |addr| host.functions(addr))?;
+        return output::each(&devices, args.json, |&bdf| clear(host, bdf), cleared_text);
     }
     let mut recovered = host::recover(host)?;
     if args.json {

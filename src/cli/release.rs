@@ -3,8 +3,8 @@
 use clap::Args;
 
 use super::output;
-use crate::bdf::DeviceAddr;
 use crate::error::Result;
+use crate::host::names::DeviceRef;
 use crate::host::release::{Outcome, Released};
 use crate::host::{self, Host};
 
@@ -12,16 +12,16 @@ use crate::host::{self, Host};
 #[derive(Debug, Args)]
 pub(super) struct ReleaseArgs {
     /// Addresses of the devices, as `passthru devices` prints them: 01:00.0 or 0000:01:00.0; 01:00 means all functions of a
-    /// device
-    #[arg(value_name = "BDF", required = true)]
-    devices: Vec<DeviceAddr>,
+    /// device; or names of /etc/passthru/devices.d
+    #[arg(value_name = "DEVICE", required = true)]
+    devices: Vec<DeviceRef>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn execute(args: &ReleaseArgs, host: &Host) -> Result<()> {
-    let devices = output::functions(&args.devices, |addr| host::release::noted_functions(host, addr))?;
+    let devices = output::functions(&args.devices, host, |addr| host::release::noted_functions(host, addr))?;
     output::each(&devices, args.json, |&device| host::release(host, device), text)
 }
 

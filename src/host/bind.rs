@@ -116,6 +116,7 @@ fn bind_one(host: &Host, journal: &Journal, candidate: Candidate, held_for: Opti
     if device.on_vfio() && !needs_another_turn(host, &device, &settings)? {
         let mut entry = known.unwrap_or_else(|| Entry::new(&device));
         (entry.step, entry.held_for) = (Step::Bound, held_for);
+        entry.noted = host.noted_of(bdf, entry.ids);
         journal.write(&entry)?;
         let mut change = Change::new(host, journal, entry.clone());
         let before = settings.iter().filter(|setting| !setting.comes_first()).map(|setting| setting.now(host, bdf));
@@ -130,6 +131,7 @@ fn bind_one(host: &Host, journal: &Journal, candidate: Candidate, held_for: Opti
     load_vfio_pci(host)?;
     let mut entry = resume(known, &device)?;
     entry.held_for = held_for;
+    entry.noted = host.noted_of(bdf, entry.ids);
     let mut change = Change::new(host, journal, entry.clone());
     let taken = change.take(&settings).and_then(|()| host.refuse_held_memory(&device));
     if let Err(error) = taken {

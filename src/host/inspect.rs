@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::capabilities::{self, Capability};
 use super::findings::Level;
+use super::names::{Identity, Name};
 use super::pci::{ROM_INDEX, Resource, ResourceKind};
 use super::quirks::{self, Quirk};
 use super::reset::ResetPlan;
@@ -36,6 +37,10 @@ pub struct Inspection {
     /// The function.
     #[serde(flatten)]
     pub device: PciDevice,
+    /// By what it is known when its address changes.
+    pub identity: Identity,
+    /// What /etc/passthru/devices.d calls it.
+    pub names: Vec<Name>,
     /// The bridges above it, nearest first.
     pub bridges: Vec<Bdf>,
     /// The members of its IOMMU group, itself among them.
@@ -185,6 +190,8 @@ impl Host {
             quirks: quirks::of(device.vendor, device.device, (device.class >> 16) as u8).collect(),
             reset: self.reset_plan(&device),
             quarantine,
+            identity: self.identity(bdf, (device.vendor, device.device)),
+            names: self.names_of(bdf),
             device,
         })
     }
@@ -203,7 +210,7 @@ impl Host {
     }
 
     /// As much of its configuration space as may be read.
-    fn config(&self, bdf: Bdf) -> Vec<u8> {
+    pub(super) fn config(&self, bdf: Bdf) -> Vec<u8> {
         let mut config = Vec::new();
         if let Ok(file) = File::open(self.device_path(bdf).join("config")) {
             // What was read before an error counts: the kernel ends early for whom it does not show all.

@@ -7,6 +7,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`pci`], [`group`], [`usb`] | facts from sysfs: PCI functions, IOMMU groups, USB devices (kernel: Documentation/ABI/testing) |
+//! | [`names`] | names that stay when addresses move: /etc/passthru/devices.d |
 //! | [`usage`] | what the host uses a function for: mounts, swap, holders, routes |
 //! | [`busy`], [`viable`] | who holds a group; what keeps a group from being handed out |
 //! | [`check`] | which error a failed open or VFIO request really is |
@@ -36,6 +37,7 @@ pub mod group;
 pub mod inspect;
 pub mod journal;
 pub mod limits;
+pub mod names;
 pub mod pci;
 pub mod quarantine;
 pub mod quirks;

@@ -1,10 +1,11 @@
-//! `host=01:00` without a function: one line of the command line that means every function of a device of the host,
+//! What `host=` means: a name of devices.d stands for an address, and `host=01:00` without a function is one line of the command line that means every function of a device of the host,
 //! together in one slot of the guest.
 
 use super::types::DEVICES;
 use crate::bdf::DeviceAddr;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::host::names::DeviceRef;
 use crate::object::Args;
 use crate::vfio::front_end;
 
@@ -23,11 +24,12 @@ pub struct Function {
 /// The functions that a line means, ascending: the line itself, unless it passes a whole device.
 ///
 /// # Errors
-/// [`Code::DeviceAbsent`] if the host has no such device, [`Code::BadProperty`] if its functions cannot go together.
+/// [`Code::DeviceAbsent`] if the host has no such device, [`Code::BadProperty`] if its functions cannot go together, those
+/// of [`Host::locate`] for a name.
 pub fn expand(args: Args, host: &Host) -> Result<Vec<Function>> {
+    let args = with_address(args, host)?;
     let whole = || {
-        let is_vfio = args.peek(DEVICES.key) == Some(front_end::NAME);
-        let addr: DeviceAddr = args.peek("host").filter(|_| is_vfio)?.parse().ok()?;
+        let addr: DeviceAddr = args.peek("host").filter(|_| is_vfio(&args))?.parse().ok()?;
         addr.function.is_none().then_some(addr)
     };
     let Some(addr) = whole() else { return Ok(vec![Function { number: None, args }]) };
@@ -52,6 +54,18 @@ pub fn expand(args: Args, host: &Host) -> Result<Vec<Function>> {
     }
 }
 
+fn is_vfio(args: &Args) -> bool {
+    args.peek(DEVICES.key) == Some(front_end::NAME)
+}
+
+/// The line with the device's address in the place of its name, if it has one.
+fn with_address(args: Args, host: &Host) -> Result<Args> {
+    let named = args.peek("host").filter(|_| is_vfio(&args)).and_then(|word| word.parse().ok());
+    let Some(named @ DeviceRef::Name(_)) = named else { return Ok(args) };
+    let addr = host.locate(&named).map_err(|error| error.evidence(args.written()))?;
+    Ok(args.with("host", &addr.to_string()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,6 +77,9 @@ mod tests {
         {
             tree.pci(address).add();
         }
+        let names =
+            "[[device]]\nname = \"lan\"\naddress = \"02:00.0\"\n[[device]]\nname = \"card\"\naddress = \"01:00\"\n";
+        tree.file("etc/passthru/devices.d/names.toml", names);
         let args = Args::parse("--device", Some("driver"), text)?;
         let show = |function: Function| {
             let rom = function.args.peek("rom").map(|rom| format!(" {rom}")).unwrap_or_default();
@@ -78,6 +95,15 @@ mod tests {
         assert_eq!(expanded("vfio-pci,host=2:0").unwrap(), ["None 0000:02:00.0"]);
         assert_eq!(expanded("vfio-pci,host=01:00.1").unwrap(), ["None 01:00.1"]);
         assert_eq!(expanded("pcie-root-port").unwrap(), ["None -"]);
+    }
+
+    #[test]
+    fn a_name_stands_for_an_address() {
+        assert_eq!(expanded("vfio-pci,host=lan").unwrap(), ["None 0000:02:00.0"]);
+        assert_eq!(expanded("vfio-pci,host=card").unwrap().len(), 3);
+        let error = expanded("vfio-pci,host=wan").unwrap_err();
+        assert_eq!(error.code(), Code::UnknownName);
+        assert!(error.to_string().contains("--device vfio-pci,host=wan"), "{error}");
     }
 
     #[test]

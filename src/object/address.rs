@@ -20,10 +20,13 @@ impl PropValue for Bdf {
 }
 
 impl PropValue for DeviceAddr {
-    const KIND: &'static str = "bdf";
+    const KIND: &'static str = "bdf|name";
 
+    /// Names have become addresses before (`machine::functions`).
     fn parse(text: &str) -> Result<Self, Invalid> {
-        text.parse().map_err(|_| Invalid::expected("a PCI address such as 0000:01:00.0, or 01:00 for all functions"))
+        let expected =
+            "a PCI address such as 0000:01:00.0, 01:00 for all functions, or a name of /etc/passthru/devices.d";
+        text.parse().map_err(|_| Invalid::expected(expected))
     }
 }
 

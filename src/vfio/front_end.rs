@@ -22,7 +22,7 @@ pub static TYPE: TypeInfo<Plug, Cx> = TypeInfo::of::<VfioPciType>();
 props! {
     /// A PCI device of the host, owned by the guest.
     struct VfioPciProps {
-        /// Address of the device on the host, as `lspci -D` prints it; without a function all of them, in one slot
+        /// Address of the device on the host, as `lspci -D` prints it; without a function all of them, in one slot; or its name
         host: Option<DeviceAddr>,
         /// Folder of the device in sysfs, instead of host
         sysfsdev: Option<PathBuf>,

@@ -56,6 +56,8 @@ const CASES: &[(&str, &[&str])] = &[
     ("flag-with-value", &["run", "--no-reboot=yes"]),
     ("bind-nothing", &["bind"]),
     ("bind-bad-address", &["bind", "01:00.8"]),
+    ("bind-unknown-name", &["bind", "lan"]),
+    ("device-unknown-name", &["run", "--kernel", "x", "--device", "vfio-pci,host=lan"]),
     ("bind-bad-mac", &["bind", "01:10.0", "--vf-mac=01:00:5e:00:00:01"]),
     ("bind-bad-vlan", &["bind", "01:10.0", "--vlan", "4095"]),
     ("bind-bad-bar-size", &["bind", "01:00.0", "--bar-size", "6:1G"]),

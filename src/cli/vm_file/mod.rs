@@ -42,10 +42,10 @@ pub(super) fn expand(
     };
     let Some(name) = given.get_one::<String>(NAME) else { return Ok(None) };
     let Some(run) = syntax.find_subcommand(command) else { return Ok(None) };
-    if command != "run" && name.parse::<DeviceAddr>().is_ok() {
+    let file = path(name, host);
+    if command != "run" && is_device(name, host) {
         return Ok(None);
     }
-    let file = path(name, host);
     let mut out: Vec<OsString> = argv.iter().take(2).cloned().collect();
     let mut words = words::read(&file, &text(&file, host)?, run)?;
     if !words.iter().any(|word| word.option == "name") {
@@ -54,6 +54,11 @@ pub(super) fn expand(
     out.extend(words.into_iter().filter(|word| !replaced(word, run, given)).map(OsString::from));
     out.extend(argv.iter().skip(2).cloned());
     Ok(Some(out))
+}
+
+/// Whether `name` means a device where it can also mean a VM: an address does, and a device's name that no VM has.
+pub(super) fn is_device(name: &str, host: &Host) -> bool {
+    name.parse::<DeviceAddr>().is_ok() || (!path(name, host).exists() && host.knows_name(name))
 }
 
 /// The file that `name` means: `/etc/passthru/NAME.toml`, or a path if it looks like one.

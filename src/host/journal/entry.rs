@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bdf::Bdf;
 use crate::host::PciDevice;
+use crate::host::names::Noted;
 use crate::host::pci::is_vfio_driver;
 use crate::host::setting::Setting;
 
@@ -86,6 +87,9 @@ pub struct Entry {
     /// Settings that were changed, as they were before, in the order of the changes.
     #[serde(default)]
     pub former_settings: Vec<Setting>,
+    /// By what else it is known, as long as a host driver has it.
+    #[serde(default)]
+    pub(in crate::host) noted: Noted,
     /// How far the change has come.
     pub step: Step,
 }
@@ -102,6 +106,7 @@ impl Entry {
             former_override: device.driver_override.clone(),
             held_for: None,
             former_settings: Vec::new(),
+            noted: Noted::default(),
             step: Step::SetOverride,
         }
     }
