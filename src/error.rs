@@ -270,6 +270,20 @@ codes! {
         "Many cards slow their link down while they are idle, which is as it should be. If it stays slow under load: the slot \
          has fewer lanes than the card, shares them with another slot, or is limited by the firmware setup. Nothing that a \
          virtual machine does changes it.";
+    NoPlace = 80, Host, "the guest's CPUs have no place on the host",
+        "--cpu-placement=auto gives each virtual CPU a CPU of the host for itself, in whole cores, and takes none that is \
+         isolated (isolcpus=), that another virtual machine is pinned to, or that this process may not use. A list names CPUs \
+         that are online, one for each virtual CPU at least. `passthru plan` shows what there is; without --cpu-placement \
+         the kernel's scheduler finds places by itself.";
+    HugePages = 81, Host, "huge pages cannot be reserved",
+        "-m SIZE,hugepages=2M,grow-pool=on adds the huge pages that are missing to the pool of the guest's memory node, and \
+         takes them away again at the end; that needs root. The kernel makes them of free memory that lies together, and moves \
+         things to find some. After a long time of use it may not find enough, of pages of 1 GiB in particular: those are \
+         best reserved on the host's command line, `hugepagesz=1G hugepages=N`.";
+    InterruptsStay = 82, Host, "interrupts cannot be moved to other CPUs",
+        "With --cpu-placement the interrupts of a guest's devices go to CPUs beside those of the guest, through \
+         /proc/irq/N/smp_affinity_list. Only root may write there. Where they are not moved, or irqbalance moves them back, \
+         the guest works and its virtual CPUs are stopped by them now and then.";
 }
 
 impl Code {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`cli`] | the command line: one file per subcommand; [`error`] is the table of what can go wrong |
 //! | [`host`] | the host before any VFIO descriptor is opened: facts, uses, bind, release, recover |
+//! | [`placement`] | which of the host's CPUs and memory nodes a guest gets; pure |
 //! | [`machine`] | builds a machine from options, starts it, starts it again, takes it down |
 //! | [`monitor`] | the control socket: QEMU's machine protocol for a running machine |
 //! | [`object`] | the grammar of `type,key=value`, `props!`, the tables of types and their help |
@@ -40,5 +41,6 @@ pub mod monitor;
 pub mod object;
 pub mod pci;
 pub mod pci_names;
+pub mod placement;
 pub mod terminal;
 pub mod vfio;

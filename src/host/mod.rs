@@ -19,6 +19,8 @@
 //! | [`mod@inspect`], [`capabilities`] | all facts about one function together |
 //! | [`findings`] | whether host, devices and user are ready for a guest: `passthru check` |
 //! | [`survey`] | all functions by their groups, and what can be done with each group |
+//! | [`topology`] | processors, caches and memory nodes, and who has them |
+//! | [`lease`], [`threads`] | what is changed for as long as a guest runs: CPUs of interrupts and threads, huge pages |
 //! | [`setting`] | what else `bind` changes: virtual functions, the size of BARs, the boot console |
 //! | [`journal`], [`effects`] | what was there before a change, kept across a crash; the one place that changes the host |
 
@@ -36,6 +38,7 @@ pub mod findings;
 pub mod group;
 pub mod inspect;
 pub mod journal;
+pub mod lease;
 pub mod limits;
 pub mod names;
 pub mod pci;
@@ -47,7 +50,9 @@ pub mod release;
 pub mod reset;
 pub mod setting;
 pub mod survey;
+pub mod threads;
 pub mod tokens;
+pub mod topology;
 pub mod usage;
 pub mod usb;
 pub mod viable;
@@ -58,6 +63,7 @@ pub(crate) mod testtree;
 
 pub use bind::bind;
 pub use group::{Group, Member};
+pub use lease::Lease;
 pub use pci::PciDevice;
 pub use release::{recover, release};
 pub use usage::Use;

@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 use super::busy::{Holders, busy_error};
 use super::change::Change;
 use super::journal::{Entry, Journal};
+use super::lease::{self, Returned};
 use super::{Host, PciDevice};
 use crate::bdf::{Bdf, DeviceAddr};
 use crate::error::{Error, Result};
@@ -73,6 +74,8 @@ pub struct Recovered {
     pub released: Vec<Released>,
     /// Devices that are in use by a living process.
     pub kept: Vec<Kept>,
+    /// What guests that are gone had changed of the host.
+    pub returned: Vec<Returned>,
     /// What went wrong; the rest went on.
     pub failed: Vec<Failure>,
 }
@@ -118,6 +121,9 @@ pub fn noted_functions(host: &Host, addr: DeviceAddr) -> Result<Vec<Bdf>> {
 pub fn recover(host: &Host) -> Result<Recovered> {
     let mut recovered = Recovered::default();
     host.sweep_tokens();
+    let (returned, failed) = lease::recover(host);
+    recovered.returned = returned;
+    recovered.failed.extend(failed.into_iter().map(|(name, error)| Failure { name, error }));
     if host.journal_is_empty() {
         return Ok(recovered);
     }

@@ -121,8 +121,14 @@ fn check_huge(guest_ram: u64, page: u64, free: &FreeMemory) -> Result<()> {
     .fix(format!("as root, raise {folder}/nr_hugepages by {}", needed - pool.free)))
 }
 
-fn pool_name(page: u64) -> String {
+/// The name of a pool's folder.
+pub(in crate::host) fn pool_name(page: u64) -> String {
     format!("hugepages-{}kB", page >> 10)
+}
+
+/// Bytes of a page of the pool with this name.
+pub(in crate::host) fn pool_size(name: &str) -> Option<u64> {
+    name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse::<u64>().ok()?.checked_mul(1 << 10)
 }
 
 impl Host {
@@ -134,7 +140,7 @@ impl Host {
         let pool = |name: String| {
             let count = |file: &str| read::number::<u64>(pools.join(&name).join(file)).unwrap_or(0);
             Some(HugePool {
-                page: kib(&name.strip_prefix("hugepages-")?.replace("kB", " kB"))?,
+                page: pool_size(&name)?,
                 free: count("free_hugepages").saturating_sub(count("resv_hugepages")),
                 extra: count("nr_overcommit_hugepages").saturating_sub(count("surplus_hugepages")),
             })

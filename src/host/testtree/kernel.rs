@@ -44,6 +44,7 @@ struct State {
     writes: Vec<(String, String)>,
     changes: usize,
     vf: Vec<VfAttribute>,
+    pool: Option<(u64, u64)>,
 }
 
 impl FakeKernel {
@@ -149,6 +150,8 @@ impl FakeKernel {
                 self.unbind(driver.to_str().unwrap(), value)
             }
             Some("reset_method") => self.choose_reset(file, value),
+            Some("smp_affinity_list" | "compact_memory") => fs::write(file, format!("{value}\n")),
+            Some("nr_hugepages") => self.resize_pool(state, file, value),
             Some("control") => fs::write(file, format!("{value}\n")),
             other => panic!("{other:?} must never be written"),
         }
@@ -169,6 +172,20 @@ impl FakeKernel {
 
     fn state_keeps_memory(&self) -> bool {
         self.root.join("keeps-memory").exists()
+    }
+
+    /// As many pages as there is memory in one piece; each compaction makes room for some more.
+    fn resize_pool(&self, state: &State, file: &Path, value: &str) -> io::Result<()> {
+        let wanted: u64 = value.parse().unwrap();
+        let compacted = state.writes.iter().filter(|(name, _)| name.ends_with("compact_memory")).count() as u64;
+        let most = state.pool.map_or(u64::MAX, |(first, more)| first + more * compacted);
+        let now: u64 = fs::read_to_string(file)?.trim().parse().unwrap();
+        fs::write(file, format!("{}\n", if wanted > now { wanted.min(most.max(now)) } else { wanted }))
+    }
+
+    /// The pool of huge pages can have `first` pages, and `more` after each compaction.
+    pub(crate) fn set_pool(&self, first: u64, more: u64) {
+        self.state.lock().pool = Some((first, more));
     }
 
     /// As `__resource_resize_store` does.

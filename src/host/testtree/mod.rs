@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::Host;
 use crate::bdf::Bdf;
 
+pub(crate) mod cpus;
 pub(crate) mod hosts;
 pub(crate) mod kernel;
 

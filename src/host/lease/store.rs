@@ -1,0 +1,127 @@
+//! The file about one process: what it has changed, as it was before.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Added, Moved};
+use crate::error::{Code, Error, Result, explain_io};
+use crate::host::record::{self, Unreadable, is_trusted};
+use crate::host::{Host, read};
+
+/// The version of the file's form.
+const VERSION: u32 = 1;
+
+/// What a process has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    version: u32,
+    pid: u32,
+    /// When it started, in clock ticks after the boot: another process may get the same number.
+    started: Option<u64>,
+    pub(super) interrupts: Vec<Moved>,
+    pub(super) pages: Vec<Added>,
+}
+
+impl Record {
+    pub(super) fn of_this_process(host: &Host) -> Record {
+        let pid = std::process::id();
+        let started = started(host, pid);
+        Record { version: VERSION, pid, started, interrupts: Vec::new(), pages: Vec::new() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.interrupts.is_empty() && self.pages.is_empty()
+    }
+
+    /// Whether the process still runs.
+    pub(super) fn is_alive(&self, host: &Host) -> bool {
+        let now = started(host, self.pid);
+        now.is_some() && now == self.started
+    }
+
+    fn name(&self) -> String {
+        format!("{}.json", self.pid)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.version != VERSION {
+            return Err(format!("it has version {}, this passthru writes version {VERSION}", self.version));
+        }
+        self.interrupts.iter().try_for_each(Moved::check)?;
+        self.pages.iter().try_for_each(Added::check)
+    }
+}
+
+/// Field 22 of /proc/PID/stat (proc_pid_stat(5)). The name before it may contain anything, and ends with the last `)`.
+fn started(host: &Host, pid: u32) -> Option<u64> {
+    let stat = read::text(host.proc(format!("{pid}/stat")))?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+fn folder(host: &Host) -> PathBuf {
+    host.run("leases")
+}
+
+/// The names of all files.
+pub(super) fn names(host: &Host) -> Vec<String> {
+    read::names(folder(host)).into_iter().filter(|name| !name.starts_with('.')).collect()
+}
+
+/// Writes a record; on return it is there, whole.
+pub(super) fn write(host: &Host, record: &Record) -> Result<()> {
+    let folder = folder(host);
+    let made = DirBuilder::new().recursive(true).mode(0o755).create(&folder);
+    made.map_err(|error| unusable(&folder, &error).fix("run it as root"))?;
+    let meta = fs::symlink_metadata(&folder).map_err(|error| unusable(&folder, &error))?;
+    if !meta.is_dir() || !is_trusted(&meta) {
+        return Err(distrusted(&folder, "it is not a folder of root that nobody else can write"));
+    }
+    let text = serde_json::to_string_pretty(record).map_err(io::Error::from);
+    let written = text.and_then(|text| record::replace(&folder, &record.name(), &text));
+    written.map_err(|error| unusable(&folder.join(record.name()), &error).fix("run it as root"))
+}
+
+/// Reads a record, believing nothing.
+pub(super) fn read(host: &Host, name: &str) -> Result<Option<Record>> {
+    let path = folder(host).join(name);
+    let text = match record::read(&path) {
+        Ok(Some(text)) => text,
+        Ok(None) => return Ok(None),
+        Err(Unreadable::Io(error)) => return Err(unusable(&path, &error)),
+        Err(Unreadable::Distrusted(why)) => return Err(distrusted(&path, why)),
+    };
+    let record: Record =
+        serde_json::from_str(&text).map_err(|error| distrusted(&path, &format!("it is damaged: {error}")))?;
+    record.check().map_err(|why| distrusted(&path, &why))?;
+    match record.name() == name {
+        true => Ok(Some(record)),
+        false => Err(distrusted(&path, "it is not named after its process")),
+    }
+}
+
+/// Removes a record, if it is there.
+pub(super) fn remove(host: &Host, record: &Record) -> Result<()> {
+    let folder = folder(host);
+    if !folder.exists() {
+        return Ok(());
+    }
+    record::remove(&folder, &record.name()).map_err(|error| unusable(&folder, &error))
+}
+
+fn unusable(path: &Path, error: &io::Error) -> Error {
+    Error::new(Code::JournalUnusable, "what is changed for a guest cannot be noted").evidence(format!(
+        "{}: {}",
+        path.display(),
+        explain_io(error)
+    ))
+}
+
+fn distrusted(path: &Path, why: &str) -> Error {
+    Error::new(Code::JournalUnusable, "a note of what was changed for a guest is not to be trusted")
+        .evidence(format!("{}: {why}", path.display()))
+        .fix("look at that file, then remove it")
+}
