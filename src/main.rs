@@ -10,6 +10,7 @@ use passthru::host::findings::Finding;
 use passthru::machine::options::RunOptions;
 use passthru::machine::{self, types};
 use passthru::object::Catalogue;
+use passthru::placement::Plan;
 
 fn main() -> ExitCode {
     boot_trace::begin();
@@ -40,6 +41,10 @@ impl Platform for ThisHost {
 
     fn examine(&self, options: &RunOptions, kernel: bool, host: &Host) -> Result<Vec<Finding>> {
         machine::examine(options, kernel, host)
+    }
+
+    fn place(&self, options: &RunOptions, host: &Host) -> Result<Plan> {
+        machine::place(options, host)
     }
 
     fn run(&self, options: RunOptions) -> Result<()> {

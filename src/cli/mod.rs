@@ -9,6 +9,7 @@ mod devices;
 mod explain;
 mod inspect;
 mod output;
+mod plan;
 mod platform;
 mod recover;
 pub mod reference;
@@ -51,6 +52,7 @@ enum Command {
     Devices(devices::DevicesArgs),
     Inspect(inspect::InspectArgs),
     Check(Box<check::CheckArgs>),
+    Plan(Box<plan::PlanArgs>),
     Convert(convert::ConvertArgs),
     Explain(explain::ExplainArgs),
 }
@@ -93,6 +95,7 @@ fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<u8> {
         Command::Rom(args) => rom::execute(&args, platform.host()),
         Command::Devices(args) => devices::execute(&args, platform.host()),
         Command::Inspect(args) => inspect::execute(&args, platform.host()),
+        Command::Plan(args) => plan::execute(*args, platform),
         Command::Convert(args) => convert::execute(&args, &syntax, platform),
         Command::Explain(args) => explain::execute(&args),
     };

@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::host::findings::Finding;
 use crate::object::Catalogue;
+use crate::placement::Plan;
 
 use crate::machine::options::RunOptions;
 
@@ -25,6 +26,9 @@ pub trait Platform {
     /// What speaks for and against a guest with these options on `host`, without opening or changing anything; `kernel`:
     /// whether the options name one.
     fn examine(&self, options: &RunOptions, kernel: bool, host: &Host) -> Result<Vec<Finding>>;
+
+    /// Which CPUs and memory nodes of `host` a guest with these options would get.
+    fn place(&self, options: &RunOptions, host: &Host) -> Result<Plan>;
 
     /// Runs a guest until it powers off, or reboots with `--no-reboot`.
     fn run(&self, options: RunOptions) -> Result<()>;

@@ -6,6 +6,8 @@ use serde::Serialize;
 use super::{output, release};
 use crate::bdf::Bdf;
 use crate::error::Result;
+use crate::host::lease::Returned;
+use crate::host::limits::size_text;
 use crate::host::names::DeviceRef;
 use crate::host::release::Recovered;
 use crate::host::{self, Host};
@@ -61,10 +63,21 @@ fn text(recovered: &Recovered) -> String {
         let holders: Vec<String> = kept.holders.processes.iter().map(ToString::to_string).collect();
         text += &format!("{}: left on vfio-pci, in use by {}\n", kept.bdf, holders.join(", "));
     }
+    text.extend(recovered.returned.iter().map(returned));
     if text.is_empty() && recovered.failed.is_empty() {
         text.push_str("nothing to recover\n");
     }
     text
+}
+
+/// A line about what a guest that is gone had changed.
+fn returned(returned: &Returned) -> String {
+    match returned {
+        Returned::Interrupt { number, cpus } => format!("interrupt {number}: goes to CPUs {cpus} again\n"),
+        Returned::Pages { node, page, count } => {
+            format!("node {node}: {count} huge pages of {} are ordinary memory again\n", size_text(*page))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::host::testtree::{TestTree, bdf};
 use crate::machine::options::{HugePages, RunOptions, SerialOption};
 use crate::object::testing::{DEVICES, MACHINES, OBJECTS};
 use crate::object::{Catalogue, MemSize};
+use crate::placement::{self, Plan, Request};
 
 /// Remembers what guests it was asked to run, on a made-up host with two network cards.
 struct Recorder {
@@ -52,6 +53,10 @@ impl Platform for Recorder {
 
     fn examine(&self, _: &RunOptions, _: bool, _: &Host) -> Result<Vec<Finding>> {
         Ok(Vec::new())
+    }
+
+    fn place(&self, options: &RunOptions, host: &Host) -> Result<Plan> {
+        placement::plan(&Request { choice: options.placement.clone(), ..Request::default() }, &host.topology())
     }
 
     fn run(&self, options: RunOptions) -> Result<()> {

@@ -24,6 +24,7 @@ pub struct VcpuSet {
     threads: Vec<JoinHandle<()>>,
     counters: Vec<Arc<Counters>>,
     gate: Arc<Gate>,
+    on_thread_start: Arc<dyn Fn(u32) + Send + Sync>,
 }
 
 impl VcpuSet {
@@ -59,7 +60,12 @@ impl VcpuSet {
                 collected: collected.clone(),
             });
         }
-        Ok(VcpuSet { idle, threads: Vec::new(), counters, gate })
+        Ok(VcpuSet { idle, threads: Vec::new(), counters, gate, on_thread_start: Arc::new(|_| ()) })
+    }
+
+    /// Has `call` called first on each vCPU's thread, with the vCPU's number.
+    pub fn on_thread_start(&mut self, call: Arc<dyn Fn(u32) + Send + Sync>) {
+        self.on_thread_start = call;
     }
 
     /// Lets the vCPUs run, each on a thread of its own with the name `vcpu0`, `vcpu1` and so on.
@@ -68,7 +74,12 @@ impl VcpuSet {
     /// [`crate::error::Code::SystemFailed`] if a thread cannot be made; none runs then.
     pub fn start(&mut self) -> Result<()> {
         for runner in std::mem::take(&mut self.idle) {
-            let spawned = Builder::new().name(format!("vcpu{}", runner.index)).spawn(move || runner.main());
+            let (index, first) = (runner.index, self.on_thread_start.clone());
+            let body = move || {
+                first(index);
+                runner.main();
+            };
+            let spawned = Builder::new().name(format!("vcpu{index}")).spawn(body);
             match spawned {
                 Ok(thread) => self.threads.push(thread),
                 Err(error) => {

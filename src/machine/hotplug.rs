@@ -141,6 +141,7 @@ impl Machine {
                 Task::Notice(id, Notice::Request) => self.wanted_back(&id)?,
                 Task::Notice(id, Notice::Error) => self.device_failed(&id)?,
                 Task::Mapped => self.memory_settled()?,
+                Task::Interrupts(device) => self.stay.place_interrupts(device),
             }
         }
         self.each_unplug(Event::Tick)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use crate::bdf::Bdf;
 use crate::device::Notice;
 use crate::event_loop::{EventLoop, LoopHandle};
 use crate::pci::slot::Answer;
@@ -17,6 +18,8 @@ pub enum Task {
     Notice(Arc<str>, Notice),
     /// The guest's memory is mapped for devices, or cannot be.
     Mapped,
+    /// VFIO has begun to deliver interrupts of this device of the host.
+    Interrupts(Bdf),
 }
 
 /// Tasks in their order.

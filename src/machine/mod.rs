@@ -11,6 +11,7 @@
 //! | [`hotplug`], [`unplug`], [`inbox`] | devices that come and go; the table of an unplug; what other threads ask for |
 //! | [`board`] | the devices that sit in no slot |
 //! | [`pinning`] | when and by how many threads RAM is pinned |
+//! | [`placement`] | which CPUs of the host its threads and interrupts get |
 //! | [`control`] | what the control socket's commands do |
 //! | [`running`] | a VM descriptor with its vCPUs: one for each start of the guest |
 //!
@@ -31,6 +32,7 @@ mod inbox;
 mod objects;
 pub mod options;
 mod pinning;
+mod placement;
 mod places;
 mod plug;
 mod preflight;
@@ -38,6 +40,7 @@ mod running;
 pub mod types;
 mod unplug;
 
+pub use placement::place;
 pub use preflight::examine;
 
 use std::sync::Arc;
@@ -46,8 +49,9 @@ use serde_json::json;
 
 use board::{Board, JobControl};
 use hotplug::{Plugs, Unplugs};
-use inbox::Inbox;
+use inbox::{Inbox, Task};
 use options::{HugePages, MemoryOptions, RunOptions};
+use placement::Stay;
 use places::Places;
 use plug::{Parts, Plugged};
 use preflight::Plan;
@@ -117,6 +121,8 @@ pub struct Machine {
     no_reboot: bool,
     /// Start only when a client of the control socket is there.
     wait: bool,
+    /// The last: what it gives back, the guest no longer uses then.
+    stay: Stay,
 }
 
 /// How a start of the guest ends.
@@ -139,7 +145,7 @@ fn reset_reason(by_guest: bool) -> &'static str {
 impl Machine {
     /// Builds the machine and all of its devices. Nothing runs yet.
     pub fn new(options: RunOptions, host: &Host) -> Result<Machine> {
-        let Plan { machine, image, kvm, cpus, phys_bits, objects, taken, mut places } =
+        let Plan { machine, image, kvm, cpus, phys_bits, objects, taken, mut places, stay } =
             preflight::plan(&options, host)?;
         boot_trace::lap(phases::CHECKS);
         let events = VmEvents::new()?;
@@ -156,6 +162,8 @@ impl Machine {
         let root = PciRoot::new(places::ROOT_BUS, &decode);
         let vfio = Vfio::new(host.clone(), memory.clone());
         let inbox = Inbox::new(event_loop.handle());
+        let arrived = inbox.clone();
+        vfio.tell_of_interrupts(Arc::new(move |device| arrived.post(Task::Interrupts(device))));
         vfio.set_pinning(pinning::at_start(machine.dma_map, options.smp.cpus(), &inbox));
         let board = Board::new(&memory, &router, &mut event_loop, &events, &job_control, &options.serial)?;
         objects::create(objects, &vfio)?;
@@ -207,6 +215,7 @@ impl Machine {
             layout,
             no_reboot: options.no_reboot,
             wait: options.qmp.is_some_and(|qmp| qmp.wait),
+            stay,
         };
         machine.watch_all()?;
         Ok(machine)

@@ -3,6 +3,7 @@
 
 use super::objects::{self, Object};
 use super::options::{HugePages, RunOptions};
+use super::placement::Stay;
 use super::places::{self, Place, Places};
 use super::types::{MACHINES, Q35};
 use crate::boot::layout::Layout;
@@ -38,6 +39,8 @@ pub struct Plan {
     pub places: Vec<Place>,
     /// What they name, to be made before them.
     pub objects: Vec<Object>,
+    /// Its place on the host.
+    pub stay: Stay,
 }
 
 /// Checks the options against each other, then against the host: what is wrong with the command line is said even where
@@ -51,6 +54,7 @@ pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
     }
     let image = LinuxImage::open(&options.kernel, options.initrd.as_deref(), &options.append)?;
     let ram = options.memory.size.0;
+    let stay = Stay::begin(options, host)?;
     check_memory(ram, page_kind(options), &host.free_memory())?;
     for_host_devices(&places, &Spaces::default(), ram, host)?;
     let kvm = Kvm::open(host)?;
@@ -59,18 +63,18 @@ pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
     let cpus = CpuPlan::new(&host_cpu, &options.cpu, options.smp)?;
     // The layout of the smallest machine: whether the memory fits below the highest address.
     Layout::new(ram, phys_bits, 0)?;
-    Ok(Plan { machine, image, kvm, cpus, phys_bits, taken, places, objects })
+    Ok(Plan { machine, image, kvm, cpus, phys_bits, taken, places, objects, stay })
 }
 
 /// What the options alone say.
-struct Described {
+pub(super) struct Described {
     machine: Q35,
     objects: Vec<Object>,
     taken: Places,
-    places: Vec<Place>,
+    pub(super) places: Vec<Place>,
 }
 
-fn describe(options: &RunOptions, host: &Host) -> Result<Described> {
+pub(super) fn describe(options: &RunOptions, host: &Host) -> Result<Described> {
     let mut machine = options.machine.clone();
     let of_type = MACHINES.take_type(&mut machine)?;
     let machine = of_type.create(&mut machine, &())?;

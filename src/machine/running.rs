@@ -79,7 +79,9 @@ impl Running {
         if machine.status != Status::Running {
             vcpus.pause();
         }
+        vcpus.on_thread_start(machine.stay.on_vcpu());
         vcpus.start()?;
+        machine.stay.settle();
         boot_trace::lap(phases::ENTRY);
         boot_trace::started();
         Ok(running)

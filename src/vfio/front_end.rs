@@ -162,6 +162,12 @@ pub fn wish_of(args: &Args) -> Result<Wish> {
     Ok(wish(&VfioPciProps::parse(&mut args.clone())?))
 }
 
+/// The address that a line names its device by, if it does: a descriptor says nothing before it is opened.
+pub fn address_of(args: &Args) -> Option<Bdf> {
+    let props = VfioPciProps::parse(&mut args.clone()).ok()?;
+    address(props.host, props.sysfsdev.as_deref()).ok()
+}
+
 /// The device that either property names. A whole one stands for its function 0: `machine::functions` has made one line of
 /// each function before any device is made.
 fn address(host: Option<DeviceAddr>, sysfsdev: Option<&Path>) -> Result<Bdf> {

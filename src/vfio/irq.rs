@@ -16,7 +16,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
@@ -95,6 +95,8 @@ pub struct Interrupts {
     router: Arc<Router>,
     /// Held while VFIO is told, so that it sees the changes in their order.
     armed: Mutex<Armed>,
+    /// Called when VFIO delivers another kind, with `armed` held: it may only post a task.
+    changed: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -109,7 +111,13 @@ struct Armed {
 impl Interrupts {
     /// Nothing is armed.
     pub fn new(host: Arc<dyn HostPci>, router: Arc<Router>) -> Interrupts {
-        Interrupts { host, router, armed: Mutex::default() }
+        Interrupts { host, router, armed: Mutex::default(), changed: OnceLock::new() }
+    }
+
+    /// Has `changed` called whenever VFIO has begun to deliver another kind of interrupt; the first call counts. It is
+    /// called with a lock held, and may only post a task.
+    pub fn on_change(&self, changed: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.changed.set(changed);
     }
 
     /// What VFIO delivers now.
@@ -138,7 +146,12 @@ impl Interrupts {
             }
         };
         match done {
-            Ok(()) => armed.mode = mode,
+            Ok(()) => {
+                armed.mode = mode;
+                if let (true, Some(changed)) = (mode != Mode::Off, self.changed.get()) {
+                    changed();
+                }
+            }
             Err(error) => {
                 guest_error!(self.host.name(), "no interrupts by {mode}: {}{}", explain_io(&error), hint(mode, &error));
             }

@@ -116,6 +116,9 @@ impl VfioPci {
         let p2p = options.p2p;
         let device = VfioPci::new(vfio.open(bdf, &options.wish)?, router, options)?;
         device.make_vectors(&Host::real())?;
+        if let Some(tell) = vfio.on_interrupts() {
+            device.interrupts.on_change(Box::new(move || tell(bdf)));
+        }
         if p2p != PeerToPeer::Auto {
             let pieces = device.bars.iter().flatten().flat_map(|bar| &bar.pieces);
             for mem in pieces.filter_map(|piece| piece.backing.host()) {

@@ -11,7 +11,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 use vfio_ioctls::VfioError;
@@ -40,6 +40,8 @@ pub struct Vfio {
     /// end of a [`Listening`]), never inside it: whoever drops a [`VfioDevice`] must not hold that lock.
     state: Mutex<State>,
     hot_resets: HotResets,
+    /// Told of devices whose interrupts VFIO has begun to deliver.
+    on_interrupts: OnceLock<Arc<dyn Fn(Bdf) + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -102,12 +104,29 @@ impl Domain {
 impl Vfio {
     /// A context without any descriptor. `memory` is what devices will reach by DMA.
     pub fn new(host: Host, memory: Arc<Memory>) -> Arc<Vfio> {
-        Arc::new(Vfio { host, memory, state: Mutex::default(), hot_resets: HotResets::default() })
+        Arc::new(Vfio {
+            host,
+            memory,
+            state: Mutex::default(),
+            hot_resets: HotResets::default(),
+            on_interrupts: OnceLock::new(),
+        })
     }
 
     /// Sets how guest RAM is pinned for the devices that are opened from now on.
     pub fn set_pinning(&self, pinning: Pinning) {
         self.state.lock().pinning = pinning;
+    }
+
+    /// Has `tell` called with each device whose interrupts VFIO has begun to deliver; the first call counts. It is called on
+    /// a vCPU's thread with locks held, and may only post a task.
+    pub fn tell_of_interrupts(&self, tell: Arc<dyn Fn(Bdf) + Send + Sync>) {
+        let _ = self.on_interrupts.set(tell);
+    }
+
+    /// Who is to be told.
+    pub fn on_interrupts(&self) -> Option<Arc<dyn Fn(Bdf) + Send + Sync>> {
+        self.on_interrupts.get().cloned()
     }
 
     /// Why guest RAM could not be mapped for devices that are open.

@@ -94,6 +94,7 @@ mod tests {
     use crate::machine::options::RunOptions;
     use crate::machine::types;
     use crate::object::Catalogue;
+    use crate::placement::Plan;
 
     struct Types(Host);
 
@@ -116,6 +117,10 @@ mod tests {
 
         fn examine(&self, _: &RunOptions, _: bool, _: &Host) -> Result<Vec<Finding>> {
             Ok(Vec::new())
+        }
+
+        fn place(&self, _: &RunOptions, _: &Host) -> Result<Plan> {
+            Ok(Plan::default())
         }
 
         fn run(&self, _: RunOptions) -> Result<()> {

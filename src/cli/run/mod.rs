@@ -9,7 +9,7 @@ use clap::{ArgAction, Args as _, Command, FromArgMatches};
 
 use super::{Platform, output};
 use crate::error::{Code, Error, Result};
-use crate::machine::options::{RunOptions, cpu, memory, serial, smp};
+use crate::machine::options::{RunOptions, cpu, memory, placement, serial, smp};
 use crate::monitor::options as qmp;
 use crate::object::{Args, Catalogue, HelpTopic, Props, options_help, props};
 
@@ -45,6 +45,10 @@ pub struct RunArgs {
     /// Number of CPUs, and how they form sockets, cores and threads
     #[arg(long, value_name = "CPUS[,KEY=VALUE...]")]
     smp: Option<String>,
+    /// CPUs of the host for the guest's: off, the kernel's choice; auto, whole cores near the devices (`passthru plan` shows
+    /// them); or a list such as 2-5,10-13, whose rest is for the other threads
+    #[arg(long, value_name = "off|auto|LIST", default_value = "off")]
+    cpu_placement: String,
     /// CPU model: host or max, then +FEATURE and -FEATURE
     #[arg(long, value_name = "MODEL[,+FEATURE][,-FEATURE...]")]
     cpu: Option<String>,
@@ -208,6 +212,7 @@ impl Given {
             append: args.append.unwrap_or_default(),
             memory: memory::parse(self.memory)?,
             smp: smp::parse(self.smp)?,
+            placement: placement::parse(&args.cpu_placement)?,
             cpu: cpu::parse(self.cpu)?,
             machine: self.machine,
             devices: self.devices,

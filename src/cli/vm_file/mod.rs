@@ -23,7 +23,7 @@ const NAME: &str = "vm";
 const MAX_FILE: u64 = 1 << 20;
 
 /// The commands that take a VM file.
-const COMMANDS: [&str; 2] = ["run", "check"];
+const COMMANDS: [&str; 3] = ["run", "check", "plan"];
 
 /// The command line `argv` of `passthru run NAME` or `passthru check NAME` with what the VM file says before the user's own
 /// words, if it names a file. An option that may be given once and is `given` by the user replaces the file's; one that may
@@ -43,7 +43,7 @@ pub(super) fn expand(
     let Some(name) = given.get_one::<String>(NAME) else { return Ok(None) };
     let Some(run) = syntax.find_subcommand(command) else { return Ok(None) };
     let file = path(name, host);
-    if command != "run" && is_device(name, host) {
+    if command == "check" && is_device(name, host) {
         return Ok(None);
     }
     let mut out: Vec<OsString> = argv.iter().take(2).cloned().collect();

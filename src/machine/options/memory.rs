@@ -35,6 +35,9 @@ props! {
         size: MemSize = "512M",
         /// Huge pages from the host's pool (2M, 1G), transparent ones (thp) or none (off)
         hugepages: HugePages = "thp",
+        /// Add the huge pages that are missing to the host's pool, and take them away at the end (root only)
+        #[name = "grow-pool"]
+        grow_pool: bool = "off",
         /// Memory of a memfd, which other processes can share, instead of anonymous memory
         share: bool = "off",
     }
@@ -49,6 +52,13 @@ pub fn parse(mut args: Args) -> Result<MemoryOptions> {
     if memory.size.0 == 0 || memory.size.0 % page != 0 {
         let why = format!("expected a multiple of {}, the size of a page", MemSize(page));
         return Err(args.bad_value("size", &given, why));
+    }
+    if memory.grow_pool && !matches!(memory.hugepages, HugePages::TwoMiB | HugePages::OneGiB) {
+        return Err(args.bad_value(
+            "grow-pool",
+            "on",
+            "only hugepages=2M and hugepages=1G come from a pool".to_owned(),
+        ));
     }
     Ok(memory)
 }
@@ -70,7 +80,12 @@ mod tests {
     #[test]
     fn the_forms_of_a_size() {
         for (text, bytes) in [("", 512 << 20), ("768", 768 << 20), ("768M", 768 << 20), ("size=1.5G", 3 << 29)] {
-            let expected = MemoryOptions { size: MemSize(bytes), hugepages: HugePages::Transparent, share: false };
+            let expected = MemoryOptions {
+                size: MemSize(bytes),
+                hugepages: HugePages::Transparent,
+                grow_pool: false,
+                share: false,
+            };
             assert_eq!(memory(text).unwrap(), expected, "{text}");
         }
         let memory = memory("size=768M,hugepages=2M,share=on").unwrap();
@@ -84,6 +99,7 @@ mod tests {
             ("0", "`-m` cannot have size=`0`: expected a multiple of 4K, the size of a page"),
             ("4097B", "`-m` cannot have size=`4097B`: expected a multiple of 4K, the size of a page"),
             ("3M,hugepages=2M", "`-m` cannot have size=`3M`: expected a multiple of 2M, the size of a page"),
+            ("1G,grow-pool=on", "`-m` cannot have grow-pool=`on`: only hugepages=2M and hugepages=1G come from a pool"),
             ("1536,hugepages=1G", "`-m` cannot have size=`1536`: expected a multiple of 1G, the size of a page"),
         ] {
             assert_eq!(memory(text).unwrap_err().cause(), cause, "{text}");

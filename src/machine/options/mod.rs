@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod memory;
+pub mod placement;
 pub mod serial;
 pub mod smp;
 
@@ -13,6 +14,7 @@ pub use serial::SerialOption;
 use crate::cpu::{Model, Topology};
 use crate::monitor::QmpOptions;
 use crate::object::Args;
+use crate::placement::Choice;
 
 /// What `passthru run` was asked for, checked as far as that is possible without the host.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +29,8 @@ pub struct RunOptions {
     pub memory: MemoryOptions,
     /// The number of CPUs and their topology.
     pub smp: Topology,
+    /// Which of the host's CPUs the guest gets.
+    pub placement: Choice,
     /// The CPU model.
     pub cpu: Model,
     /// The machine's type (key `type`) and properties, for the machine registry.
