@@ -193,6 +193,11 @@ codes! {
          `address`, `id` (as in \"8086:1521\"), `subsystem`, `serial`, `path`, `slot`, `mac`. `function = 1` picks one function of \
          several, `all-functions = true` takes them all. `reserve = true` keeps the device for vfio-pci from the boot on, and \
          `start = \"router\"` starts that VM's service when it appears.";
+    Stuck = 45, Device, "the kernel does not come to an end with a step",
+        "Every step of a change of drivers is done by a process of its own, which is given 30 seconds. A driver that cannot let \
+         go of its device keeps that process for as long, and nothing can end it (`ps` shows state D). passthru goes on without \
+         it, does nothing more to that device, and keeps the step in its journal. `passthru recover` brings back what was \
+         before once the driver has let go; if it never does, a reboot of the host will.";
     ResetMethod = 46, Device, "a device cannot be reset in that way",
         "`passthru bind --reset-method` lets the kernel reset a device by one method alone, for as long as it is bound: flr, \
          pm, bus, ... The kernel takes those that the device has, and `passthru inspect` lists them. A bus reset is taken only \

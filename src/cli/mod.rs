@@ -19,6 +19,7 @@ pub mod run;
 mod style;
 mod sysroot;
 mod vm_file;
+mod write_attribute;
 
 use std::ffi::OsString;
 
@@ -55,6 +56,7 @@ enum Command {
     Plan(Box<plan::PlanArgs>),
     Convert(convert::ConvertArgs),
     Explain(explain::ExplainArgs),
+    WriteAttribute(write_attribute::WriteAttributeArgs),
 }
 
 /// Does what the command line `argv` (with the program's name first) says, and gives the exit code of the process.
@@ -87,6 +89,7 @@ fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<u8> {
         Err(error) => return Err(output::usage_error(&error, &command)),
     };
     let done = match cli.command {
+        Command::WriteAttribute(args) => return Ok(write_attribute::execute(&args)),
         Command::Check(args) => return check::execute(*args, platform),
         Command::Run(args) => run::execute(*args, platform),
         Command::Bind(args) => bind::execute(&args, platform.host()),

@@ -73,7 +73,7 @@ struct Candidate {
 /// Errors: `DeviceAbsent`; `BindFailed` for a bridge, or when the kernel refused a step, after the former driver has
 /// been given back; `Quarantined`; `NoIommu`; `InUse` if the host needs the device, unless `force`; `NoVfio` if the
 /// driver cannot be loaded; `JournalUnusable` if what was before cannot be written down, before anything is changed;
-/// those of the settings; `Busy` if something is to be set while a guest has the device.
+/// `Stuck` if the kernel does not answer; those of the settings; `Busy` if something is to be set while a guest has the device.
 pub fn bind(host: &Host, bdf: Bdf, options: &BindOptions) -> Result<Bound> {
     // Asked before the lock, which needs root: a refusal should not need it. Asked again under the lock.
     examine_all(host, bdf, options)?;
@@ -135,6 +135,10 @@ fn bind_one(host: &Host, journal: &Journal, candidate: Candidate, held_for: Opti
     let mut change = Change::new(host, journal, entry.clone());
     let taken = change.take(&settings).and_then(|()| host.refuse_held_memory(&device));
     if let Err(error) = taken {
+        if error.code() == Code::Stuck {
+            // The kernel may still do what it was asked for: the journal keeps the step, and `recover` undoes it then.
+            return Err(error);
+        }
         return Err(undo(&mut change, error, entry.former_driver.as_deref()));
     }
     Ok(done(host.device(bdf)?, true, &entry))

@@ -60,6 +60,12 @@ impl<'a> Change<'a> {
             let between = self.restore(|setting| !setting.comes_first());
             let probed = self.probe_former();
             let first = self.restore(Setting::comes_first);
+            if let Err(error) = &probed
+                && error.code() == Code::Stuck
+            {
+                // The kernel holds the device: whatever else is written to it would be stuck, too.
+                return probed;
+            }
             // The override goes back even if the driver would not: the device must not stay reserved.
             let former = self.entry.former_override.clone();
             self.set_override(Step::RestoreOverride, former.as_deref())?;
@@ -155,12 +161,13 @@ impl<'a> Change<'a> {
         if !step.undoes() {
             noted?;
         }
-        self.host.effects().write(&file, value).map_err(|error| {
+        let device = self.entry.device;
+        self.host.set_attribute(format_args!("{step}: {device}"), &file, value, |error| {
             self.failed(step).evidence(format!(
                 "writing {:?} to {}: {}",
                 value.trim_end(),
                 file.display(),
-                explain_io(&error)
+                explain_io(error)
             ))
         })
     }

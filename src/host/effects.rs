@@ -1,14 +1,14 @@
 //! The one place through which the host is changed: writes to sysfs, the loading of modules, rtnetlink.
 //!
 //! All can block for ever inside the kernel (a driver that cannot let go of its device), so nothing else may do
-//! them: whatever bounds them in time bounds them here.
+//! them: writes and modprobe are children that are waited for only so long ([`super::bounded`]).
 
 use std::fmt;
-use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
+use super::bounded;
 use super::setting::VfAttribute;
 use super::setting::netlink::{self, VfState};
 
@@ -36,9 +36,7 @@ pub struct RealEffects;
 
 impl Effects for RealEffects {
     fn write(&self, file: &Path, value: &str) -> io::Result<()> {
-        let mut attribute = OpenOptions::new().write(true).open(file)?;
-        let written = attribute.write(value.as_bytes())?;
-        if written == value.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        bounded::write(file, value)
     }
 
     fn load_module(&self, name: &str) -> io::Result<()> {
@@ -46,12 +44,10 @@ impl Effects for RealEffects {
             .iter()
             .find(|path| Path::new(path).exists())
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "modprobe is not installed"))?;
-        let output = Command::new(modprobe).arg("--").arg(name).stdin(Stdio::null()).output()?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let words = String::from_utf8_lossy(&output.stderr);
-        Err(io::Error::other(words.lines().next().unwrap_or("modprobe failed").trim().to_owned()))
+        let mut command = Command::new(modprobe);
+        command.arg("--").arg(name);
+        let ended = bounded::run(command, "", bounded::LIMIT)?;
+        if ended.code == Some(0) { Ok(()) } else { Err(io::Error::other(ended.words)) }
     }
 
     fn vf_state(&self, interface: &Path, number: u32) -> io::Result<VfState> {
@@ -88,21 +84,5 @@ impl Effects for NoEffects {
 
     fn set_vf(&self, _: &Path, _: u32, _: VfAttribute) -> io::Result<()> {
         Self::refuse()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_attribute_that_is_absent_is_not_made() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("driver_override");
-        assert_eq!(RealEffects.write(&file, "x").unwrap_err().kind(), io::ErrorKind::NotFound);
-        assert!(!file.exists());
-        std::fs::write(&file, "").unwrap();
-        RealEffects.write(&file, "vfio-pci\n").unwrap();
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), "vfio-pci\n");
     }
 }

@@ -22,13 +22,14 @@
 //! | [`topology`] | processors, caches and memory nodes, and who has them |
 //! | [`lease`], [`threads`] | what is changed for as long as a guest runs: CPUs of interrupts and threads, huge pages |
 //! | [`setting`] | what else `bind` changes: virtual functions, the size of BARs, the boot console |
-//! | [`journal`], [`effects`] | what was there before a change, kept across a crash; the one place that changes the host |
+//! | [`journal`], [`effects`], [`bounded`] | what was there before a change, kept across a crash; the one place that changes the host, by a child process that may get stuck |
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub mod acs;
 pub mod bind;
+pub mod bounded;
 pub mod busy;
 pub mod capabilities;
 mod change;

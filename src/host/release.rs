@@ -263,6 +263,47 @@ mod tests {
         assert!(kills >= 16, "only {kills} places to be killed at");
     }
 
+    /// Lets the kernel be stuck from each of the changes of `action` on; what `action` says then, and what `recover` makes of
+    /// it when the kernel goes on.
+    fn stuck_anywhere(prepare: impl Fn(&Host), action: impl Fn(&Host) -> Result<()>) {
+        let mut steps = 0;
+        for number in 0.. {
+            let mut reached = false;
+            for tree in trees() {
+                let before = tree.snapshot();
+                prepare(&tree.host());
+                let asked = tree.kernel().writes().len();
+                tree.kernel().set_fault(Some(Fault::Stuck(number)));
+                let result = action(&tree.host());
+                tree.kernel().set_fault(None);
+                if let Err(error) = result {
+                    assert_eq!(error.code(), Code::Stuck, "{error}");
+                    assert!(error.cause().contains(NIC), "{error}");
+                    assert!(tree.host().journal_entry(bdf(NIC)).unwrap().is_some(), "the journal keeps the step");
+                    assert_eq!(tree.kernel().writes().len(), asked + number, "nothing more was asked of it");
+                    (reached, steps) = (true, steps + 1);
+                }
+                let recovered = recover(&tree.host()).unwrap();
+                assert!(recovered.failed.is_empty(), "{recovered:?}");
+                assert_eq!(tree.snapshot(), before);
+            }
+            if !reached {
+                break;
+            }
+        }
+        assert!(steps >= 8, "only {steps} places to be stuck at");
+    }
+
+    #[test]
+    fn recover_after_bind_was_stuck_at_any_step() {
+        stuck_anywhere(|_| {}, |host| bind(host, bdf(NIC), &BindOptions::default()).map(drop));
+    }
+
+    #[test]
+    fn recover_after_release_was_stuck_at_any_step() {
+        stuck_anywhere(bind_nic, |host| release(host, bdf(NIC)).map(drop));
+    }
+
     fn bind_nic(host: &Host) {
         bind(host, bdf(NIC), &BindOptions::default()).unwrap();
     }

@@ -56,6 +56,7 @@ const CASES: &[(&str, &[&str])] = &[
     ("flag-with-value", &["run", "--no-reboot=yes"]),
     ("bind-nothing", &["bind"]),
     ("bind-bad-address", &["bind", "01:00.8"]),
+    ("write-attribute-absent", &["write-attribute", "/nonexistent/driver_override"]),
     ("bind-unknown-name", &["bind", "lan"]),
     ("device-unknown-name", &["run", "--kernel", "x", "--device", "vfio-pci,host=lan"]),
     ("bind-bad-mac", &["bind", "01:10.0", "--vf-mac=01:00:5e:00:00:01"]),

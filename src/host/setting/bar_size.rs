@@ -51,9 +51,8 @@ impl BarSize {
                      the firmware setup",
                 )
         };
-        let written = host.effects().write(&file, &format!("{}\n", self.exponent));
-        written.map_err(|error| {
-            refused(format!("writing {} to {}: {}", self.exponent, file.display(), explain_io(&error)))
+        host.set_attribute(self, &file, &format!("{}\n", self.exponent), |error| {
+            refused(format!("writing {} to {}: {}", self.exponent, file.display(), explain_io(error)))
         })?;
         let now = self.now(host, bdf)?;
         if now == *self { Ok(()) } else { Err(refused(format!("afterwards it is {now}"))) }

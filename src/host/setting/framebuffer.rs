@@ -54,8 +54,10 @@ impl Console {
                 "`cat /sys/class/vtconsole/*/name` lists what else could draw the console; or boot with `fbcon=map:9`",
             )
         };
-        let written = host.effects().write(&file, if self.bound { "1\n" } else { "0\n" });
-        written.map_err(|error| refused(format!("writing to {}: {}", file.display(), explain_io(&error))))?;
+        let value = if self.bound { "1\n" } else { "0\n" };
+        host.set_attribute(self, &file, value, |error| {
+            refused(format!("writing to {}: {}", file.display(), explain_io(error)))
+        })?;
         if self.now(host) == *self { Ok(()) } else { Err(refused(format!("{} says otherwise", file.display()))) }
     }
 
@@ -101,9 +103,8 @@ impl Framebuffer {
                 .evidence(why)
                 .fix("boot the host without its console on this card: `initcall_blacklist=sysfb_init` on the kernel's command line")
         };
-        let written = host.effects().write(&file, &self.device);
-        written.map_err(|error| {
-            refused(format!("writing {} to {}: {}", self.device, file.display(), explain_io(&error)))
+        host.set_attribute(self, &file, &self.device, |error| {
+            refused(format!("writing {} to {}: {}", self.device, file.display(), explain_io(error)))
         })?;
         if self.now(host) == *self { Ok(()) } else { Err(refused("the driver did not follow".into())) }
     }

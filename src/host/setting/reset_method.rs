@@ -39,9 +39,9 @@ impl ResetMethods {
             offered(error, &now)
         };
         let text = self.methods.join(" ");
-        host.effects()
-            .write(&file, &format!("{text}\n"))
-            .map_err(|error| refused(format!("writing `{text}` to {}: {}", file.display(), explain_io(&error))))?;
+        host.set_attribute(self, &file, &format!("{text}\n"), |error| {
+            refused(format!("writing `{text}` to {}: {}", file.display(), explain_io(error)))
+        })?;
         match ResetMethods::now(host, bdf) {
             after if after == *self => Ok(()),
             after => Err(refused(format!("afterwards it is {after}"))),

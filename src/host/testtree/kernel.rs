@@ -18,6 +18,8 @@ use crate::host::setting::netlink::VfState;
 pub(crate) enum Fault {
     /// The change is refused with this errno.
     Refuse(usize, i32),
+    /// The kernel does not answer, nor to anything more that is asked of the same device.
+    Stuck(usize),
     /// The process is killed before the change.
     KillBefore(usize),
     /// The process is killed after the change.
@@ -226,6 +228,9 @@ impl FakeKernel {
         state.changes += 1;
         match state.fault {
             Some(Fault::Refuse(at, errno)) if at == number => Err(io::Error::from_raw_os_error(errno)),
+            Some(Fault::Stuck(at)) if number >= at => {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "process 1 is still at it after 30 s"))
+            }
             Some(Fault::KillBefore(at)) if at == number => std::panic::panic_any(Killed),
             Some(Fault::KillAfter(at)) if at == number => Ok(true),
             _ => Ok(false),
