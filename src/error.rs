@@ -275,6 +275,10 @@ codes! {
         "Many cards slow their link down while they are idle, which is as it should be. If it stays slow under load: the slot \
          has fewer lanes than the card, shares them with another slot, or is limited by the firmware setup. Nothing that a \
          virtual machine does changes it.";
+    GrantFailed = 69, Host, "the access to a node cannot be changed",
+        "`passthru bind --vm NAME --grant USER` lets a user without any rights open exactly the nodes of one VM: /dev/kvm, the \
+         IOMMU groups or device nodes, /dev/vfio/vfio and /dev/iommu. An access control list (`getfacl NODE`) says so, and \
+         `passthru release --vm NAME` takes it back.";
     NoPlace = 80, Host, "the guest's CPUs have no place on the host",
         "--cpu-placement=auto gives each virtual CPU a CPU of the host for itself, in whole cores, and takes none that is \
          isolated (isolcpus=), that another virtual machine is pinned to, or that this process may not use. A list names CPUs \

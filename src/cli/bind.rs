@@ -1,13 +1,17 @@
 //! `passthru bind`: devices from their host drivers to vfio-pci.
 
-use clap::{ArgAction, Args, ValueEnum};
+use clap::{ArgAction, Args, Command, ValueEnum};
+use nix::unistd::User;
+use serde::Serialize;
 
-use super::output;
+use super::vm_file::Vm;
+use super::{Platform, output};
 use crate::error::{Code, Error, Result};
 use crate::host::bind::{BindOptions, Bound};
 use crate::host::names::DeviceRef;
 use crate::host::reset::Method;
 use crate::host::setting::{MAX_VLAN, Mac, Request, VfAttribute};
+use crate::host::vm::{self, Wish};
 use crate::host::{self, Host};
 use crate::object::{PropValue, Size};
 
@@ -19,8 +23,14 @@ use crate::object::{PropValue, Size};
 pub(super) struct BindArgs {
     /// Addresses of the devices, as `passthru devices` prints them: 01:00.0 or 0000:01:00.0; 01:00 means all functions of a
     /// device; or names of /etc/passthru/devices.d
-    #[arg(value_name = "DEVICE", required = true)]
+    #[arg(value_name = "DEVICE", required_unless_present = "vm")]
     devices: Vec<DeviceRef>,
+    /// Take all devices of a VM instead, and hold what else is in their groups: NAME stands for /etc/passthru/NAME.toml
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["devices", "group"])]
+    vm: Option<String>,
+    /// Let this user open the nodes that the VM needs, and no others, until `passthru release --vm NAME`
+    #[arg(long, value_name = "USER")]
+    grant: Option<String>,
     /// Take a device even if the host itself uses it
     #[arg(long)]
     force: bool,
@@ -94,7 +104,15 @@ impl BindArgs {
     }
 }
 
-pub(super) fn execute(args: &BindArgs, host: &Host) -> Result<()> {
+pub(super) fn execute(args: &BindArgs, syntax: &Command, platform: &dyn Platform) -> Result<()> {
+    let host = platform.host();
+    if let Some(vm) = &args.vm {
+        return prepare(args, &Vm::read(vm, syntax, platform)?, host);
+    }
+    if args.grant.is_some() {
+        // Clap forgets that one option needs another where the latter excludes what is given.
+        return Err(Error::new(Code::Usage, "--grant is for the nodes of a VM").fix("name it with `--vm NAME`"));
+    }
     let devices = output::functions(&args.devices, host, |addr| host.functions(addr))?;
     let requests = args.requests();
     if !requests.is_empty() && devices.len() > 1 {
@@ -104,6 +122,40 @@ pub(super) fn execute(args: &BindArgs, host: &Host) -> Result<()> {
     let group = args.group == Group::Auto;
     let options = BindOptions { force: args.force, group, named: devices.clone(), requests };
     output::each(&devices, args.json, |&device| host::bind(host, device, &options), text)
+}
+
+/// `bind --vm`: all devices of a VM, and the nodes for its user.
+fn prepare(args: &BindArgs, vm: &Vm, host: &Host) -> Result<()> {
+    if !args.requests().is_empty() {
+        return Err(Error::new(Code::Usage, "settings are for one device, and a VM is named")
+            .fix("`passthru bind DEVICE` with its settings first, then `passthru bind --vm NAME`"));
+    }
+    let user = args.grant.as_deref().map(user).transpose()?;
+    let wish = Wish { vm: vm.name.clone(), devices: vm.devices.clone(), user, force: args.force };
+    let (bound, prepared) = vm::prepare(host, &wish)?;
+    if args.json {
+        return output::print_json(&Prepared { bound: &bound, prepared: &prepared });
+    }
+    let nodes = prepared.nodes.iter().map(|node| {
+        let user = args.grant.as_deref().unwrap_or_default();
+        format!("{}: {user} may open it\n", node.path.display())
+    });
+    output::print(&bound.iter().map(text).chain(nodes).collect::<String>())
+}
+
+/// What `bind --vm --json` prints.
+#[derive(Serialize)]
+struct Prepared<'a> {
+    bound: &'a [Bound],
+    prepared: &'a vm::Prepared,
+}
+
+/// A user's number.
+fn user(name: &str) -> Result<u32> {
+    let user = User::from_name(name).ok().flatten();
+    user.map(|user| user.uid.as_raw()).ok_or_else(|| {
+        Error::new(Code::Usage, format!("there is no user {name}")).fix("`getent passwd` lists the users")
+    })
 }
 
 /// What `bind` did: a line about the device, what was set, and one about each member of its group that is held or must be

@@ -59,6 +59,9 @@ fn cleared_text(cleared: &Cleared) -> String {
 
 fn text(recovered: &Recovered) -> String {
     let mut text: String = recovered.released.iter().map(release::text).collect();
+    for vm in &recovered.taken_back {
+        text += &format!("{vm}: its user has its nodes no more\n");
+    }
     for kept in &recovered.kept {
         let holders: Vec<String> = kept.holders.processes.iter().map(ToString::to_string).collect();
         text += &format!("{}: left on vfio-pci, in use by {}\n", kept.bdf, holders.join(", "));

@@ -200,6 +200,41 @@ fn every_device_is_bound_up_to_the_first_failure() {
 }
 
 #[test]
+fn a_vm_is_bound_and_released_by_its_name() {
+    let recorder = Recorder::new();
+    let both = |name: &str| [name, name].map(|name| Some(name.to_owned()));
+    recorder.tree.file("etc/passthru/devices.d/a.toml", "[[device]]\nname = \"lan\"\naddress = \"02:00.0\"\n");
+    let file = "kernel = \"/k\"\ndevice = [\"vfio-pci,host=1:0.0\", \"pcie-root-port,id=a\"]\n";
+    recorder.tree.file("etc/passthru/router.toml", file);
+    for json in [&["--json"][..], &[]] {
+        command(&[&["bind", "--vm", "router"], json].concat(), &recorder).unwrap();
+        assert_eq!(recorder.drivers(), [Some("vfio-pci".to_owned()), Some("e1000e".to_owned())]);
+        // What was bound is given back, whatever the file says now.
+        recorder.tree.file("etc/passthru/router.toml", "device = \"vfio-pci,host=lan\"\n");
+        command(&[&["bind", "--vm", "router", "--grant", "root"], json].concat(), &recorder).unwrap();
+        assert_eq!(recorder.drivers(), both("vfio-pci"));
+        command(&[&["release", "--vm", "router"], json].concat(), &recorder).unwrap();
+        assert_eq!(recorder.drivers(), both("e1000e"));
+        command(&[&["release", "--vm", "router"], json].concat(), &recorder).unwrap();
+        recorder.tree.file("etc/passthru/router.toml", file);
+    }
+    for (words, code) in [
+        (&["bind", "--vm", "none"][..], Code::VmFile),
+        (&["release", "--vm", "none"], Code::VmFile),
+        (&["bind", "--vm", "router", "--trust=on"], Code::Usage),
+        (&["bind", "--vm", "router", "--grant", "nobody-of-this-name"], Code::Usage),
+        (&["bind", "--vm", "router", "1:0.0"], Code::Usage),
+        (&["bind", "--grant", "root", "1:0.0"], Code::Usage),
+        (&["bind", "--vm", "a b"], Code::VmFile),
+    ] {
+        assert_eq!(command(words, &recorder).unwrap_err().code(), code, "{words:?}");
+    }
+    recorder.tree.file("etc/passthru/bad.toml", "device = \"vfio-pci,host=01:00.8\"\n");
+    assert_eq!(command(&["bind", "--vm", "bad"], &recorder).unwrap_err().code(), Code::Usage);
+    assert_eq!(recorder.drivers(), both("e1000e"));
+}
+
+#[test]
 fn the_class_of_an_error_is_the_exit_code() {
     let exit = |words: &[&str]| {
         let argv: Vec<OsString> = ["passthru"].iter().chain(words).map(OsString::from).collect();

@@ -14,6 +14,7 @@
 //! | [`quirks`], [`wake`] | devices that do not do what their registers say; devices without power |
 //! | [`limits`] | memory, locked memory and address bits, planned before anything is allocated |
 //! | [`mod@bind`], [`mod@release`] | driver changes: `bind`, and `release` and `recover` that undo it |
+//! | [`vm`], `acl` | all devices of a VM, and the nodes that its user gets for as long as it runs |
 //! | [`acs`] | the kernel option that makes groups look smaller than they are |
 //! | [`reset`], [`quarantine`] | which reset a function gets and whom else it hits; devices that did not come back from one |
 //! | [`mod@inspect`], [`capabilities`] | all facts about one function together |
@@ -27,6 +28,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+mod acl;
 pub mod acs;
 pub mod bind;
 pub mod bounded;
@@ -57,6 +59,7 @@ pub mod topology;
 pub mod usage;
 pub mod usb;
 pub mod viable;
+pub mod vm;
 pub mod wake;
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use super::busy::{Holders, busy_error};
 use super::change::Change;
 use super::journal::{Entry, Journal};
 use super::lease::{self, Returned};
-use super::{Host, PciDevice};
+use super::names::Name;
+use super::{Host, PciDevice, vm};
 use crate::bdf::{Bdf, DeviceAddr};
 use crate::error::{Error, Result};
 
@@ -72,6 +73,8 @@ fn as_text<S: Serializer>(error: &Error, to: S) -> Result<S::Ok, S::Error> {
 pub struct Recovered {
     /// Devices that were dealt with.
     pub released: Vec<Released>,
+    /// VMs whose user has their nodes no more.
+    pub taken_back: Vec<Name>,
     /// Devices that are in use by a living process.
     pub kept: Vec<Kept>,
     /// What guests that are gone had changed of the host.
@@ -123,6 +126,9 @@ pub fn recover(host: &Host) -> Result<Recovered> {
     host.sweep_tokens();
     let (returned, failed) = lease::recover(host);
     recovered.returned = returned;
+    recovered.failed.extend(failed.into_iter().map(|(name, error)| Failure { name, error }));
+    let (taken_back, failed) = vm::recover(host);
+    recovered.taken_back = taken_back;
     recovered.failed.extend(failed.into_iter().map(|(name, error)| Failure { name, error }));
     if host.journal_is_empty() {
         return Ok(recovered);

@@ -109,6 +109,15 @@ pub(super) fn check(word: OsString, platform: &dyn Platform) -> Result<()> {
     Given::read(&args, platform)?.options(args).map(drop)
 }
 
+/// The options that these words, as a VM file has them, describe; a kernel need not be among them.
+pub(super) fn of_words(words: impl Iterator<Item = OsString>, platform: &dyn Platform) -> Result<RunOptions> {
+    let matches =
+        RunArgs::augment_args(Command::new("run")).try_get_matches_from(std::iter::once("run".into()).chain(words));
+    let args = matches.and_then(|matches| RunArgs::from_arg_matches(&matches));
+    let args = args.map_err(|error| output::usage_error(&error, "passthru run"))?;
+    Ok(described(args, platform)?.0)
+}
+
 /// Whether passthru does by itself what the option called `long` says.
 pub(super) fn is_implied(long: &str) -> bool {
     implied::has(long)

@@ -12,9 +12,12 @@ use std::path::{Path, PathBuf};
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Command};
 
-use crate::bdf::DeviceAddr;
+use super::{Platform, output, run};
+use crate::bdf::{Bdf, DeviceAddr};
 use crate::error::{Code, Error, Result, explain_io};
 use crate::host::Host;
+use crate::host::names::{DeviceRef, Name};
+use crate::vfio::front_end::NAME as VFIO_PCI;
 pub(super) use words::Word;
 
 /// The positional argument of `run` that names a file.
@@ -54,6 +57,48 @@ pub(super) fn expand(
     out.extend(words.into_iter().filter(|word| !replaced(word, run, given)).map(OsString::from));
     out.extend(argv.iter().skip(2).cloned());
     Ok(Some(out))
+}
+
+/// A VM file as far as its devices matter.
+pub(super) struct Vm {
+    /// What it is called.
+    pub name: Name,
+    /// The devices of the host that it has, in the order of the file.
+    pub devices: Vec<Bdf>,
+}
+
+impl Vm {
+    /// Reads the file that `name` means, as `passthru run` does.
+    ///
+    /// # Errors
+    /// [`Code::VmFile`], those of its options, and of the devices that it names.
+    pub fn read(name: &str, syntax: &Command, platform: &dyn Platform) -> Result<Vm> {
+        let host = platform.host();
+        let file = path(name, host);
+        let vm = vm_name(name)?;
+        let text = text(&file, host)?;
+        let words = syntax.find_subcommand("run").map(|run| words::read(&file, &text, run)).transpose()?;
+        let options = run::of_words(words.into_iter().flatten().map(OsString::from), platform)?;
+        let passed = options.devices.iter().filter(|device| device.peek(platform.devices().key()) == Some(VFIO_PCI));
+        let named = passed.filter_map(|device| match device.peek("host") {
+            Some(host) => Some(host.parse::<DeviceRef>()),
+            None => Some(Path::new(device.peek("sysfsdev")?).file_name()?.to_str()?.parse()),
+        });
+        let named = named.collect::<Result<Vec<DeviceRef>, _>>()?;
+        let devices = output::functions(&named, host, |addr| host.functions(addr))?;
+        Ok(Vm { name: vm, devices })
+    }
+}
+
+/// What the VM of a file is called.
+///
+/// # Errors
+/// [`Code::VmFile`] for a name that could not be one of a file under /run/passthru.
+pub(super) fn vm_name(name: &str) -> Result<Name> {
+    let stem = Path::new(name).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    stem.strip_suffix(SUFFIX).unwrap_or(stem).to_owned().try_into().map_err(|why: String| {
+        Error::new(Code::VmFile, "a VM cannot be called so").evidence(why).fix("give the file another name")
+    })
 }
 
 /// Whether `name` means a device where it can also mean a VM: an address does, and a device's name that no VM has.

@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
+use crate::host::acl::Acl;
 use crate::host::effects::Effects;
 use crate::host::setting::VfAttribute;
 use crate::host::setting::netlink::VfState;
@@ -47,6 +48,7 @@ struct State {
     changes: usize,
     vf: Vec<VfAttribute>,
     pool: Option<(u64, u64)>,
+    acls: BTreeMap<PathBuf, Vec<u8>>,
 }
 
 impl FakeKernel {
@@ -218,6 +220,16 @@ impl FakeKernel {
         self.state.lock().vf = state;
     }
 
+    /// The rights that access control lists give to a user by name.
+    pub(crate) fn granted(&self, user: u32) -> Vec<(PathBuf, u16)> {
+        let state = self.state.lock();
+        let rights = |(file, list): (&PathBuf, &Vec<u8>)| {
+            let file = file.strip_prefix(self.root.join("dev")).unwrap_or(file);
+            Some((file.to_owned(), Acl::parse(list)?.rights_of(user)?))
+        };
+        state.acls.iter().filter_map(rights).collect()
+    }
+
     pub(crate) fn vf(&self) -> Vec<VfAttribute> {
         self.state.lock().vf.clone()
     }
@@ -263,6 +275,28 @@ impl Effects for FakeKernel {
         }
         Ok(())
     }
+
+    fn acl(&self, file: &Path) -> io::Result<(u32, Option<Vec<u8>>)> {
+        Ok((fs::metadata(file)?.mode(), self.state.lock().acls.get(file).cloned()))
+    }
+
+    /// A list that says no more than a mode becomes one, as in the kernel.
+    fn set_acl(&self, file: &Path, list: &[u8]) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let killed = self.count(&mut state)?;
+        let mode = fs::metadata(file)?.mode();
+        if list == Acl::of_mode(mode).bytes() {
+            state.acls.remove(file);
+        } else {
+            state.acls.insert(file.to_owned(), list.to_owned());
+        }
+        if killed {
+            std::panic::panic_any(Killed);
+        }
+        Ok(())
+    }
+
+    fn settle(&self) {}
 
     fn vf_state(&self, _: &Path, number: u32) -> io::Result<VfState> {
         assert_eq!(number, 1, "the virtual function of the tree is number 1");
