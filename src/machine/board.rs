@@ -1,6 +1,6 @@
 //! The board: the devices of the machine that sit in no slot, at the ports where every PC has them.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -55,7 +55,7 @@ impl Board {
         router: &Arc<Router>,
         event_loop: &mut EventLoop,
         events: &Arc<VmEvents>,
-        job_control: &JobControl,
+        signals: &Signals,
         serial: &SerialOption,
     ) -> Result<Board> {
         let sender = events.clone();
@@ -68,7 +68,7 @@ impl Board {
         let rtc = Rtc::new(router.line(RTC_IRQ)).map_err(|error| Error::system("make the RTC's timer", &error))?;
         rtc.attach(event_loop).map_err(|error| Error::system("wait for the RTC's timer", &error))?;
         let board = Board {
-            console: Console::new(serial, router.line(COM1_IRQ), event_loop, job_control)?,
+            console: Console::new(serial, router.line(COM1_IRQ), event_loop, signals)?,
             rtc,
             pm: Arc::new(AcpiPm::new(router.line(SCI_IRQ), power.clone())),
             reset_control: Arc::new(ResetControl::new(power.clone())),
@@ -134,7 +134,7 @@ impl Console {
         option: &SerialOption,
         line: IrqLine,
         event_loop: &mut EventLoop,
-        job_control: &JobControl,
+        signals: &Signals,
     ) -> Result<Option<Console>> {
         let sink: Arc<dyn CharSink> = match option {
             SerialOption::None => return Ok(None),
@@ -149,16 +149,16 @@ impl Console {
             let stdio = Stdio::attach(event_loop, io::stdin(), serial.clone(), room, sink.clone(), EventLoop::stop)
                 .map_err(|error| Error::system("read standard input", &error))?;
             // Set once: a process has one console.
-            let _ = job_control.set(stdio);
+            let _ = signals.terminal.set(stdio);
         }
         Ok(Some(Console { serial, sink }))
     }
 }
 
 /// The main loop: it yields when an event comes from the guest, and stops when a signal or the terminal ends the process.
-pub fn event_loop(events: &Arc<VmEvents>, job_control: &JobControl) -> Result<EventLoop> {
-    let terminal = job_control.clone();
-    let mut event_loop = EventLoop::new(move |event_loop, signal| on_signal(event_loop, signal, &terminal))
+pub fn event_loop(events: &Arc<VmEvents>, signals: &Rc<Signals>) -> Result<EventLoop> {
+    let signals = signals.clone();
+    let mut event_loop = EventLoop::new(move |event_loop, signal| signals.take(event_loop, signal))
         .map_err(|error| Error::system("make the main loop", &error))?;
     event_loop
         .add(events.clone(), EpollFlags::EPOLLIN, |event_loop, _| event_loop.yield_now())
@@ -166,19 +166,42 @@ pub fn event_loop(events: &Arc<VmEvents>, job_control: &JobControl) -> Result<Ev
     Ok(event_loop)
 }
 
-/// The reader of the terminal, once there is one: signals are waited for before it is made.
-pub type JobControl = Rc<OnceCell<Stdio>>;
+/// What the signals meet. They are waited for before most of it is there.
+#[derive(Default)]
+pub struct Signals {
+    /// The reader of the terminal, if there is one.
+    terminal: OnceCell<Stdio>,
+    /// SIGTERM asks for the guest's end and does not bring it.
+    asks: Cell<bool>,
+    asked: Cell<bool>,
+}
 
-/// The signals of job control stop and continue the process, all others end it.
-fn on_signal(event_loop: &mut EventLoop, signal: Signal, terminal: &JobControl) {
-    match (signal, terminal.get()) {
-        (Signal::SIGTSTP | Signal::SIGCONT, Some(stdio)) => {
-            if let Err(error) = stdio.job_control(event_loop, signal) {
-                crate::log::warn(format_args!("the terminal cannot be used any more: {error}"));
+impl Signals {
+    /// From now on SIGTERM only asks, and [`Signals::asked`] says so; the other signals still end the process.
+    pub fn let_sigterm_ask(&self) {
+        self.asks.set(true);
+    }
+
+    /// Whether the guest's end was asked for since the last call.
+    pub fn asked(&self) -> bool {
+        self.asked.take()
+    }
+
+    /// The signals of job control stop and continue the process, all others end it.
+    fn take(&self, event_loop: &mut EventLoop, signal: Signal) {
+        match (signal, self.terminal.get()) {
+            (Signal::SIGTSTP | Signal::SIGCONT, Some(stdio)) => {
+                if let Err(error) = stdio.job_control(event_loop, signal) {
+                    crate::log::warn(format_args!("the terminal cannot be used any more: {error}"));
+                }
             }
+            (Signal::SIGTSTP, None) => crate::terminal::suspend(),
+            (Signal::SIGCONT, None) => {}
+            (Signal::SIGTERM, _) if self.asks.get() => {
+                self.asked.set(true);
+                event_loop.yield_now();
+            }
+            _ => event_loop.stop(),
         }
-        (Signal::SIGTSTP, None) => crate::terminal::suspend(),
-        (Signal::SIGCONT, None) => {}
-        _ => event_loop.stop(),
     }
 }

@@ -13,6 +13,7 @@
 //! | [`pinning`] | when and by how many threads RAM is pinned |
 //! | [`placement`] | which CPUs of the host its threads and interrupts get |
 //! | [`control`] | what the control socket's commands do |
+//! | [`service`], [`shutdown`] | what a service manager is told; the guest's way to its end |
 //! | [`running`] | a VM descriptor with its vCPUs: one for each start of the guest |
 //!
 //! **Lock order**, outermost first: the VFIO context ([`crate::vfio::space`], opening and closing) -> `decode` (one for the
@@ -37,17 +38,21 @@ mod places;
 mod plug;
 mod preflight;
 mod running;
+mod service;
+mod shutdown;
 pub mod types;
 mod unplug;
 
 pub use placement::place;
 pub use preflight::examine;
 
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use board::{Board, JobControl};
+use board::{Board, Signals};
 use hotplug::{Plugs, Unplugs};
 use inbox::{Inbox, Task};
 use options::{HugePages, MemoryOptions, RunOptions};
@@ -56,6 +61,8 @@ use places::Places;
 use plug::{Parts, Plugged};
 use preflight::Plan;
 use running::Running;
+use service::Service;
+use shutdown::{Shutdown, Step};
 
 use crate::boot::layout::{self, Layout};
 use crate::boot::linux::LinuxImage;
@@ -69,7 +76,7 @@ use crate::kvm::{Kvm, VmEvent, VmEvents};
 use crate::memory::host::PageSize;
 use crate::memory::{Backing, HostMem, Memory, PRIORITY_PLATFORM, Region, Space};
 use crate::monitor::Monitor;
-use crate::monitor::control::Status;
+use crate::monitor::control::{Control, Status};
 use crate::pci::PciRoot;
 use crate::pci::cf8::{self, Cf8};
 use crate::pci::decode::Decode;
@@ -84,7 +91,7 @@ pub fn run(options: RunOptions, host: &Host) -> Result<()> {
         Some(path) => boot_trace::to_file(path)?,
         None => boot_trace::off(),
     }
-    Machine::new(options, host)?.run()
+    Machine::new(options, host).and_then(|mut machine| machine.run()).inspect_err(service::failed)
 }
 
 /// A machine with all of its devices. The fields drop in this order, and the order matters: vCPUs stop before devices
@@ -111,6 +118,9 @@ pub struct Machine {
     events: Arc<VmEvents>,
     event_loop: EventLoop,
     monitor: Monitor,
+    signals: Rc<Signals>,
+    service: Service,
+    shutdown: Shutdown,
     status: Status,
     /// How a client of the control socket wants this start of the guest to end.
     wish: Option<End>,
@@ -150,12 +160,14 @@ impl Machine {
         boot_trace::lap(phases::CHECKS);
         let events = VmEvents::new()?;
         // Before any thread is started: threads inherit which signals are blocked.
-        let job_control = JobControl::default();
-        let mut event_loop = board::event_loop(&events, &job_control)?;
+        let signals = Rc::new(Signals::default());
+        let mut event_loop = board::event_loop(&events, &signals)?;
         let monitor = match &options.qmp {
             Some(qmp) => Monitor::listen(qmp, &mut event_loop)?,
             None => Monitor::default(),
         };
+        let mut service = Service::of_process();
+        service.status("Preparing the machine");
         let memory = Memory::new();
         let router = Router::new();
         let decode = Decode::new(memory.clone());
@@ -165,7 +177,7 @@ impl Machine {
         let arrived = inbox.clone();
         vfio.tell_of_interrupts(Arc::new(move |device| arrived.post(Task::Interrupts(device))));
         vfio.set_pinning(pinning::at_start(machine.dma_map, options.smp.cpus(), &inbox));
-        let board = Board::new(&memory, &router, &mut event_loop, &events, &job_control, &options.serial)?;
+        let board = Board::new(&memory, &router, &mut event_loop, &events, &signals, &options.serial)?;
         objects::create(objects, &vfio)?;
         let parts = Parts { memory: memory.clone(), router: router.clone(), decode, vfio: vfio.clone() };
         let plugged = Plugged::new(&root, parts, &mut places)?;
@@ -207,6 +219,9 @@ impl Machine {
             events,
             event_loop,
             monitor,
+            signals,
+            shutdown: Shutdown::new(service.shutdown_limit(options.shutdown_timeout)),
+            service,
             status: Status::Prelaunch,
             wish: None,
             kvm,
@@ -223,21 +238,31 @@ impl Machine {
 
     /// Starts the guest, and starts it again whenever it resets, until it ends.
     pub fn run(&mut self) -> Result<()> {
+        self.report();
         if self.wait && self.monitor.wait_for_client(&mut self.event_loop)? == Return::Stopped {
             return Ok(());
         }
         self.status = Status::Running;
+        if !self.shutdown.limit().is_zero() {
+            self.signals.let_sigterm_ask();
+        }
+        let mut first = true;
         loop {
             self.running = Some(Running::start(self)?);
+            if std::mem::take(&mut first) {
+                self.service.ready();
+            }
             let mut end = self.serve();
             self.running = None;
+            // A guest that was asked to end and resets instead has done what it does at its end.
+            let no_reboot = self.no_reboot || self.shutdown.is_under_way();
             // Until they stood still, the vCPUs may have asked for more: a second reset, by a triple fault, is not for the
             // next start. A failure is told.
             if let (Some(VmEvent::Failed(error)), Ok(End::Reset { .. })) = (self.events.take(), &end) {
                 end = Err(error);
             }
             let (name, reason, by_guest) = match &end {
-                Ok(End::Reset { by_guest }) if self.no_reboot => ("SHUTDOWN", reset_reason(*by_guest), *by_guest),
+                Ok(End::Reset { by_guest }) if no_reboot => ("SHUTDOWN", reset_reason(*by_guest), *by_guest),
                 Ok(End::Reset { by_guest }) => ("RESET", reset_reason(*by_guest), *by_guest),
                 Ok(End::Shutdown) => ("SHUTDOWN", "guest-shutdown", true),
                 Ok(End::Signal) => ("SHUTDOWN", "host-signal", false),
@@ -246,8 +271,12 @@ impl Machine {
             };
             self.monitor.event(name, Some(json!({ "guest": by_guest, "reason": reason })));
             match end? {
-                End::Reset { .. } if !self.no_reboot => self.reset(),
-                _ => return Ok(()),
+                End::Reset { .. } if !no_reboot => self.reset(),
+                _ => {
+                    self.service.stopping(Duration::ZERO);
+                    self.service.status("Giving the devices back");
+                    return Ok(());
+                }
             }
         }
     }
@@ -262,7 +291,14 @@ impl Machine {
                 return Ok(end);
             }
             monitor.settle(&mut self.event_loop);
-            let deadline = self.next_deadline();
+            let now = Instant::now();
+            if self.shut_down(now) == Step::End {
+                return Ok(End::Signal);
+            }
+            self.service.alive(now);
+            self.report();
+            let deadlines = [self.next_deadline(), self.shutdown.next(), self.service.next()];
+            let deadline = deadlines.into_iter().flatten().min();
             if self.event_loop.run_until(deadline).map_err(|error| Error::system("wait for events", &error))?
                 == Return::Stopped
             {
@@ -275,6 +311,45 @@ impl Machine {
                 None => {}
             }
         }
+    }
+
+    /// Takes the guest a step further on the way to its end, if it was asked to go there.
+    fn shut_down(&mut self, now: Instant) -> Step {
+        let asked = self.signals.asked();
+        let was_asked = self.shutdown.is_under_way();
+        let step = match asked {
+            true => self.shutdown.ask(now, self.status == Status::Running),
+            false => self.shutdown.tick(now),
+        };
+        match (step, was_asked) {
+            (Step::Press, before) => {
+                if !before {
+                    self.service.stopping(self.shutdown.limit());
+                }
+                self.power_button();
+            }
+            (Step::End, true) => {
+                let seconds = self.shutdown.limit().as_secs();
+                crate::log::warn(format_args!("the guest did not power off within {seconds} s and is ended"));
+            }
+            (Step::End, false) => {
+                crate::log::warn(format_args!("the guest stands still, cannot shut down and is ended"));
+            }
+            (Step::Nothing, _) => {}
+        }
+        step
+    }
+
+    /// Tells the service manager what the guest is at.
+    fn report(&mut self) {
+        let status = match self.status {
+            _ if self.shutdown.is_under_way() => "The guest was asked to power off".to_owned(),
+            Status::Prelaunch => "Waiting for a client of the control socket".to_owned(),
+            Status::Running => format!("Running; devices of the host: {}", self.vfio.devices()),
+            Status::Paused => "Paused by a client of the control socket".to_owned(),
+            Status::IoError => "Paused by the error of a device".to_owned(),
+        };
+        self.service.status(&status);
     }
 
     /// Puts everything into the state after power-on. No vCPU runs.

@@ -5,6 +5,7 @@
 
 mod docs;
 mod golden;
+mod service;
 
 /// Name of the golden file, and the words after `passthru`.
 const CASES: &[(&str, &[&str])] = &[

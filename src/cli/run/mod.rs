@@ -4,6 +4,7 @@ mod implied;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, Args as _, Command, FromArgMatches};
 
@@ -70,6 +71,10 @@ pub struct RunArgs {
     /// End when the guest reboots
     #[arg(long)]
     no_reboot: bool,
+    /// How long the guest has to power off, in seconds, when SIGTERM asks for its end: its power button is pressed, and
+    /// again every 10 seconds. 0 ends it at once. Default: 60 as a service (NOTIFY_SOCKET is set), else 0
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(..=MAX_SHUTDOWN))]
+    shutdown_timeout: Option<u32>,
     /// Writes what the start spends its time on to this file, as JSON
     #[arg(long, value_name = "FILE")]
     boot_trace: Option<PathBuf>,
@@ -82,6 +87,9 @@ pub struct RunArgs {
     #[command(flatten)]
     _implied: implied::Implied,
 }
+
+/// The longest that a guest may have to power off, in seconds: a systemd service says it in microseconds, in 32 bits.
+const MAX_SHUTDOWN: i64 = 3600;
 
 const EXAMPLES: &str = "\
 Example:
@@ -229,6 +237,7 @@ impl Given {
             serial: serial::parse(&args.serial)?,
             qmp: self.qmp.map(qmp::parse).transpose()?,
             no_reboot: args.no_reboot,
+            shutdown_timeout: args.shutdown_timeout.map(|seconds| Duration::from_secs(u64::from(seconds))),
             boot_trace: args.boot_trace,
             verbose: args.verbose,
             name: name(self.name)?,

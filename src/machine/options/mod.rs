@@ -7,6 +7,7 @@ pub mod serial;
 pub mod smp;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use memory::{HugePages, MemoryOptions};
 pub use serial::SerialOption;
@@ -45,6 +46,8 @@ pub struct RunOptions {
     pub qmp: Option<QmpOptions>,
     /// A reboot of the guest ends the process.
     pub no_reboot: bool,
+    /// How long the guest has to power off on SIGTERM; zero: it is ended at once. `None`: as the kind of process has it.
+    pub shutdown_timeout: Option<Duration>,
     /// Where the phases of the start are written.
     pub boot_trace: Option<PathBuf>,
     /// Says on standard error what was chosen, and why.

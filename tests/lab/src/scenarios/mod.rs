@@ -17,6 +17,7 @@ pub mod matrix;
 mod resets;
 mod rom;
 mod seen;
+mod sigterm;
 mod sriov;
 mod start;
 pub mod steps;
@@ -37,6 +38,7 @@ static TABLES: &[&[Scenario]] = &[
     groups::SCENARIOS,
     host::SCENARIOS,
     seen::SCENARIOS,
+    sigterm::SCENARIOS,
     resets::SCENARIOS,
     sriov::SCENARIOS,
     iommufd::SCENARIOS,
