@@ -11,6 +11,7 @@ use crate::irq::Router;
 use crate::memory::Memory;
 use crate::object::prop_enum;
 use crate::pci::decode::Decode;
+use crate::pci::view::BarUse;
 use crate::pci::{PciBus, PciFunction};
 use crate::vfio::Vfio;
 
@@ -29,6 +30,11 @@ pub trait Device: Send + Sync {
 
     /// What there is to say of the device now, for people: name and value.
     fn facts(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    /// How its BARs answer the guest, if it is passed through.
+    fn bars(&self) -> Vec<BarUse> {
         Vec::new()
     }
 

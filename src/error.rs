@@ -202,6 +202,12 @@ codes! {
         "`passthru bind --reset-method` lets the kernel reset a device by one method alone, for as long as it is bound: flr, \
          pm, bus, ... The kernel takes those that the device has, and `passthru inspect` lists them. A bus reset is taken only \
          where the function has its bus for itself.";
+    NameTaken = 47, Usage, "a guest of this name runs already",
+        "Every running guest has a control socket in a folder of its name (/run/passthru/vm/NAME, for users other than root \
+         $XDG_RUNTIME_DIR/passthru/vm/NAME), so names are unique. The name is that of `--name`, or else of the VM file.";
+    NoSuchGuest = 48, Usage, "no guest of this name runs",
+        "`passthru list` shows the guests that run. Each user sees their own, root those of /run/passthru/vm, among them all \
+         services. A guest without a name is called guest-PID.";
     Unconvertible = 49, Usage, "the guest's description cannot be read",
         "`passthru convert` takes a file with a QEMU command line as a shell takes it, or with a libvirt domain's XML as \
          `virsh dumpxml NAME` prints it.";
@@ -279,6 +285,13 @@ codes! {
         "`passthru bind --vm NAME --grant USER` lets a user without any rights open exactly the nodes of one VM: /dev/kvm, the \
          IOMMU groups or device nodes, /dev/vfio/vfio and /dev/iommu. An access control list (`getfacl NODE`) says so, and \
          `passthru release --vm NAME` takes it back.";
+    ControlFailed = 75, Host, "a running guest does not answer",
+        "`passthru ctl` and `passthru list` speak with the process of the guest by its control socket. It refused the \
+         connection, closed it, or did not answer in time: it may be ending, or stuck in the kernel with a device. Its own \
+         messages say more (`journalctl -u passthru@NAME` for a service).";
+    CommandRefused = 76, Usage, "the guest's process refused a command",
+        "The evidence has its words. `passthru ctl NAME --help` lists the commands, and `passthru ctl NAME status` what \
+         there is.";
     NoPlace = 80, Host, "the guest's CPUs have no place on the host",
         "--cpu-placement=auto gives each virtual CPU a CPU of the host for itself, in whole cores, and takes none that is \
          isolated (isolcpus=), that another virtual machine is pinned to, or that this process may not use. A list names CPUs \

@@ -5,9 +5,12 @@ mod argv;
 mod bind;
 mod check;
 mod convert;
+mod ctl;
 mod devices;
 mod explain;
+mod generate;
 mod inspect;
+mod list;
 mod output;
 mod plan;
 mod platform;
@@ -55,8 +58,11 @@ enum Command {
     Check(Box<check::CheckArgs>),
     Plan(Box<plan::PlanArgs>),
     Convert(convert::ConvertArgs),
+    List(list::ListArgs),
+    Ctl(ctl::CtlArgs),
     Explain(explain::ExplainArgs),
     WriteAttribute(write_attribute::WriteAttributeArgs),
+    Generate(generate::GenerateArgs),
 }
 
 /// Does what the command line `argv` (with the program's name first) says, and gives the exit code of the process.
@@ -100,7 +106,10 @@ fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<u8> {
         Command::Inspect(args) => inspect::execute(&args, platform.host()),
         Command::Plan(args) => plan::execute(*args, platform),
         Command::Convert(args) => convert::execute(&args, &syntax, platform),
+        Command::List(args) => list::execute(&args, platform.host()),
+        Command::Ctl(args) => ctl::execute(&args, platform.host()),
         Command::Explain(args) => explain::execute(&args),
+        Command::Generate(args) => generate::execute(&args, Cli::command()),
     };
     done.map(|()| 0)
 }

@@ -52,6 +52,18 @@ pub struct ExitCounts {
 }
 
 impl ExitCounts {
+    /// The counts, each with its cause.
+    pub fn by_cause(&self) -> [(&'static str, u64); 6] {
+        [
+            ("port-read", self.io_reads),
+            ("port-write", self.io_writes),
+            ("mmio-read", self.mmio_reads),
+            ("mmio-write", self.mmio_writes),
+            ("interrupted", self.interrupted),
+            ("other", self.other),
+        ]
+    }
+
     /// All exits.
     pub fn total(&self) -> u64 {
         let ExitCounts { io_reads, io_writes, mmio_reads, mmio_writes, interrupted, other } = self;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::types::DEVICES;
 use super::{End, Machine};
-use crate::monitor::control::{Control, DeviceView, Removal, Resources, Status, Ticket};
+use crate::monitor::control::{Control, DeviceView, DmaView, Removal, Resources, Status, Ticket, VmView};
 use crate::monitor::message::Failure;
 use crate::object::{Args, Prop};
 use crate::pci::view::{self, BusView};
@@ -17,6 +17,14 @@ impl Machine {
             self.status = status;
             self.monitor.event("STOP", None);
         }
+    }
+}
+
+impl Machine {
+    /// The guest's name: the user's, or the one that its control socket was given.
+    fn name(&self) -> String {
+        let made = || self.folder.as_ref().map(|folder| folder.name().to_owned());
+        self.guest_name.clone().or_else(made).unwrap_or_default()
     }
 }
 
@@ -71,7 +79,28 @@ impl Control for Machine {
     }
 
     fn devices(&self) -> Vec<DeviceView> {
-        self.plugged.views()
+        let mut views = self.plugged.views();
+        for view in &mut views {
+            if let Some((at, what)) = self.errors.get(view.id.as_str()) {
+                view.facts.extend([("last-error", what.clone()), ("last-error-at", at.to_string())]);
+            }
+        }
+        views
+    }
+
+    fn vm(&self) -> VmView {
+        let running = self.running.as_ref().map(super::Running::exits).unwrap_or_default();
+        let mut exits = self.exits;
+        exits += running;
+        let dma = self.vfio.address_spaces().into_iter();
+        VmView {
+            name: self.name(),
+            pid: std::process::id(),
+            since: self.since,
+            restarts: self.restarts,
+            exits: exits.by_cause().into(),
+            dma: dma.map(|(iommu, mappings, bytes)| DmaView { iommu: iommu.to_string(), mappings, bytes }).collect(),
+        }
     }
 
     fn resources(&self) -> Resources {

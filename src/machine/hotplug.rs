@@ -16,7 +16,7 @@ use crate::device::{ErrorReport, Notice, OnError};
 use crate::error::{Code, Error, Result};
 use crate::monitor::control::{Control, Status, Ticket};
 use crate::monitor::device_data;
-use crate::monitor::message::Failure;
+use crate::monitor::message::{self, Failure};
 use crate::object::Args;
 use crate::pci::slot::Answer;
 
@@ -89,7 +89,7 @@ impl Machine {
             match mapped(&made) {
                 Some(outcome) => {
                     let done = self.show(made, outcome).map_err(Failure::from);
-                    self.monitor.answer(ticket, done);
+                    self.monitor.answer(ticket, &done);
                 }
                 None => self.plugs.waiting.push(Plugging { made, ticket }),
             }
@@ -211,6 +211,7 @@ impl Machine {
             self.withdraw(id);
             self.root.hide_unreachable_pages();
             self.places.free(id);
+            self.errors.remove(id);
             self.monitor.event("DEVICE_DELETED", Some(device_data(id)));
         }
     }
@@ -254,6 +255,7 @@ impl Machine {
             members.insert("registers".into(), registers(&report));
             members.insert("policy".into(), policy.name().into());
         }
+        self.errors.insert(id.clone(), (message::now().as_secs(), described(&report)));
         crate::log::warn(format_args!("{id} ({}) had an uncorrectable error: {}", report.host, policy.name()));
         self.monitor.event("VFIO_DEVICE_ERROR", Some(data));
         match policy {
@@ -266,11 +268,7 @@ impl Machine {
             OnError::Poweroff => {
                 let cause = format!("{id} ({}) had an uncorrectable error", report.host);
                 let error = Error::new(Code::DeviceError, cause).fix("on-error= of the device says what happens then");
-                let lines = report.registers.iter().map(|(name, value)| match value {
-                    Some(value) => format!("{name}: {value:#x}"),
-                    None => format!("{name}: unreadable"),
-                });
-                return Err(lines.fold(error, Error::evidence));
+                return Err(lines(&report).fold(error, Error::evidence));
             }
             OnError::Ignore => {}
         }
@@ -290,6 +288,19 @@ fn registers(report: &ErrorReport) -> Value {
         .map(|(name, value)| ((*name).to_owned(), json!(value)))
         .collect::<serde_json::Map<_, _>>()
         .into()
+}
+
+/// The registers for people.
+fn lines(report: &ErrorReport) -> impl Iterator<Item = String> {
+    report.registers.iter().map(|(name, value)| match value {
+        Some(value) => format!("{name}: {value:#x}"),
+        None => format!("{name}: unreadable"),
+    })
+}
+
+fn described(report: &ErrorReport) -> String {
+    let registers: Vec<String> = lines(report).collect();
+    format!("uncorrectable ({})", registers.join(", "))
 }
 
 /// QEMU's words for it, which programs look for.

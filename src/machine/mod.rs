@@ -46,6 +46,7 @@ mod unplug;
 pub use placement::place;
 pub use preflight::examine;
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -72,11 +73,13 @@ use crate::error::{Code, Error, Result, explain_io};
 use crate::event_loop::{EventLoop, Return};
 use crate::host::Host;
 use crate::irq::Router;
-use crate::kvm::{Kvm, VmEvent, VmEvents};
+use crate::kvm::{ExitCounts, Kvm, VmEvent, VmEvents};
 use crate::memory::host::PageSize;
 use crate::memory::{Backing, HostMem, Memory, PRIORITY_PLATFORM, Region, Space};
 use crate::monitor::Monitor;
 use crate::monitor::control::{Control, Status};
+use crate::monitor::folder::{Folder, Folders};
+use crate::monitor::message;
 use crate::pci::PciRoot;
 use crate::pci::cf8::{self, Cf8};
 use crate::pci::decode::Decode;
@@ -118,6 +121,17 @@ pub struct Machine {
     events: Arc<VmEvents>,
     event_loop: EventLoop,
     monitor: Monitor,
+    /// After the loop, which has the socket in it.
+    folder: Option<Folder>,
+    /// What the user calls the guest.
+    guest_name: Option<String>,
+    /// When it was first started, in seconds since 1970.
+    since: u64,
+    restarts: u64,
+    /// Exits of the starts before this one.
+    exits: ExitCounts,
+    /// When each device had its last error (in seconds since 1970), and what was said of it.
+    errors: BTreeMap<Arc<str>, (u64, String)>,
     signals: Rc<Signals>,
     service: Service,
     shutdown: Shutdown,
@@ -162,10 +176,11 @@ impl Machine {
         // Before any thread is started: threads inherit which signals are blocked.
         let signals = Rc::new(Signals::default());
         let mut event_loop = board::event_loop(&events, &signals)?;
-        let monitor = match &options.qmp {
-            Some(qmp) => Monitor::listen(qmp, &mut event_loop)?,
-            None => Monitor::default(),
-        };
+        let folder = Folders::of_process(host).claim(options.name.as_deref())?;
+        let monitor = Monitor::default();
+        if let Some(qmp) = &options.qmp {
+            monitor.listen(&qmp.path, &mut event_loop)?;
+        }
         let mut service = Service::of_process();
         service.status("Preparing the machine");
         let memory = Memory::new();
@@ -219,6 +234,12 @@ impl Machine {
             events,
             event_loop,
             monitor,
+            folder,
+            guest_name: options.name,
+            since: 0,
+            restarts: 0,
+            exits: ExitCounts::default(),
+            errors: BTreeMap::new(),
             signals,
             shutdown: Shutdown::new(service.shutdown_limit(options.shutdown_timeout)),
             service,
@@ -242,7 +263,9 @@ impl Machine {
         if self.wait && self.monitor.wait_for_client(&mut self.event_loop)? == Return::Stopped {
             return Ok(());
         }
+        self.listen_unasked();
         self.status = Status::Running;
+        self.since = message::now().as_secs();
         if !self.shutdown.limit().is_zero() {
             self.signals.let_sigterm_ask();
         }
@@ -253,7 +276,7 @@ impl Machine {
                 self.service.ready();
             }
             let mut end = self.serve();
-            self.running = None;
+            self.exits += self.running.take().map(|running| running.exits()).unwrap_or_default();
             // A guest that was asked to end and resets instead has done what it does at its end.
             let no_reboot = self.no_reboot || self.shutdown.is_under_way();
             // Until they stood still, the vCPUs may have asked for more: a second reset, by a triple fault, is not for the
@@ -271,7 +294,10 @@ impl Machine {
             };
             self.monitor.event(name, Some(json!({ "guest": by_guest, "reason": reason })));
             match end? {
-                End::Reset { .. } if !no_reboot => self.reset(),
+                End::Reset { .. } if !no_reboot => {
+                    self.restarts += 1;
+                    self.reset();
+                }
                 _ => {
                     self.service.stopping(Duration::ZERO);
                     self.service.status("Giving the devices back");
@@ -310,6 +336,16 @@ impl Machine {
                 Some(VmEvent::Failed(error)) => return Err(error),
                 None => {}
             }
+        }
+    }
+
+    /// Makes the socket that every guest has. Not before the guest starts: while a client of `--qmp` is waited for, nobody
+    /// answers. The guest runs without it, too.
+    fn listen_unasked(&mut self) {
+        if let Some(folder) = &self.folder
+            && let Err(error) = self.monitor.listen(&folder.socket(), &mut self.event_loop)
+        {
+            crate::log::warn(format_args!("there is no control socket: {error}"));
         }
     }
 

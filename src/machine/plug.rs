@@ -208,6 +208,7 @@ impl Plugged {
             addr: device.slot.devfn().to_string(),
             adds: device.function.secondary().map(|bus| bus.name().to_owned()),
             facts: device.function.facts(),
+            bars: device.function.bars(),
         };
         self.devices.iter().map(view).collect()
     }

@@ -12,7 +12,7 @@ use crate::boot_trace::{self, phases};
 use crate::devices::rtc::RTC_BASE;
 use crate::error::Result;
 use crate::irq::Router;
-use crate::kvm::{KvmSlots, KvmVfio, VcpuSet, Vm};
+use crate::kvm::{ExitCounts, KvmSlots, KvmVfio, VcpuSet, Vm};
 use crate::memory::ram::GuestRam;
 use crate::memory::{IoHandler, Listening, Space, Stage};
 use crate::monitor::control::Status;
@@ -95,6 +95,11 @@ impl Running {
     /// Lets the vCPUs go on.
     pub fn resume(&self) {
         self.vcpus.iter().for_each(VcpuSet::resume);
+    }
+
+    /// Exits to user space of this start.
+    pub fn exits(&self) -> ExitCounts {
+        self.vcpus.as_ref().map(VcpuSet::exits).unwrap_or_default()
     }
 
     /// How many memory slots are in use.

@@ -107,10 +107,10 @@ impl Client {
     }
 
     /// The command with this ticket is done.
-    pub(super) fn settle(&mut self, ticket: Ticket, done: Result<(), Failure>) {
+    pub(super) fn settle(&mut self, ticket: Ticket, done: &Result<(), Failure>) {
         if let Some(at) = self.owed.iter().position(|(_, later)| later.ticket == ticket) {
             let (id, later) = self.owed.remove(at);
-            self.send(&message::answer(id, (later.finish)(done)));
+            self.send(&message::answer(id, (later.finish)(done.clone())));
         }
     }
 

@@ -1,10 +1,12 @@
 //! What the commands need of a machine: the seam between the protocol and what it controls.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::message::Failure;
 use crate::object::{Args, Prop};
-use crate::pci::view::BusView;
+use crate::pci::view::{BarUse, BusView};
 
 /// Whether the guest runs (QMP's `RunState`, those that there are).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,6 +49,38 @@ pub struct DeviceView {
     pub adds: Option<String>,
     /// What there is to say of it: name and value.
     pub facts: Vec<(&'static str, String)>,
+    /// How its BARs answer the guest, if it is passed through.
+    pub bars: Vec<BarUse>,
+}
+
+/// The guest and its process.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VmView {
+    /// The guest's name, or the one that was made.
+    pub name: String,
+    /// The process.
+    pub pid: u32,
+    /// When the guest was first started, in seconds since 1970.
+    pub since: u64,
+    /// How often it was started again.
+    pub restarts: u64,
+    /// Exits of its processors to user space, by cause, since the first start.
+    pub exits: BTreeMap<&'static str, u64>,
+    /// The address spaces that its passed-through devices use.
+    pub dma: Vec<DmaView>,
+}
+
+/// An IOMMU address space.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DmaView {
+    /// The kernel's interface: iommufd or type1.
+    pub iommu: String,
+    /// Ranges that are mapped.
+    pub mappings: usize,
+    /// Bytes that are mapped.
+    pub bytes: u64,
 }
 
 /// What the process and the kernel hold for the guest. A device that comes and goes leaves each count as it was.
@@ -119,6 +153,8 @@ pub trait Control {
     fn pci(&self) -> BusView;
     /// The devices, in the order in which they were plugged.
     fn devices(&self) -> Vec<DeviceView>;
+    /// The guest and its process.
+    fn vm(&self) -> VmView;
     /// What is held for the guest.
     fn resources(&self) -> Resources;
 }

@@ -6,20 +6,24 @@
 //! | [`message`] | requests out of a stream of bytes, answers and events as JSON (pure) |
 //! | [`commands`] | the table of commands; one file for each group |
 //! | [`control`] | what the commands need of a machine; a fake in tests |
-//! | [`listener`], [`client`] | the socket's file, and the one connection with bounded buffers |
+//! | [`folder`] | where every guest's own socket is, without being asked for |
+//! | [`listener`], [`client`] | a socket's file, and a connection with bounded buffers |
 //!
 //! Everything happens on the main thread. The callbacks of the event loop only move bytes and yield;
-//! [`Monitor::serve`] then runs what was asked for, with the whole machine at hand. One client is served at a time:
-//! further ones wait in the socket's queue until it leaves, as with QEMU.
+//! [`Monitor::serve`] then runs what was asked for, with the whole machine at hand. Up to [`MAX_CLIENTS`] clients are
+//! served at a time, of all sockets together; further ones wait in their socket's queue until one leaves.
 
 mod client;
 pub mod commands;
 pub mod control;
+pub mod folder;
 mod listener;
 pub mod message;
 pub mod options;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -39,37 +43,41 @@ pub use options::QmpOptions;
 /// How long the end of the process waits for a client that does not read.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
-/// The control socket of a machine, or none. Clones are the same socket.
+/// Clients that are served at a time.
+pub const MAX_CLIENTS: usize = 16;
+
+/// The control sockets of a machine, or none. Clones are the same sockets.
 #[derive(Clone, Default)]
 pub struct Monitor(Rc<RefCell<Inner>>);
 
 #[derive(Default)]
 struct Inner {
-    listener: Option<Rc<Listener>>,
-    /// Waits for the next client; paused while there is one.
-    accepting: Option<Token>,
-    client: Option<Client>,
+    /// Each with what waits for its next client; paused while there are too many.
+    accepting: Vec<Token>,
+    clients: BTreeMap<u64, Connection>,
+    /// The number of the last client.
+    last: u64,
+}
+
+struct Connection {
+    client: Client,
     /// Waits for the client's bytes and, while there are any, for room for ours.
-    connection: Option<Token>,
+    token: Token,
 }
 
 impl Monitor {
-    /// Makes the socket and lets `event_loop` wait for clients.
+    /// Makes a socket and lets `event_loop` wait for clients.
     ///
     /// # Errors
     /// [`crate::error::Code::ControlSocket`] if the socket cannot be made.
-    pub fn listen(options: &QmpOptions, event_loop: &mut EventLoop) -> Result<Monitor> {
-        let monitor = Monitor::default();
-        let listener = Rc::new(Listener::new(&options.path)?);
-        let accepts = monitor.clone();
+    pub fn listen(&self, path: &Path, event_loop: &mut EventLoop) -> Result<()> {
+        let listener = Rc::new(Listener::new(path)?);
+        let (accepts, accepted) = (self.clone(), listener.clone());
         let token = event_loop
-            .add(listener.clone(), EpollFlags::EPOLLIN, move |event_loop, _| accepts.accept(event_loop))
+            .add(listener, EpollFlags::EPOLLIN, move |event_loop, _| accepts.accept(&accepted, event_loop))
             .map_err(|error| Error::system("wait for clients of the control socket", &error))?;
-        let mut inner = monitor.0.borrow_mut();
-        inner.accepting = Some(token);
-        inner.listener = Some(listener);
-        drop(inner);
-        Ok(monitor)
+        self.0.borrow_mut().accepting.push(token);
+        Ok(())
     }
 
     /// Runs the loop until a client is there, or until the user ends the process.
@@ -78,7 +86,7 @@ impl Monitor {
     /// The event loop fails.
     pub fn wait_for_client(&self, event_loop: &mut EventLoop) -> Result<Return> {
         loop {
-            if self.0.borrow().client.is_some() {
+            if !self.0.borrow().clients.is_empty() {
                 return Ok(Return::Yielded);
             }
             let returned = event_loop.run().map_err(|error| Error::system("wait for a client", &error))?;
@@ -90,14 +98,19 @@ impl Monitor {
 
     /// Runs every request that has arrived in full and sends the answers.
     pub fn serve(&self, control: &mut dyn Control) {
-        while let Some((request, negotiated)) = self.next_request() {
+        let numbers: Vec<u64> = self.0.borrow().clients.keys().copied().collect();
+        numbers.into_iter().for_each(|number| self.serve_client(number, control));
+    }
+
+    fn serve_client(&self, number: u64, control: &mut dyn Control) {
+        while let Some((request, negotiated)) = self.next_request(number) {
             let (id, answer) = match request {
                 Ok(request) => {
                     let id = request.id.clone();
                     let answer = commands::execute(request, negotiated, control);
                     if let (Ok(_), false) = (&answer, negotiated) {
                         // The only command that succeeds before the negotiation is the one that ends it.
-                        self.with_client(Client::negotiated);
+                        self.with_client(number, Client::negotiated);
                     }
                     (id, answer)
                 }
@@ -105,89 +118,92 @@ impl Monitor {
             };
             let answer = match answer {
                 Ok(Reply::Later(later)) => {
-                    self.with_client(|client| client.owe(id, later));
+                    self.with_client(number, |client| client.owe(id, later));
                     continue;
                 }
                 Ok(Reply::Now(value)) => Ok(value),
                 Err(failure) => Err(failure),
             };
-            self.with_client(|client| client.send(&message::answer(id, answer)));
+            let answer = message::answer(id, answer);
+            self.with_client(number, |client| client.send(&answer));
         }
     }
 
     /// A command that was under way is done: its client is told, if that is still there.
-    pub fn answer(&self, ticket: Ticket, done: Result<(), Failure>) {
-        self.with_client(|client| client.settle(ticket, done));
+    pub fn answer(&self, ticket: Ticket, done: &Result<(), Failure>) {
+        self.each_client(|client| client.settle(ticket, done));
     }
 
-    /// Tells the client of an event, if there is one that has finished the negotiation.
+    /// Tells all clients of an event that have finished the negotiation.
     pub fn event(&self, name: &str, data: Option<Value>) {
-        self.with_client(|client| {
+        let message = message::event(name, data, message::now());
+        self.each_client(|client| {
             if client.is_negotiated() {
-                client.send(&message::event(name, data, message::now()));
+                client.send(&message);
             }
         });
     }
 
-    /// Brings the event loop to what the socket waits for. Called before the loop runs again.
+    /// Brings the event loop to what the sockets wait for. Called before the loop runs again.
     pub fn settle(&self, event_loop: &mut EventLoop) {
         let mut inner = self.0.borrow_mut();
-        let Some(client) = &mut inner.client else { return };
-        client.flush();
-        if client.is_over() {
-            inner.client = None;
-            let (connection, accepting) = (inner.connection.take(), inner.accepting);
-            drop(inner);
-            connection.into_iter().for_each(|token| event_loop.remove(token));
-            accepting.into_iter().for_each(|token| wait(event_loop, token, EpollFlags::EPOLLIN));
-            return;
-        }
-        let interest = client.interest();
-        if let Some(token) = inner.connection {
-            wait(event_loop, token, interest);
+        let was_full = inner.clients.len() >= MAX_CLIENTS;
+        inner.clients.retain(|_, Connection { client, token }| {
+            client.flush();
+            match client.is_over() {
+                true => event_loop.remove(*token),
+                false => wait(event_loop, *token, client.interest()),
+            }
+            !client.is_over()
+        });
+        if was_full && inner.clients.len() < MAX_CLIENTS {
+            inner.accepting.iter().for_each(|token| wait(event_loop, *token, EpollFlags::EPOLLIN));
         }
     }
 
-    fn accept(&self, event_loop: &mut EventLoop) {
-        let Some(listener) = self.0.borrow().listener.clone() else { return };
+    fn accept(&self, listener: &Listener, event_loop: &mut EventLoop) {
+        if self.0.borrow().clients.len() >= MAX_CLIENTS {
+            return;
+        }
         let Some(stream) = listener.accept() else { return };
         let mut client = Client::new(stream);
         client.send(&message::greeting());
-        let fd = client.descriptor();
-        let moves = self.clone();
+        let mut inner = self.0.borrow_mut();
+        inner.last += 1;
+        let (number, fd, moves) = (inner.last, client.descriptor(), self.clone());
         let added = event_loop.add(fd, EpollFlags::EPOLLIN, move |event_loop, _| {
-            moves.with_client(Client::receive);
+            moves.with_client(number, Client::receive);
             event_loop.yield_now();
         });
         let Ok(token) = added else { return };
-        let mut inner = self.0.borrow_mut();
-        inner.client = Some(client);
-        inner.connection = Some(token);
-        if let Some(accepting) = inner.accepting {
-            wait(event_loop, accepting, EpollFlags::empty());
+        inner.clients.insert(number, Connection { client, token });
+        if inner.clients.len() >= MAX_CLIENTS {
+            inner.accepting.iter().for_each(|token| wait(event_loop, *token, EpollFlags::empty()));
         }
         event_loop.yield_now();
     }
 
-    fn next_request(&self) -> Option<(Parsed, bool)> {
+    fn next_request(&self, number: u64) -> Option<(Parsed, bool)> {
         let mut inner = self.0.borrow_mut();
-        let client = inner.client.as_mut()?;
+        let client = &mut inner.clients.get_mut(&number)?.client;
         let negotiated = client.is_negotiated();
         client.next_request().map(|request| (request, negotiated))
     }
 
-    fn with_client(&self, f: impl FnOnce(&mut Client)) {
-        if let Some(client) = &mut self.0.borrow_mut().client {
-            f(client);
+    fn with_client(&self, number: u64, f: impl FnOnce(&mut Client)) {
+        if let Some(connection) = self.0.borrow_mut().clients.get_mut(&number) {
+            f(&mut connection.client);
         }
+    }
+
+    fn each_client(&self, mut f: impl FnMut(&mut Client)) {
+        self.0.borrow_mut().clients.values_mut().for_each(|connection| f(&mut connection.client));
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(client) = &mut self.client {
-            client.finish(FLUSH_LIMIT);
-        }
+        self.clients.values_mut().for_each(|connection| connection.client.finish(FLUSH_LIMIT));
     }
 }
 

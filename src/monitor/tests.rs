@@ -17,8 +17,8 @@ impl Bench {
     fn new() -> Bench {
         let folder = tempfile::tempdir().unwrap();
         let mut event_loop = EventLoop::new(|_, signal| panic!("{signal}")).unwrap();
-        let options = QmpOptions { path: folder.path().join("qmp"), wait: false };
-        let monitor = Monitor::listen(&options, &mut event_loop).unwrap();
+        let monitor = Monitor::default();
+        monitor.listen(&folder.path().join("qmp"), &mut event_loop).unwrap();
         Bench { folder, event_loop, monitor, fake: Fake::default() }
     }
 
@@ -88,19 +88,40 @@ fn events_come_after_the_negotiation_only() {
 }
 
 #[test]
-fn a_second_client_waits_until_the_first_has_left() {
+fn several_clients_are_served_and_one_too_many_waits_until_one_has_left() {
     let mut bench = Bench::new();
-    let first = bench.session();
-    let mut second = bench.connect();
-    second.get_ref().set_nonblocking(true).unwrap();
+    let mut served: Vec<_> = (0..MAX_CLIENTS).map(|_| bench.session()).collect();
+    bench.monitor.event("RESET", None);
+    for client in &mut served {
+        assert_eq!(line(client)["event"], "RESET");
+    }
+    let mut late = bench.connect();
+    late.get_ref().set_nonblocking(true).unwrap();
     bench.event_loop.handle().post(EventLoop::yield_now);
     bench.turn();
-    assert!(second.read(&mut [0]).is_err(), "no greeting yet");
-    drop(first);
+    assert!(late.read(&mut [0]).is_err(), "no greeting yet");
+    send(&mut served[3], r#"{"execute":"stop"}"#);
+    bench.turn();
+    assert_eq!(line(&mut served[3]), json!({"return": {}}));
+    served.remove(7);
     bench.turn();
     bench.turn();
-    second.get_ref().set_nonblocking(false).unwrap();
-    assert!(line(&mut second)["QMP"].is_object());
+    late.get_ref().set_nonblocking(false).unwrap();
+    assert!(line(&mut late)["QMP"].is_object());
+}
+
+#[test]
+fn a_slow_command_is_answered_to_who_gave_it() {
+    let mut bench = Bench::new();
+    let (mut first, mut second) = (bench.session(), bench.session());
+    bench.fake.slow = Some(1);
+    send(&mut second, r#"{"execute":"device_add","arguments":{"driver":"a"}}"#);
+    bench.turn();
+    send(&mut first, r#"{"execute":"query-status"}"#);
+    bench.turn();
+    bench.monitor.answer(1, &Err(Failure::generic("why")));
+    assert!(line(&mut first)["return"]["running"].is_boolean());
+    assert_eq!(line(&mut second)["error"]["desc"], "why");
 }
 
 #[test]
@@ -109,7 +130,7 @@ fn a_client_that_sends_and_closes_gets_its_answers() {
     let mut client = bench.connect();
     send(&mut client, r#"{"execute":"qmp_capabilities"} {"execute":"query-status"}"#);
     client.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
-    while bench.monitor.0.borrow().client.is_some() || bench.fake.calls.is_empty() {
+    while !bench.monitor.0.borrow().clients.is_empty() || bench.fake.calls.is_empty() {
         bench.turn();
         bench.fake.calls.push("turn".into());
     }
@@ -122,7 +143,7 @@ fn a_client_that_sends_and_closes_gets_its_answers() {
 fn a_client_that_does_not_read_is_dropped_and_the_next_is_served() {
     let mut bench = Bench::new();
     let deaf = bench.session();
-    while bench.monitor.0.borrow().client.is_some() {
+    while !bench.monitor.0.borrow().clients.is_empty() {
         bench.monitor.event("RESET", Some(json!({"filler": "x".repeat(4096)})));
         bench.monitor.settle(&mut bench.event_loop);
     }
@@ -141,9 +162,9 @@ fn a_command_that_is_under_way_holds_up_only_what_has_no_name() {
     send(&mut client, r#"{"execute":"stop"} {"execute":"cont","id":8}"#);
     bench.turn();
     assert!(!bench.fake.calls.contains(&"stop".to_owned()), "{:?}", bench.fake.calls);
-    bench.monitor.answer(6, Ok(()));
-    bench.monitor.answer(5, Err(Failure::generic("why")));
-    bench.monitor.answer(5, Ok(()));
+    bench.monitor.answer(6, &Ok(()));
+    bench.monitor.answer(5, &Err(Failure::generic("why")));
+    bench.monitor.answer(5, &Ok(()));
     bench.monitor.serve(&mut bench.fake);
     assert_eq!(line(&mut client)["error"]["desc"], "why");
     assert_eq!(line(&mut client), json!({"return": {}}));
@@ -159,7 +180,7 @@ fn the_other_monitor_s_device_is_answered_with_text_when_it_is_there() {
         bench.fake.slow = Some(ticket);
         send(&mut client, r#"{"execute":"human-monitor-command","arguments":{"command-line":"device_add a"}}"#);
         bench.turn();
-        bench.monitor.answer(ticket, done);
+        bench.monitor.answer(ticket, &done);
         assert_eq!(line(&mut client), json!({"return": text}));
     }
 }
@@ -173,12 +194,12 @@ fn a_client_that_has_left_is_not_answered() {
     bench.turn();
     client.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
     bench.turn();
-    assert!(bench.monitor.0.borrow().client.is_some(), "it may still read");
-    bench.monitor.answer(1, Ok(()));
+    assert!(!bench.monitor.0.borrow().clients.is_empty(), "it may still read");
+    bench.monitor.answer(1, &Ok(()));
     bench.monitor.settle(&mut bench.event_loop);
     assert_eq!(line(&mut client), json!({"return": {}}));
-    assert!(bench.monitor.0.borrow().client.is_none());
-    bench.monitor.answer(1, Ok(()));
+    assert!(bench.monitor.0.borrow().clients.is_empty());
+    bench.monitor.answer(1, &Ok(()));
 }
 
 #[test]

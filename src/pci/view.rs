@@ -2,9 +2,12 @@
 
 use std::ops::Range;
 
+use serde::Serialize;
+
 use super::bar::{BarKind, ROM_INDEX};
 use super::regs::{BAR0, DEVICE, HEADER_ENDPOINT, INTERRUPT_LINE, REVISION, ROM, SUBSYSTEM, SUBSYSTEM_VENDOR, VENDOR};
-use super::{Devfn, PciBus, PciFunction};
+use super::{BarContent, Devfn, PciBus, PciFunction};
+use crate::memory::Backing;
 
 /// A bus.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -51,6 +54,28 @@ pub struct BarView {
     pub kind: BarKind,
     /// Whether it is prefetchable.
     pub prefetchable: bool,
+}
+
+/// How the BAR of a passed-through function answers the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BarUse {
+    /// 0 to 5; 6 is the expansion ROM.
+    pub bar: usize,
+    /// Offsets that the hardware answers itself, without an exit.
+    pub mapped: Vec<Range<u64>>,
+    /// Offsets whose accesses trap.
+    pub trapped: Vec<Range<u64>>,
+}
+
+impl BarUse {
+    /// Of a BAR with these contents.
+    pub fn of(bar: usize, content: &BarContent) -> BarUse {
+        let of_kind = |traps: bool| {
+            let pieces = content.pieces.iter().filter(|piece| matches!(piece.backing, Backing::Io { .. }) == traps);
+            pieces.map(|piece| piece.range.clone()).collect()
+        };
+        BarUse { bar, mapped: of_kind(false), trapped: of_kind(true) }
+    }
 }
 
 /// A bridge.

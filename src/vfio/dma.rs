@@ -140,6 +140,11 @@ impl DmaSpace {
         self.shared.state.lock().mapped.len()
     }
 
+    /// How many bytes are mapped.
+    pub fn mapped_bytes(&self) -> u64 {
+        self.shared.state.lock().mapped.values().sum()
+    }
+
     fn add_ram(&self, range: &FlatRange, host: &HostSlice) -> Result<()> {
         let shared = &self.shared;
         let jobs: Vec<Job> = chunks(range.start..range.end())

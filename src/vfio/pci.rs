@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
@@ -39,6 +40,7 @@ use crate::irq::Router;
 use crate::memory::{Backing, HostSlice, Piece};
 use crate::pci::bar::ROM_INDEX;
 use crate::pci::vga::RANGES;
+use crate::pci::view::BarUse;
 use crate::pci::{
     BarContent, BarKind, BarSpec, Changes, ConfigSpace, Msi, MsiSpec, Msix, MsixSpec, PciCore, PciFunction, regs,
 };
@@ -95,6 +97,8 @@ pub struct VfioPci {
     fresh: AtomicBool,
     /// It could not be reset alone.
     wants_hot_reset: AtomicBool,
+    /// When it was last reset (since 1970), and what came of it. Innermost: nothing is called with it held.
+    last_reset: Mutex<Option<(Duration, String)>>,
     /// It was unplugged: the guest finds nothing any more.
     gone: AtomicBool,
     host: Arc<dyn HostPci>,
@@ -196,6 +200,7 @@ impl VfioPci {
             page: QuietPage::default(),
             fresh: AtomicBool::new(true),
             wants_hot_reset: AtomicBool::new(!host.resets_alone()),
+            last_reset: Mutex::default(),
             gone: AtomicBool::new(false),
             host,
             id,
@@ -360,6 +365,12 @@ impl VfioPci {
 
     /// A device that did not come back is told of and quarantined; the guest goes on without it.
     fn outcome(&self, done: Result<reset::Outcome>) -> reset::Outcome {
+        let what = match &done {
+            Ok(reset::Outcome::Reset) => "done".to_owned(),
+            Ok(reset::Outcome::Unsupported(why)) => format!("not possible: {why}"),
+            Err(error) => format!("failed: {}", error.cause()),
+        };
+        *self.last_reset.lock() = Some((SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), what));
         done.unwrap_or_else(|error| {
             if error.code() == Code::NoReset {
                 self.host.quarantine(&format!("after a reset: {}", error.evidence_lines().join("; ")));
@@ -548,7 +559,16 @@ impl Device for VfioPci {
     fn facts(&self) -> Vec<(&'static str, String)> {
         let mut facts = vec![("host", self.host.name().to_owned()), ("interrupts", self.interrupts.mode().to_string())];
         facts.extend(self.host.facts());
+        if let Some((time, what)) = &*self.last_reset.lock() {
+            facts.push(("last-reset", what.clone()));
+            facts.push(("last-reset-at", time.as_secs().to_string()));
+        }
         facts
+    }
+
+    fn bars(&self) -> Vec<BarUse> {
+        let bars = self.bars.iter().enumerate();
+        bars.filter_map(|(index, bar)| Some(BarUse::of(index, bar.as_ref()?))).collect()
     }
 
     fn unplug(&self) {

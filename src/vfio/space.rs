@@ -470,6 +470,13 @@ impl Vfio {
         self.state.lock().domains.iter().map(|domain| domain.dma.mappings()).sum()
     }
 
+    /// For each address space the kernel's interface, how many ranges are mapped, and how many bytes.
+    pub fn address_spaces(&self) -> Vec<(Backend, usize, u64)> {
+        let state = self.state.lock();
+        let view = |domain: &Domain| (domain.backend(), domain.dma.mappings(), domain.dma.mapped_bytes());
+        state.domains.iter().map(view).collect()
+    }
+
     /// What every device is opened by, and why.
     pub fn describe(&self) -> Vec<DeviceReport> {
         let state = self.state.lock();

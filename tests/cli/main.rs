@@ -4,6 +4,7 @@
 //! A new test is a row of [`CASES`]; `UPDATE_GOLDEN=1 cargo test --test cli` writes the files.
 
 mod docs;
+mod generated;
 mod golden;
 mod service;
 
@@ -26,6 +27,10 @@ const CASES: &[(&str, &[&str])] = &[
     ("inspect-help", &["inspect", "--help"]),
     ("explain-help", &["explain", "--help"]),
     ("convert-help", &["convert", "--help"]),
+    ("list-help", &["list", "--help"]),
+    ("ctl-help", &["ctl", "--help"]),
+    ("ctl-device-del-help", &["ctl", "router", "device_del", "--help"]),
+    ("ctl-nobody", &["ctl", "router-that-is-not-there", "status"]),
     ("run-memory-help", &["run", "-m", "help"]),
     ("run-smp-help", &["run", "-smp", "?"]),
     ("run-cpu-help", &["run", "--cpu", "help"]),

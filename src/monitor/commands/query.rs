@@ -2,8 +2,19 @@
 
 use serde_json::{Value, json};
 
+use super::super::control::DeviceView;
 use super::super::message::{self, Failure};
 use super::{Command, Kind, Reply, all, nothing, optional};
+
+/// A device with all that there is to say of it.
+fn device(device: DeviceView) -> serde_json::Result<Value> {
+    let DeviceView { id, of_type, bus, addr, adds: _, facts, bars } = device;
+    let mut view = json!({ "id": id, "type": of_type, "bus": bus, "addr": addr, "bars": serde_json::to_value(bars)? });
+    for (name, value) in facts {
+        view[name] = value.into();
+    }
+    Ok(view)
+}
 
 /// The commands of the protocol.
 pub static PROTOCOL: &[Command] = &[
@@ -63,6 +74,24 @@ pub static COMMANDS: &[Command] = &[
                 })
                 .collect::<Value>()
                 .into())
+        },
+    },
+    Command {
+        name: "x-query-vm",
+        doc: "All that `passthru ctl NAME status` shows: name, process, state, start, exits by cause, address spaces, devices \
+              with their facts and how their BARs answer, and the counts of x-query-resources",
+        params: &[],
+        open: false,
+        run: |control, _| {
+            let described = serde_json::to_value(control.vm()).and_then(|mut vm| {
+                let devices: serde_json::Result<Value> = control.devices().into_iter().map(device).collect();
+                vm["status"] = control.status().name().into();
+                vm["version"] = env!("CARGO_PKG_VERSION").into();
+                vm["devices"] = devices?;
+                vm["resources"] = serde_json::to_value(control.resources())?;
+                Ok(vm)
+            });
+            described.map(Reply::Now).map_err(|error| Failure::generic(error.to_string()))
         },
     },
     Command {

@@ -1,7 +1,7 @@
 //! The commands against a machine that only remembers what it was told.
 
 use super::*;
-use crate::monitor::control::{DeviceView, Removal, Resources, Status};
+use crate::monitor::control::{DeviceView, Removal, Resources, Status, VmView};
 use crate::object::{Args, Prop};
 use crate::pci::view::BusView;
 
@@ -55,8 +55,12 @@ impl Control for Fake {
             addr: "00.0".into(),
             adds: adds.map(Into::into),
             facts: vec![("host", "0000:01:00.0".into())],
+            bars: Vec::new(),
         };
         vec![device("rp1", "pcie-root-port", "pcie.0", Some("rp1")), device("nic0", "vfio-pci", "rp1", None)]
+    }
+    fn vm(&self) -> VmView {
+        VmView { name: "router".into(), pid: 7, ..VmView::default() }
     }
     fn resources(&self) -> Resources {
         Resources { descriptors: 7, ..Resources::default() }

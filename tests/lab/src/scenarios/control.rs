@@ -7,8 +7,11 @@ use super::steps::{self, NIC};
 use crate::l1::{Guest, l2_scripts as l2};
 use crate::scenario::{Lab, Scenario};
 
-pub static SCENARIOS: &[Scenario] =
-    &[Scenario::new("control-socket", control_socket), Scenario::new("control-socket-power", power)];
+pub static SCENARIOS: &[Scenario] = &[
+    Scenario::new("control-socket", control_socket),
+    Scenario::new("control-socket-power", power),
+    Scenario::new("ctl", ctl),
+];
 
 /// What is asked is answered, and a guest that stood still goes on with its devices.
 fn control_socket(lab: &mut Lab) -> Result<()> {
@@ -50,4 +53,58 @@ fn power(lab: &mut Lab) -> Result<()> {
     ensure!(ended.text.matches("L2 UP").count() == 2, "the guest came up another number of times");
     lab.l1.ok("[ -z \"$(ls /tmp/qmp* 2>/dev/null)\" ]")?;
     Ok(())
+}
+
+/// Every guest is found by its name without having been asked for a socket, says how it is, and takes commands.
+fn ctl(lab: &mut Lab) -> Result<()> {
+    const FOLDER: &str = "/run/passthru/vm/router";
+    let none = lab.l1.ok("passthru list")?;
+    ensure!(none.contains("no guest runs"), "{none}");
+    let guest = Guest::new().option("--name router").device("pcie-root-port,id=rp2").passes(NIC);
+    let ended = steps::with_bound(lab, &[NIC], |lab| {
+        let mut guest = lab.l1.live(&guest)?;
+        let mode = lab.l1.ok(&format!("stat -c '%a %U' {FOLDER}"))?;
+        ensure!(mode.trim() == "700 root", "the folder is {mode}");
+        let listed: serde_json::Value = serde_json::from_str(&lab.l1.ok("passthru list --json")?)?;
+        ensure!(listed[0]["name"] == "router" && listed[0]["pid"] == guest.shell().job().pid, "{listed}");
+        ensure!(listed[0]["devices"][0].as_str().is_some_and(|host| host.ends_with(NIC)), "{listed}");
+        guest.sh(lab.l1, &l2::nic_up("e1000e"))?;
+
+        let told = lab.l1.ok("passthru ctl router status")?;
+        for part in
+            ["router: running", "mmio-write ", "256 MiB mapped in", "interrupts: MSI-X", "BAR 0: mapped directly 0x0"]
+        {
+            ensure!(told.contains(part), "`{part}` is not in the status:\n{told}");
+        }
+        let metrics = lab.l1.ok("passthru ctl router metrics")?;
+        ensure!(metrics.contains("passthru_dma_mapped_bytes{vm=\"router\",address_space=\"0\",iommu=\""), "{metrics}");
+        let again = lab.l1.fails("passthru run --name router --kernel /images/bzImage --serial none", 2)?;
+        ensure!(again.contains("PT047"), "{again}");
+        let absent = lab.l1.fails("passthru ctl rooter status", 2)?;
+        ensure!(absent.contains("PT048") && absent.contains("did you mean `router`"), "{absent}");
+
+        let events = lab.l1.start("exec passthru ctl router events")?;
+        let id = listed_id(&told)?;
+        lab.l1.ok(&format!("passthru ctl router device_del {id} --timeout 60"))?;
+        lab.l1.ok(&format!("passthru ctl router device_add vfio-pci,id=back,host={NIC},bus=rp2"))?;
+        let there = lab.l1.ok("passthru ctl router status")?;
+        ensure!(there.contains("back: vfio-pci at 00.0 of rp2"), "{there}");
+        lab.l1.ok("passthru ctl router reset && passthru ctl router powerdown && passthru ctl router quit")?;
+        let ended = lab.l1.ended(guest.shell().job())?.success()?;
+        ensure!(lab.l1.wait(&events, std::time::Duration::from_secs(20))? == Some(0), "`events` does not end");
+        for event in ["DEVICE_DELETED", "SHUTDOWN"] {
+            ensure!(events.text().contains(event), "{event} is not among the events:\n{}", events.text());
+        }
+        Ok(ended)
+    })?;
+    drop(ended);
+    lab.l1.ok(&format!("[ ! -e {FOLDER} ]"))?;
+    Ok(())
+}
+
+/// The id that the NIC was given.
+fn listed_id(status: &str) -> Result<String> {
+    let line = status.lines().find(|line| line.contains(": vfio-pci at "));
+    let id = line.and_then(|line| line.split(':').next());
+    id.map(str::to_owned).ok_or_else(|| anyhow::anyhow!("no device in:\n{status}"))
 }

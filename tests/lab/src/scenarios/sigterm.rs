@@ -21,7 +21,7 @@ const LISTEN: &str = "modprobe button; modprobe evdev; echo LAB listens=1\n\
 /// Stands in for a service manager: writes each message as lines, with `END` after it.
 const MANAGER: &str = "perl -MSocket -e '\
     socket(S, AF_UNIX, SOCK_DGRAM, 0) or die; bind(S, sockaddr_un(\"/tmp/notify\")) or die; $| = 1; print \"BOUND\\n\";\
-    while (defined recv(S, $m, 4096, 0)) { print \"$m\\nEND\\n\" }'";
+    while (defined recv(S, $m, 4096, 0)) { print \"${m}END\\n\" }'";
 
 const BOOT: Duration = Duration::from_secs(120);
 
