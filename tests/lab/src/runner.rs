@@ -24,6 +24,8 @@ const QEMU_MIB: u64 = 1024;
 const DAMAGE: [&str; 2] = ["BUG: Bad page map", "BUG: Bad page state"];
 /// Scenarios of a run that may fail once and be run again although nothing shows that the PC was at fault.
 const SECOND_TRIES: usize = 3;
+/// Characters of an error where all failures are named in a line each.
+const SHORT_TEXT: usize = 300;
 /// Lines of each console that a failure shows.
 const CONSOLE_LINES: usize = 25;
 
@@ -340,7 +342,7 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// The first thing of a scenario that failed, in one line.
+/// The first thing of a scenario that failed, in one short line.
 fn first_failure(result: &Result<()>, parts: &[Part]) -> Option<String> {
     let text = match result {
         Err(error) => format!("{error:#}"),
@@ -349,7 +351,8 @@ fn first_failure(result: &Result<()>, parts: &[Part]) -> Option<String> {
             Some(format!("{}, {}: {error:#}", part.subject, part.step))
         })?,
     };
-    Some(text.lines().next().unwrap_or_default().to_owned())
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    Some(words.chars().take(SHORT_TEXT).collect())
 }
 
 #[cfg(test)]
@@ -368,7 +371,7 @@ mod tests {
         let part = |subject, result| Part { subject, step: "works", result };
         let parts = [part("e1000e", Ok(())), part("igb", Err(anyhow::anyhow!("no carrier\nits console:")))];
         assert_eq!(first_failure(&Ok(()), &parts[..1]), None);
-        assert_eq!(first_failure(&Ok(()), &parts).as_deref(), Some("igb, works: no carrier"));
+        assert_eq!(first_failure(&Ok(()), &parts).as_deref(), Some("igb, works: no carrier its console:"));
         let error = anyhow::anyhow!("exit code 1").context("passthru bind");
         assert_eq!(first_failure(&Err(error), &parts).as_deref(), Some("passthru bind: exit code 1"));
     }

@@ -52,6 +52,16 @@ impl Clock {
     }
 }
 
+/// What process 1 of L1 is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Init {
+    /// The lab's own: it starts in a second. Nothing that L1 writes outlives it.
+    Lab,
+    /// systemd with udev, as on a user's machine. What L1 writes to its root outlives a reboot and a power cut; passthru is
+    /// not there until its package is installed.
+    Systemd,
+}
+
 /// A PC.
 #[derive(Debug)]
 pub struct Machine {
@@ -71,6 +81,7 @@ pub struct Machine {
     pub modules: &'static [&'static str],
     /// Whether L1's VFIO is the one that the lab has built, with iommufd and device nodes, not Debian's.
     pub iommufd: bool,
+    pub init: Init,
 }
 
 // Slot 1 is what QEMU gives to the PCI function of an AMD IOMMU.
@@ -95,6 +106,7 @@ pub static DEFAULT: Machine = Machine {
     rows: &[],
     modules: MODULES,
     iommufd: false,
+    init: Init::Lab,
 };
 
 /// For times that can be compared.
@@ -277,6 +289,25 @@ pub static MATRIX_DRIVES_IOMMUFD: Machine =
 pub static MATRIX_OTHERS_IOMMUFD: Machine =
     Machine { name: "matrix-others-iommufd", about: "as matrix-others, with iommufd", iommufd: true, ..MATRIX_OTHERS };
 
+/// Two NICs that a guest can own, each on a wire with one of the host's: what comes in on one wire reaches the other only by
+/// way of a guest.
+pub static SERVICE: Machine = Machine {
+    name: "service",
+    about: "systemd; e1000e twins at 01:00.0 and 02:00.0, each wired to a virtio NIC of the host's, at 00:06.0 and 00:07.0",
+    init: Init::Systemd,
+    devices: &[
+        ROOT_PORT_1,
+        ROOT_PORT_2,
+        "-netdev hubport,hubid=1,id=net1 -device e1000e,id=nic1,netdev=net1,bus=rp1,mac=52:54:00:00:00:01",
+        "-netdev hubport,hubid=2,id=net2 -device e1000e,id=nic2,netdev=net2,bus=rp2,mac=52:54:00:00:00:02",
+        "-netdev hubport,hubid=1,id=net3 -device virtio-net-pci,id=nic3,netdev=net3,addr=6,mac=52:54:00:00:00:03",
+        "-netdev hubport,hubid=2,id=net4 -device virtio-net-pci,id=nic4,netdev=net4,addr=7,mac=52:54:00:00:00:04",
+    ],
+    // The others are udev's matter.
+    modules: &["kvm-amd"],
+    ..DEFAULT
+};
+
 /// All machines.
 pub static ALL: &[&Machine] = &[
     &DEFAULT,
@@ -301,6 +332,7 @@ pub static ALL: &[&Machine] = &[
     &MATRIX_NICS_IOMMUFD,
     &MATRIX_DRIVES_IOMMUFD,
     &MATRIX_OTHERS_IOMMUFD,
+    &SERVICE,
 ];
 
 /// The machine of that name.

@@ -12,17 +12,27 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::agent;
 use crate::scenarios::matrix::rows;
 use crate::setup::{Image, name, tools};
-use machines::{Iommu, Machine};
+use machines::{Init, Iommu, Machine};
 
 /// Console of L1 in the run's folder.
 pub const L1_CONSOLE: &str = "l1-console.log";
 /// Standard output and error of QEMU in the run's folder.
 pub const L0_LOG: &str = "l0-qemu.log";
+/// L1's root file system in the run's folder, where it outlives a boot, and its size, MiB; it takes what is written to it.
+pub const L1_ROOT: &str = "l1-root.ext4";
+const L1_ROOT_MIB: u64 = 4096;
+/// Kernel options of a machine with systemd: it has one identity, no question is asked at its first boot, and nobody logs
+/// in on its console.
+const SYSTEMD_OPTIONS: &str = "lab_systemd systemd.unit=multi-user.target systemd.firstboot=off \
+     systemd.machine_id=6c61622d70617373746872752d6c3100 systemd.mask=serial-getty@ttyS0.service \
+     systemd.mask=serial-getty@hvc0.service systemd.mask=getty@tty1.service systemd.mask=getty-static.service systemd.mask=apt-daily.timer \
+     systemd.mask=apt-daily-upgrade.timer systemd.mask=e2scrub_all.timer systemd.mask=e2scrub_reap.service \
+     systemd.mask=fstrim.timer systemd.mask=dpkg-db-backup.timer";
 /// How long QEMU may take to make its sockets.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
@@ -39,6 +49,9 @@ impl L0 {
     pub fn start(image: &Image, machine: &Machine, folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder.join("share"))?;
         let log = File::create(folder.join(L0_LOG))?;
+        if machine.init == Init::Systemd && !folder.join(L1_ROOT).exists() {
+            make_root(image, &folder.join(L1_ROOT))?;
+        }
         let mut words = tools::loader(&image.tree);
         words.push(image.images.join(name::QEMU).display().to_string());
         words.extend(arguments(image, machine));
@@ -103,6 +116,13 @@ impl L0 {
         }
     }
 
+    /// Ends the PC as a power cut does.
+    pub fn power_off(&mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+
     /// Where the consoles are.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -158,6 +178,12 @@ fn arguments(image: &Image, machine: &Machine) -> Vec<String> {
         );
     }
     let mut words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+    if machine.init == Init::Systemd {
+        words.push("-drive".into());
+        // What QEMU was told to write is with the host: a power cut loses what L1 has not written yet, as on a real drive.
+        words.push(format!("file={L1_ROOT},format=raw,if=none,id=root,discard=unmap"));
+        words.extend(["-device".into(), "virtio-blk-pci,drive=root,addr=1a".into()]);
+    }
     let drive = format!("{images}/{}", name::NVME);
     let devices = machine.devices.iter().map(|argument| (*argument).to_owned()).chain(rows::arguments(machine.rows));
     for argument in devices {
@@ -169,12 +195,24 @@ fn arguments(image: &Image, machine: &Machine) -> Vec<String> {
     // iomem=relaxed: the agent looks after the local APICs (agent/waker.rs).
     // no_timer_check: on a busy L0 no timer interrupt may come in the short time of the kernel's check, which is a panic.
     words.push(format!(
-        "console=ttyS0 quiet panic=-1 mitigations=off nokaslr nmi_watchdog=0 no_timer_check iomem=relaxed {} nvme_core.multipath=N {} lab_modules={}",
+        "console=ttyS0 quiet panic=-1 mitigations=off nokaslr nmi_watchdog=0 no_timer_check iomem=relaxed {} nvme_core.multipath=N {} {} lab_modules={}",
         stall::KERNEL_OPTIONS,
         machine.iommu.kernel_options(),
+        match machine.init {
+            Init::Lab => "",
+            Init::Systemd => SYSTEMD_OPTIONS,
+        },
         modules.join(",")
     ));
     words
+}
+
+/// An empty file system for what L1 writes.
+fn make_root(image: &Image, file: &Path) -> Result<()> {
+    File::create(file)?.set_len(L1_ROOT_MIB << 20)?;
+    let output = tools::command(&image.tree, "/usr/sbin/mkfs.ext4").arg("-q").arg(file).output()?;
+    ensure!(output.status.success(), "mkfs.ext4: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 #[cfg(test)]
@@ -189,7 +227,8 @@ mod tests {
             let has = |text: &str| words.iter().any(|w| w.contains(text));
             assert_eq!(has("-iommu"), machine.iommu != Iommu::None);
             assert!(!has("{drive}"), "{}", machine.name);
-            assert!(has("lab_modules=kvm-amd,vfio-pci"), "{}", machine.name);
+            assert!(has("lab_modules=kvm-amd"), "{}", machine.name);
+            assert_eq!(has("lab_systemd"), has(L1_ROOT), "{}", machine.name);
         }
     }
 }

@@ -19,8 +19,8 @@ pub use session::Session;
 pub use state::State;
 
 use crate::agent::protocol::{Answer, Command, Op, Output};
-use crate::l0::L0;
-use crate::l0::machines::{Clock, Machine};
+use crate::l0::machines::{Clock, Init, Machine};
+use crate::l0::{L0, L0_LOG, L1_CONSOLE};
 use crate::setup::Image;
 use client::Client;
 
@@ -28,6 +28,8 @@ use client::Client;
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// The same of a PC that counts instructions.
 const COUNTING_BOOT_LIMIT: Duration = Duration::from_secs(300);
+/// The same where systemd comes first.
+const SYSTEMD_BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// How long QEMU may take to end after it has closed its sockets.
 const EXIT_LIMIT: Duration = Duration::from_secs(2);
 /// Real time that an answer may be late after its own limit.
@@ -53,6 +55,9 @@ pub struct L1 {
     l0: L0,
     agent: Client,
     machine: &'static Machine,
+    image: Image,
+    /// Boots of this PC that are over.
+    boots: u32,
     jobs: u64,
     scripts: u64,
     /// When the present scenario's time is over.
@@ -96,20 +101,41 @@ impl L1 {
             std::fs::copy(passthru, bin.join("passthru"))
                 .with_context(|| format!("cannot copy {}", passthru.display()))?;
         }
-        let mut l0 = L0::start(image, machine, folder)?;
-        let limit = if machine.clock == Clock::Host { BOOT_LIMIT } else { COUNTING_BOOT_LIMIT };
-        let mut agent = Client::new(l0.connect("agent.sock")?);
-        if let Err(e) = agent.ask(Op::Ping, limit) {
-            // A PC that has ended will do so again: no stall.
-            match l0.ended_within(EXIT_LIMIT) {
-                Some(status) => bail!("L0's QEMU ended before L1 was up: {status}"),
-                None => {
-                    eprint!("{}", l0.stall());
-                    return Err(e);
-                }
-            }
+        let (l0, agent) = switch_on(image, machine, folder)?;
+        let image = image.clone();
+        Ok(Self { l0, agent, machine, image, boots: 0, jobs: 0, scripts: 0, deadline: None })
+    }
+
+    /// Reboots L1, as its user does: its system goes down in order first, within `limit`. Only for machines with systemd.
+    pub fn reboot(&mut self, limit: Duration) -> Result<()> {
+        let limit = self.within(limit)?;
+        // Later than the agent's answer, since the agent goes down first.
+        self.start("sleep 1; exec systemctl --no-block reboot")?;
+        let Some(status) = self.l0.ended_within(limit) else {
+            bail!("L1 has not gone down within {} s", limit.as_secs());
+        };
+        ensure!(status.success(), "L0's QEMU ended with {status}");
+        self.boot_again()
+    }
+
+    /// Takes L1's power away in the midst of what it does, and gives it back: what it has not written to its root is lost.
+    /// Only for machines with systemd.
+    pub fn power_cut(&mut self) -> Result<()> {
+        self.l0.power_off()?;
+        self.boot_again()
+    }
+
+    /// Switches the same PC on again. Background commands and guests are gone.
+    fn boot_again(&mut self) -> Result<()> {
+        ensure!(self.machine.init == Init::Systemd, "{} keeps nothing over a boot", self.machine.name);
+        self.boots += 1;
+        let folder = self.folder().to_owned();
+        for console in [L1_CONSOLE, L0_LOG] {
+            let (name, extension) = console.rsplit_once('.').unwrap_or((console, "log"));
+            std::fs::rename(folder.join(console), folder.join(format!("{name}-boot{}.{extension}", self.boots)))?;
         }
-        Ok(Self { l0, agent, machine, jobs: 0, scripts: 0, deadline: None })
+        (self.l0, self.agent) = switch_on(&self.image, self.machine, &folder)?;
+        Ok(())
     }
 
     /// The PC under this L1.
@@ -307,6 +333,28 @@ impl L1 {
     pub fn kill_all(&mut self) -> Result<()> {
         self.agent.ask(Op::KillAll, COMMAND_LIMIT).map(drop)
     }
+}
+
+/// Starts a PC and waits for the agent of its L1.
+fn switch_on(image: &Image, machine: &Machine, folder: &Path) -> Result<(L0, Client)> {
+    let mut l0 = L0::start(image, machine, folder)?;
+    let limit = match (machine.clock, machine.init) {
+        (Clock::Instructions, _) => COUNTING_BOOT_LIMIT,
+        (Clock::Host, Init::Systemd) => SYSTEMD_BOOT_LIMIT,
+        (Clock::Host, Init::Lab) => BOOT_LIMIT,
+    };
+    let mut agent = Client::new(l0.connect("agent.sock")?);
+    if let Err(e) = agent.ask(Op::Ping, limit) {
+        // A PC that has ended will do so again: no stall.
+        match l0.ended_within(EXIT_LIMIT) {
+            Some(status) => bail!("L0's QEMU ended before L1 was up: {status}"),
+            None => {
+                eprint!("{}", l0.stall());
+                return Err(e);
+            }
+        }
+    }
+    Ok((l0, agent))
 }
 
 fn shell(text: &str) -> Command {

@@ -23,7 +23,7 @@ for p in /proc/[0-9]*; do
     [ "$pid" = $$ ] || echo "process $pid ${exe##*/}"
 done
 awk '{ if ($2 != "/sys/kernel/tracing") print "mount", $2 }' /proc/mounts
-grep -H . /sys/module/vfio_pci/refcnt /sys/module/kvm_amd/refcnt 2>/dev/null
+grep -sH . /sys/module/vfio_pci/refcnt /sys/module/kvm_amd/refcnt || true
 "#;
 
 impl State {

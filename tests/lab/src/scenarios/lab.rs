@@ -6,14 +6,20 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::steps::{self, DRIVE, NIC};
-use crate::l0::L1_CONSOLE;
+use crate::l0::{L1_CONSOLE, machines};
 use crate::l1::{Guest, L1, Stalled, Vmm};
 use crate::scenario::{Lab, Scenario};
+
+/// The second of the two NICs that are alike, on the machine with systemd.
+const TWIN: &str = "02:00.0";
+/// How long L1 may take to go down in order.
+const REBOOT_LIMIT: Duration = Duration::from_secs(120);
 
 pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("lab-self-check", self_check).without_passthru(),
     Scenario::new("lab-records-a-stall", records_a_stall).exclusive().without_passthru(),
     Scenario::new("lab-records-a-guest-that-stalls", guest_stalls),
+    Scenario::new("lab-keeps-its-root", keeps_its_root).on(&machines::SERVICE).exclusive().without_passthru(),
 ];
 
 /// Gives a device to vfio-pci with nothing but sysfs.
@@ -47,6 +53,31 @@ fn self_check(lab: &mut Lab) -> Result<()> {
     }
     steps::check_work(&ended, &lab.server.sum, &read)?;
     steps::check_written(lab.l1, &ended)
+}
+
+/// The PC with systemd is up with all its units, its drivers came by udev, and its root outlives a reboot and a power cut,
+/// which ends what runs at once.
+fn keeps_its_root(lab: &mut Lab) -> Result<()> {
+    let l1 = &mut *lab.l1;
+    let settled = |l1: &mut L1| -> Result<()> {
+        let state = l1.sh("udevadm settle; systemctl is-system-running --wait")?;
+        ensure!(state.stdout.trim() == "running", "{}", l1.sh("systemctl --failed; journalctl -b -p err")?.stdout);
+        for bdf in [NIC, TWIN] {
+            ensure!(steps::driver(l1, bdf)? == "e1000e", "udev has not loaded the driver of {bdf}");
+        }
+        Ok(())
+    };
+    settled(l1)?;
+    l1.ok("cat /proc/sys/kernel/random/boot_id > /root/first; sync")?;
+    l1.reboot(REBOOT_LIMIT)?;
+    settled(l1)?;
+    l1.ok("! cmp -s /root/first /proc/sys/kernel/random/boot_id && cat /proc/sys/kernel/random/boot_id > /root/second && sync")?;
+    l1.start("sleep 1000")?;
+    l1.power_cut()?;
+    settled(l1)?;
+    l1.ok("[ -s /root/first ] && [ -s /root/second ] && ! cmp -s /root/second /proc/sys/kernel/random/boot_id")?;
+    l1.fails("pgrep sleep", 1)?;
+    Ok(())
 }
 
 /// The record names both processors, and the kernel's last words have every task's stack: that of one that sleeps too.

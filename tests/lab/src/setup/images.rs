@@ -31,6 +31,7 @@ pub fn build(tree: &Path, own: &Path, to: &Path) -> Result<()> {
         let l1 = initramfs(tree, &modules, recipe::L1_INIT, recipe::L1_MODULES, |a| {
             a.link("sbin", "bin");
             a.file("pid1", 0o755, recipe::L1_PID1.as_bytes());
+            a.file("lab-agent.service", 0o644, recipe::L1_AGENT_UNIT.as_bytes());
             Ok(())
         })?;
         fs::write(to.join(file), l1)?;

@@ -8,6 +8,7 @@ pub const SUITE: &str = "trixie";
 
 /// Packages on top of mmdebstrap's `minbase`.
 pub const PACKAGES: &[&str] = &[
+    "acl",
     "alsa-utils",
     "busybox-static",
     "e2fsprogs",
@@ -26,6 +27,8 @@ pub const PACKAGES: &[&str] = &[
     "qemu-utils",
     "socat",
     "strace",
+    "systemd-sysv",
+    "udev",
     "usbutils",
     "util-linux",
     "xz-utils",
@@ -51,10 +54,21 @@ pub const EXCLUDED: &[&str] = &[
 pub const NO_INITRAMFS_HOOK: &str = "mkdir -p \"$1/etc/initramfs-tools\" \
      && echo update_initramfs=no > \"$1/etc/initramfs-tools/update-initramfs.conf\"";
 
-/// Modules of L1's initramfs: what it takes to reach the tree over 9p, and those that
+/// Modules of L1's initramfs: what it takes to reach the tree over 9p and a drive of L1's own, and those that
 /// machines load at start, which take seconds when xz has to unpack them under emulation.
-pub const L1_MODULES: &[&str] =
-    &["9pnet_virtio", "9p", "overlay", "kvm-amd", "vfio-pci", "vfio_iommu_type1", "e1000e", "nvme"];
+pub const L1_MODULES: &[&str] = &[
+    "9pnet_virtio",
+    "9p",
+    "overlay",
+    "virtio_blk",
+    "ext4",
+    "crc32c_generic",
+    "kvm-amd",
+    "vfio-pci",
+    "vfio_iommu_type1",
+    "e1000e",
+    "nvme",
+];
 
 /// Modules of the plain L2 initramfs.
 pub const L2_MODULES: &[&str] = &["e1000e", "nvme"];
@@ -92,6 +106,8 @@ pub const L2_FAT_FILES: &[&str] =
 pub const L1_INIT: &str = include_str!("l1-initramfs.sh");
 /// Process 1 of L1 once it stands on the tree.
 pub const L1_PID1: &str = include_str!("l1-pid1.sh");
+/// Unit of the lab's agent, where systemd is process 1 instead.
+pub const L1_AGENT_UNIT: &str = include_str!("lab-agent.service");
 /// First program of L2.
 pub const L2_INIT: &str = include_str!("l2-init.sh");
 
@@ -121,7 +137,7 @@ pub fn own_modules_key() -> String {
 /// Key of the kernels and initramfs images, which are made from the tree and the modules.
 pub fn images_key() -> String {
     key(&[
-        &[&own_modules_key(), &IMAGES_VERSION.to_string(), L1_INIT, L1_PID1, L2_INIT],
+        &[&own_modules_key(), &IMAGES_VERSION.to_string(), L1_INIT, L1_PID1, L1_AGENT_UNIT, L2_INIT],
         L1_MODULES,
         L2_MODULES,
         L2_FAT_MODULES,
