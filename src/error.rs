@@ -285,6 +285,11 @@ codes! {
         "`passthru bind --vm NAME --grant USER` lets a user without any rights open exactly the nodes of one VM: /dev/kvm, the \
          IOMMU groups or device nodes, /dev/vfio/vfio and /dev/iommu. An access control list (`getfacl NODE`) says so, and \
          `passthru release --vm NAME` takes it back.";
+    NotReserved = 70, Host, "a reserved device is on a host driver",
+        "`reserve = true` in /etc/passthru/devices.d keeps a device for vfio-pci: udev sets its driver_override when the kernel \
+         announces it. A driver that is built into the kernel, or was loaded in an initramfs without passthru's rules, has it \
+         before that. So has a device that is plugged in, and a virtual function, while its driver is loaded. `passthru bind` \
+         takes it from there.";
     ControlFailed = 75, Host, "a running guest does not answer",
         "`passthru ctl` and `passthru list` speak with the process of the guest by its control socket. It refused the \
          connection, closed it, or did not answer in time: it may be ending, or stuck in the kernel with a device. Its own \

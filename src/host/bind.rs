@@ -265,7 +265,8 @@ fn in_use_error(device: &PciDevice, uses: &[Use], companions: &[Verdict]) -> Err
         .fix("stop that use first (unmount, swapoff, move the route to another interface, end the program)")
 }
 
-fn load_vfio_pci(host: &Host) -> Result<()> {
+/// `Code::NoVfio` if it cannot be loaded.
+pub(super) fn load_vfio_pci(host: &Host) -> Result<()> {
     let folder = host.sys("bus/pci/drivers").join(VFIO_PCI);
     if folder.exists() {
         return Ok(());

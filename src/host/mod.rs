@@ -7,7 +7,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`pci`], [`group`], [`usb`] | facts from sysfs: PCI functions, IOMMU groups, USB devices (kernel: Documentation/ABI/testing) |
-//! | [`names`] | names that stay when addresses move: /etc/passthru/devices.d |
+//! | [`names`], [`reserve`] | names that stay when addresses move (/etc/passthru/devices.d); devices that are kept for vfio-pci |
 //! | [`usage`] | what the host uses a function for: mounts, swap, holders, routes |
 //! | [`busy`], [`viable`] | who holds a group; what keeps a group from being handed out |
 //! | [`check`] | which error a failed open or VFIO request really is |
@@ -50,6 +50,7 @@ pub mod quirks;
 mod read;
 mod record;
 pub mod release;
+pub mod reserve;
 pub mod reset;
 pub mod setting;
 pub mod survey;

@@ -6,6 +6,7 @@
 mod docs;
 mod generated;
 mod golden;
+mod packaging;
 mod service;
 
 /// Name of the golden file, and the words after `passthru`.

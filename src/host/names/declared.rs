@@ -32,7 +32,7 @@ pub struct Declared {
     /// Whether vfio-pci gets it before any host driver does.
     pub reserve: bool,
     /// The VM that is started when it appears.
-    pub start: Option<String>,
+    pub start: Option<Name>,
 }
 
 /// By what a device is known.
@@ -137,7 +137,7 @@ impl Table {
             all_functions: self.all_functions || (whole && known_by.function.is_none()),
             known_by,
             reserve: self.reserve,
-            start: self.start.map(|name| name.to_string()),
+            start: self.start,
         })
     }
 }

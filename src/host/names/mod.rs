@@ -15,7 +15,7 @@ use crate::error::{Code, Error, Result};
 
 mod declared;
 mod identity;
-mod resolve;
+pub(super) mod resolve;
 
 pub use declared::Declared;
 pub(super) use identity::Noted;
@@ -133,6 +133,7 @@ impl Host {
             }
             Err(error) => Finding::warn(Subject::Host, &error),
         }));
+        findings.extend(self.check_reserved(&all, &identities).iter().map(|it| Finding::warn(Subject::Host, it)));
         findings
     }
 

@@ -1,4 +1,4 @@
-//! What was prepared for a VM, noted in /run/passthru/vms before each step.
+//! What was prepared for a VM, noted in /run/passthru/prepared before each step.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -52,7 +52,7 @@ impl Prepared {
 
 impl Host {
     fn vm_folder(&self) -> PathBuf {
-        self.run("vms")
+        self.run("prepared")
     }
 
     /// What is noted of a VM.

@@ -144,7 +144,7 @@ fn a_note_that_names_other_files_is_not_believed() {
         let path = path.replace("DEV", &tree.host().dev("").display().to_string());
         let note =
             format!(r#"{{"version":1,"vm":"a","devices":[],"user":1,"nodes":[{{"path":{path:?},"former":null}}]}}"#);
-        tree.file("run/passthru/vms/a.json", &note);
+        tree.file("run/passthru/prepared/a.json", &note);
         assert_eq!(recover_all(&tree.host()).unwrap().failed[0].error.code(), Code::JournalUnusable, "{path}");
     }
 }
