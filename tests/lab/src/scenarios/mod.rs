@@ -14,6 +14,7 @@ pub mod lab;
 mod lifecycle;
 mod main_job;
 pub mod matrix;
+mod placement;
 mod resets;
 mod rom;
 mod seen;
@@ -34,6 +35,7 @@ static TABLES: &[&[Scenario]] = &[
     faults::SCENARIOS,
     lifecycle::SCENARIOS,
     start::SCENARIOS,
+    placement::SCENARIOS,
     errors::SCENARIOS,
     groups::SCENARIOS,
     host::SCENARIOS,
