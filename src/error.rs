@@ -311,6 +311,13 @@ codes! {
         "With --cpu-placement the interrupts of a guest's devices go to CPUs beside those of the guest, through \
          /proc/irq/N/smp_affinity_list. Only root may write there. Where they are not moved, or irqbalance moves them back, \
          the guest works and its virtual CPUs are stopped by them now and then.";
+    DisplayService = 83, Host, "the display's service cannot be stopped or started",
+        "`passthru bind --profile single-gpu` stops the display manager, and every other service that has the graphics card \
+         open, before it takes the card; `release` starts them again. systemd must know them. A desktop that was started by \
+         hand from a console is none of its services: log out of it first.";
+    NotADisplay = 84, Usage, "the device is no display device",
+        "`passthru bind --profile single-gpu` is for the graphics card that shows the host's desktop. The other functions of its \
+         IOMMU group are taken with it, and need no profile.";
 }
 
 impl Code {

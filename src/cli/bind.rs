@@ -1,13 +1,16 @@
 //! `passthru bind`: devices from their host drivers to vfio-pci.
 
+use std::cell::RefCell;
+
 use clap::{ArgAction, Args, Command, ValueEnum};
 use nix::unistd::User;
 use serde::Serialize;
 
 use super::vm_file::Vm;
 use super::{Platform, output};
+use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result};
-use crate::host::bind::{BindOptions, Bound};
+use crate::host::bind::{self, BindOptions, Bound, Planned};
 use crate::host::names::DeviceRef;
 use crate::host::reset::Method;
 use crate::host::setting::{MAX_VLAN, Mac, Request, VfAttribute};
@@ -38,6 +41,13 @@ pub(super) struct BindArgs {
     /// those that are not named are held on vfio-pci
     #[arg(long, value_name = "WHICH", default_value = "named")]
     group: Group,
+    /// single-gpu: take the only graphics card of this machine, with its group. Stops the display manager and every service
+    /// that has the card open, and takes the consoles off it; `passthru release` brings all of it back
+    #[arg(long, value_name = "PROFILE", conflicts_with = "vm")]
+    profile: Option<Profile>,
+    /// Print the steps, and do none
+    #[arg(long, conflicts_with = "vm")]
+    dry_run: bool,
     /// Ethernet address of a virtual function
     #[arg(long, value_name = "MAC", help_heading = SETTINGS)]
     vf_mac: Option<Mac>,
@@ -61,6 +71,8 @@ pub(super) struct BindArgs {
     json: bool,
 }
 
+/// Base class of display devices.
+const CLASS_DISPLAY: u32 = 0x03;
 const SETTINGS: &str = "Settings of one device, put back by `passthru release`";
 /// Number of BARs.
 const BARS: u8 = 6;
@@ -70,6 +82,12 @@ const BARS: u8 = 6;
 enum Group {
     Named,
     Auto,
+}
+
+/// What `--profile` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Profile {
+    SingleGpu,
 }
 
 fn on_off(text: &str) -> Result<bool, String> {
@@ -119,9 +137,46 @@ pub(super) fn execute(args: &BindArgs, syntax: &Command, platform: &dyn Platform
         return Err(Error::new(Code::Usage, "settings are for one device, and several are named")
             .fix("`passthru bind` once for each device that is to have settings of its own"));
     }
-    let group = args.group == Group::Auto;
+    let group = args.group == Group::Auto || args.profile.is_some();
     let options = BindOptions { force: args.force, group, named: devices.clone(), requests };
-    output::each(&devices, args.json, |&device| host::bind(host, device, &options), text)
+    let displays = |bdf: &Bdf| host.device(*bdf).is_ok_and(|device| device.class >> 16 == CLASS_DISPLAY);
+    let any_display = devices.iter().any(displays);
+    let options_for = |bdf: &Bdf| {
+        let mut options = options.clone();
+        // Where no display is named, the first device is refused for it.
+        if args.profile.is_some() && (displays(bdf) || !any_display) {
+            options.requests.push(Request::StopDisplay);
+        }
+        options
+    };
+    if args.dry_run {
+        return output::each(&devices, args.json, |bdf| bind::steps(host, *bdf, &options_for(bdf)), planned_text);
+    }
+    let taken = RefCell::new(Vec::new());
+    let bind = |bdf: &Bdf| match host::bind(host, *bdf, &options_for(bdf)) {
+        Ok(bound) => {
+            taken.borrow_mut().extend(bound.changed.then_some(*bdf));
+            Ok(bound)
+        }
+        // A screen that stays dark is worse than a card without its guest.
+        Err(error) if args.profile.is_some() => {
+            Err(taken.take().iter().rev().fold(error, |error, bdf| match host::release(host, *bdf) {
+                Ok(_) => error.evidence(format!("{bdf}, which was bound before it, is given back")),
+                Err(second) => error.evidence(format!("and giving {bdf} back failed: {}", second.cause())),
+            }))
+        }
+        Err(error) => Err(error),
+    };
+    output::each(&devices, args.json, bind, text)
+}
+
+/// The steps that `bind` would do.
+fn planned_text(planned: &Planned) -> String {
+    let heading = format!("{} {}\n", planned.device.bdf, planned.device.name());
+    match planned.steps.len() {
+        0 => format!("{heading}  nothing is to be done\n"),
+        _ => planned.steps.iter().fold(heading, |text, step| text + &format!("  {step}\n")),
+    }
 }
 
 /// `bind --vm`: all devices of a VM, and the nodes for its user.

@@ -96,6 +96,37 @@ pub fn bind(host: &Host, bdf: Bdf, options: &BindOptions) -> Result<Bound> {
     Ok(bound)
 }
 
+/// What `bind` would do with a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Planned {
+    /// The device as it is now.
+    pub device: PciDevice,
+    /// The steps in their order; `release` undoes them in the reverse one.
+    pub steps: Vec<String>,
+}
+
+/// What [`bind`] would do, without doing it.
+///
+/// Errors: those of [`bind`] that can be found out before.
+pub fn steps(host: &Host, bdf: Bdf, options: &BindOptions) -> Result<Planned> {
+    let (candidate, mates) = examine_all(host, bdf, options)?;
+    let mut steps = Vec::new();
+    for (of, held) in std::iter::once((&candidate, "")).chain(mates.iter().map(|mate| (mate, ", held for it"))) {
+        let said = |first: bool| {
+            let settings = of.settings.iter().filter(move |setting| setting.comes_first() == first);
+            settings.filter(|setting| setting.now(host, of.device.bdf).ok().as_ref() != Some(setting))
+        };
+        let on_vfio = of.device.on_vfio();
+        steps.extend(said(true).filter(|_| !on_vfio).map(Setting::to_string));
+        steps.extend(said(false).map(Setting::to_string));
+        if !on_vfio {
+            let former = of.device.driver.as_deref().unwrap_or("no driver");
+            steps.push(format!("{}: {former} -> {VFIO_PCI}{held}", of.device.bdf));
+        }
+    }
+    Ok(Planned { device: candidate.device, steps })
+}
+
 fn bind_one(host: &Host, journal: &Journal, candidate: Candidate, held_for: Option<Bdf>) -> Result<Bound> {
     let Candidate { device, companions, settings } = candidate;
     let bdf = device.bdf;
@@ -133,7 +164,15 @@ fn bind_one(host: &Host, journal: &Journal, candidate: Candidate, held_for: Opti
     entry.held_for = held_for;
     entry.noted = host.noted_of(bdf, entry.ids);
     let mut change = Change::new(host, journal, entry.clone());
-    let taken = change.take(&settings).and_then(|()| host.refuse_held_memory(&device));
+    let unused = || match settings.iter().any(|setting| matches!(setting, Setting::Service(_))) {
+        // Its programs were the reason to stop the services. Whatever else uses it has been asked for before.
+        true => {
+            host.wait_until_closed(&device);
+            refuse_in_use(host, &device)
+        }
+        false => Ok(()),
+    };
+    let taken = change.take(&settings, unused).and_then(|()| host.refuse_held_memory(&device));
     if let Err(error) = taken {
         if error.code() == Code::Stuck {
             // The kernel may still do what it was asked for: the journal keeps the step, and `recover` undoes it then.
@@ -213,10 +252,12 @@ fn examine(host: &Host, bdf: Bdf, options: &BindOptions) -> Result<Candidate> {
     host.refuse_bridge(&device)?;
     host.refuse_quarantined(&device)?;
     let companions = companions(host, &device)?;
-    if !options.force {
-        refuse_in_use(host, &device)?;
-    }
     let settings = host.settings_for(&device, &options.requests)?;
+    if !options.force {
+        // What has the display open ends with its services: that is seen when they are stopped.
+        let ends = settings.iter().any(|setting| matches!(setting, Setting::Service(_)));
+        refuse_uses(host, &device, |used| !ends || !matches!(used, Use::Opened { .. }))?;
+    }
     Ok(Candidate { device, companions, settings })
 }
 
@@ -234,8 +275,13 @@ impl Host {
 
 /// `Code::InUse` if the host needs the device.
 pub(super) fn refuse_in_use(host: &Host, device: &PciDevice) -> Result<()> {
+    refuse_uses(host, device, |_| true)
+}
+
+/// `Code::InUse` if the host needs the device for something that `counts`.
+fn refuse_uses(host: &Host, device: &PciDevice, counts: impl Fn(&Use) -> bool) -> Result<()> {
     let uses = host.uses(device.bdf);
-    if uses.iter().any(Use::is_vital) {
+    if uses.iter().any(|used| used.is_vital() && counts(used)) {
         return Err(in_use_error(device, &uses, &companions(host, device)?));
     }
     Ok(())

@@ -59,7 +59,8 @@ pub fn write_from_input(file: &Path) -> u8 {
     }
 }
 
-fn write_here(file: &Path, value: &str) -> io::Result<()> {
+/// Writes in this process.
+pub(super) fn write_here(file: &Path, value: &str) -> io::Result<()> {
     let mut attribute = std::fs::OpenOptions::new().write(true).open(file)?;
     let written = attribute.write(value.as_bytes())?;
     if written == value.len() { Ok(()) } else { Err(ErrorKind::WriteZero.into()) }

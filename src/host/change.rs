@@ -29,11 +29,12 @@ impl<'a> Change<'a> {
     }
 
     /// Brings the device to vfio-pci, and the settings to what they are to be. On an error everything is somewhere
-    /// between: call [`Change::give_back`].
-    pub(super) fn take(&mut self, settings: &[Setting]) -> Result<()> {
+    /// between: call [`Change::give_back`]. `unused` is asked when all is done that comes before the driver's end.
+    pub(super) fn take(&mut self, settings: &[Setting], unused: impl Fn() -> Result<()>) -> Result<()> {
         for setting in settings.iter().filter(|setting| setting.comes_first()) {
             self.change(setting)?;
         }
+        unused()?;
         // The override comes first: with it set, nothing else can bind the device once it has lost its driver.
         self.set_override(Step::SetOverride, Some(VFIO_PCI))?;
         self.unbind(Step::Unbind)?;

@@ -8,12 +8,17 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use super::setting::VfAttribute;
 use super::setting::netlink::{self, VfState};
 use super::{acl, bounded};
 
-/// Where `modprobe` is, in the order in which it is looked for. PATH is not trusted: units and hooks run without one.
+/// Where `systemctl` is, in the order in which it is looked for. PATH is not trusted: units and hooks run without one.
+const SYSTEMCTL: [&str; 2] = ["/usr/bin/systemctl", "/bin/systemctl"];
+/// How long a service may take: systemd itself ends one after 90 s (DefaultTimeoutStopSec=), and needs a moment for that.
+const SERVICE_LIMIT: Duration = Duration::from_secs(120);
+/// Where `modprobe` is.
 const MODPROBE: [&str; 3] = ["/usr/sbin/modprobe", "/sbin/modprobe", "/usr/bin/modprobe"];
 
 /// Likewise `udevadm`; and what is there where udev runs.
@@ -25,6 +30,12 @@ const SETTLE_SECONDS: u32 = 10;
 pub trait Effects: fmt::Debug + Send + Sync {
     /// Writes `value` to an attribute that exists, in one write(2), as sysfs demands.
     fn write(&self, file: &Path, value: &str) -> io::Result<()>;
+
+    /// As [`Effects::write`], for attributes behind which is no driver that could block: without a child.
+    fn write_quickly(&self, file: &Path, value: &str) -> io::Result<()>;
+
+    /// Starts or stops a service of systemd, and waits until that is done.
+    fn service(&self, unit: &str, start: bool) -> io::Result<()>;
 
     /// Loads a kernel module with what it needs. Built-in ones succeed.
     fn load_module(&self, name: &str) -> io::Result<()>;
@@ -54,15 +65,16 @@ impl Effects for RealEffects {
         bounded::write(file, value)
     }
 
+    fn write_quickly(&self, file: &Path, value: &str) -> io::Result<()> {
+        bounded::write_here(file, value)
+    }
+
+    fn service(&self, unit: &str, start: bool) -> io::Result<()> {
+        run(&SYSTEMCTL, &[if start { "start" } else { "stop" }, "--", unit], SERVICE_LIMIT)
+    }
+
     fn load_module(&self, name: &str) -> io::Result<()> {
-        let modprobe = MODPROBE
-            .iter()
-            .find(|path| Path::new(path).exists())
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "modprobe is not installed"))?;
-        let mut command = Command::new(modprobe);
-        command.arg("--").arg(name);
-        let ended = bounded::run(command, "", bounded::LIMIT)?;
-        if ended.code == Some(0) { Ok(()) } else { Err(io::Error::other(ended.words)) }
+        run(&MODPROBE, &["--", name], bounded::LIMIT)
     }
 
     fn acl(&self, file: &Path) -> io::Result<(u32, Option<Vec<u8>>)> {
@@ -92,6 +104,18 @@ impl Effects for RealEffects {
     }
 }
 
+/// Runs the first of these programs that is there; what it says when it fails is the error.
+fn run(programs: &[&str], words: &[&str], limit: Duration) -> io::Result<()> {
+    let program = programs.iter().find(|path| Path::new(path).exists()).ok_or_else(|| {
+        let name = programs.first().and_then(|path| Path::new(path).file_name()).unwrap_or_default();
+        io::Error::new(io::ErrorKind::NotFound, format!("{} is not installed", name.display()))
+    })?;
+    let mut command = Command::new(program);
+    command.args(words);
+    let ended = bounded::run(command, "", limit)?;
+    if ended.code == Some(0) { Ok(()) } else { Err(io::Error::other(ended.words)) }
+}
+
 /// Changes nothing: for a copy of another machine's trees.
 #[derive(Debug)]
 pub struct NoEffects;
@@ -104,6 +128,14 @@ impl NoEffects {
 
 impl Effects for NoEffects {
     fn write(&self, _: &Path, _: &str) -> io::Result<()> {
+        Self::refuse()
+    }
+
+    fn write_quickly(&self, _: &Path, _: &str) -> io::Result<()> {
+        Self::refuse()
+    }
+
+    fn service(&self, _: &str, _: bool) -> io::Result<()> {
         Self::refuse()
     }
 

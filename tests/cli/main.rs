@@ -61,6 +61,7 @@ const CASES: &[(&str, &[&str])] = &[
     ("stray-word", &["run", "vmlinuz"]),
     ("serial-twice", &["run", "--serial", "stdio", "--serial", "null"]),
     ("flag-with-value", &["run", "--no-reboot=yes"]),
+    ("bind-bad-profile", &["bind", "01:00.0", "--profile", "two-gpus"]),
     ("bind-nothing", &["bind"]),
     ("bind-bad-address", &["bind", "01:00.8"]),
     ("write-attribute-absent", &["write-attribute", "/nonexistent/driver_override"]),

@@ -110,7 +110,7 @@ fn affinity(host: &Host, number: u32) -> Option<CpuSet> {
 }
 
 fn write(host: &Host, number: u32, cpus: &CpuSet) -> std::io::Result<()> {
-    host.effects().write(&file(host, number), &format!("{cpus}\n"))
+    host.effects().write_quickly(&file(host, number), &format!("{cpus}\n"))
 }
 
 fn left(device: Bdf, cpus: &CpuSet, why: String) -> Error {

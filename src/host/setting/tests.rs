@@ -315,3 +315,101 @@ fn a_member_that_cannot_be_held_gives_all_back() {
         refusal(&tree, PF, &BindOptions { group: true, ..BindOptions::default() });
     }
 }
+
+/// The display with a desktop on it: a display manager, a session, and a service of the driver's.
+fn desktop() -> TestTree {
+    let tree = display();
+    tree.pci("0000:02:00.1").class(0x040300).driver("snd_hda_intel").group(3).add();
+    tree.node(CARD, "drm/card0", "dri/card0");
+    tree.link("etc/systemd/system/display-manager.service", "/lib/systemd/system/gdm.service");
+    for (pid, name, group, unit) in [
+        (800, "gnome-shell", "0::/user.slice/user-1000.slice/session-2.scope", "gdm.service"),
+        (801, "persistenced", "0::/system.slice/persistenced.service", "persistenced.service"),
+    ] {
+        tree.process(pid, name, &[&tree.host().dev("dri/card0")]);
+        tree.file(format!("proc/{pid}/cgroup"), &format!("{group}\n"));
+        tree.file(format!("sys/fs/cgroup/system.slice/{unit}/cgroup.events"), "populated 1\n");
+        tree.kernel().ends_with(unit, pid);
+    }
+    tree
+}
+
+fn single_gpu() -> BindOptions {
+    BindOptions { group: true, ..with(&[Request::StopDisplay]) }
+}
+
+#[test]
+fn the_only_card_is_taken_from_the_desktop_and_given_back() {
+    let tree = desktop();
+    let before = tree.snapshot();
+    let refused = bind(&tree.host(), bdf(CARD), &BindOptions::default()).unwrap_err();
+    assert_eq!((refused.code(), tree.snapshot()), (Code::InUse, before.clone()));
+    let bound = bind(&tree.host(), bdf(CARD), &single_gpu()).unwrap();
+    assert_eq!(
+        bound.settings[..3],
+        ["gdm.service is stopped", "persistenced.service is stopped", "vtcon1 lets go of the consoles"]
+    );
+    assert_eq!(bound.held[0].bdf, bdf("0000:02:00.1"));
+    assert!(!bind(&tree.host(), bdf(CARD), &single_gpu()).unwrap().changed, "twice changes nothing");
+    release(&tree.host(), bdf(CARD)).unwrap();
+    let services = tree.kernel().writes().into_iter().filter(|(file, _)| file == "systemctl").map(|(_, what)| what);
+    let wanted = ["stop gdm.service", "stop persistenced.service", "start persistenced.service", "start gdm.service"];
+    assert!(services.eq(wanted), "{:?}", tree.kernel().writes());
+    assert_eq!(tree.snapshot(), before);
+}
+
+#[test]
+fn a_desktop_that_does_not_end_keeps_its_card() {
+    let tree = desktop();
+    tree.process(900, "startx", &[&tree.host().dev("dri/card0")]);
+    let before = tree.snapshot();
+    let error = bind(&tree.host(), bdf(CARD), &single_gpu()).unwrap_err();
+    assert_eq!(error.code(), Code::InUse);
+    assert!(error.to_string().contains("startx (process 900)"), "{error}");
+    assert_eq!(tree.snapshot(), before);
+}
+
+#[test]
+fn the_profile_is_for_displays_and_takes_no_other_use_for_one() {
+    let tree = desktop();
+    tree.net(CARD, "eth0");
+    tree.route("eth0", "00000000", "00000000");
+    assert_eq!(bind(&tree.host(), bdf(CARD), &single_gpu()).unwrap_err().code(), Code::InUse);
+    tree.pci(PF).driver("igb").group(1).add();
+    assert_eq!(bind(&tree.host(), bdf(PF), &single_gpu()).unwrap_err().code(), Code::NotADisplay);
+    assert!(tree.kernel().writes().is_empty());
+}
+
+#[test]
+fn the_desktop_comes_back_wherever_its_end_or_its_return_is_broken_off() {
+    let there_and_back = |tree: &TestTree| {
+        bind(&tree.host(), bdf(CARD), &single_gpu()).unwrap();
+        release(&tree.host(), bdf(CARD)).unwrap();
+    };
+    let kills = killed_anywhere(desktop, CARD, &single_gpu(), there_and_back);
+    assert!(kills >= 40, "only {kills} places to be killed at");
+    for number in 0..10 {
+        let tree = desktop();
+        tree.kernel().set_fault(Some(Fault::Refuse(number, libc::EIO)));
+        refusal(&tree, CARD, &single_gpu());
+    }
+}
+
+#[test]
+fn a_plan_tells_every_step_and_does_none() {
+    let tree = desktop();
+    let before = tree.snapshot();
+    let planned = crate::host::bind::steps(&tree.host(), bdf(CARD), &single_gpu()).unwrap();
+    assert_eq!(
+        planned.steps,
+        [
+            "gdm.service is stopped",
+            "persistenced.service is stopped",
+            "vtcon1 lets go of the consoles",
+            "efi-framebuffer.0 is drawn on no longer",
+            "0000:02:00.0: bochs-drm -> vfio-pci",
+            "0000:02:00.1: snd_hda_intel -> vfio-pci, held for it",
+        ]
+    );
+    assert_eq!(tree.snapshot(), before);
+}

@@ -49,6 +49,7 @@ struct State {
     vf: Vec<VfAttribute>,
     pool: Option<(u64, u64)>,
     acls: BTreeMap<PathBuf, Vec<u8>>,
+    of_services: BTreeMap<String, Vec<u32>>,
 }
 
 impl FakeKernel {
@@ -187,6 +188,11 @@ impl FakeKernel {
         fs::write(file, format!("{}\n", if wanted > now { wanted.min(most.max(now)) } else { wanted }))
     }
 
+    /// A process that ends when a service is stopped.
+    pub(crate) fn ends_with(&self, unit: &str, pid: u32) {
+        self.state.lock().of_services.entry(unit.to_owned()).or_default().push(pid);
+    }
+
     /// The pool of huge pages can have `first` pages, and `more` after each compaction.
     pub(crate) fn set_pool(&self, first: u64, more: u64) {
         self.state.lock().pool = Some((first, more));
@@ -257,6 +263,28 @@ impl Effects for FakeKernel {
         let name = file.strip_prefix(self.root.join("sys")).unwrap_or(file).display().to_string();
         state.writes.push((name, value.to_owned()));
         self.apply(&state, file, value)?;
+        if killed {
+            std::panic::panic_any(Killed);
+        }
+        Ok(())
+    }
+
+    fn write_quickly(&self, file: &Path, value: &str) -> io::Result<()> {
+        self.write(file, value)
+    }
+
+    fn service(&self, unit: &str, start: bool) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let killed = self.count(&mut state)?;
+        let verb = if start { "start" } else { "stop" };
+        state.writes.push(("systemctl".to_owned(), format!("{verb} {unit}")));
+        let events = self.root.join("sys/fs/cgroup/system.slice").join(unit).join("cgroup.events");
+        fs::write(events, format!("populated {}\n", u8::from(start)))?;
+        if !start {
+            for pid in state.of_services.remove(unit).unwrap_or_default() {
+                fs::remove_dir_all(self.root.join(format!("proc/{pid}")))?;
+            }
+        }
         if killed {
             std::panic::panic_any(Killed);
         }

@@ -20,6 +20,7 @@ pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("host-hot-reset", hot_reset).on(&machines::MULTI_FUNCTION),
     Scenario::new("host-group-auto", group_auto).on(&machines::MULTI_FUNCTION),
     Scenario::new("host-boot-console", boot_console).on(&machines::DISPLAY),
+    Scenario::new("host-single-gpu", single_gpu).on(&machines::DISPLAY),
 ];
 
 /// The display device of the machine with one.
@@ -220,10 +221,41 @@ fn group_auto(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
+/// How many consoles are drawn on a framebuffer.
+const DRAWN: &str = "grep -l 'frame buffer' /sys/class/vtconsole/*/name | xargs -r dirname \
+    | while read at; do cat $at/bind; done | grep -c 1";
+
+/// The profile for the only card, on a PC without a display manager: a program that has the card open keeps it, the
+/// consoles are taken off it and come back.
+fn single_gpu(lab: &mut Lab) -> Result<()> {
+    let bind = format!("passthru bind --profile single-gpu {DISPLAY}");
+    lab.l1.ok("echo here > /dev/tty1")?;
+    steps::eventually(lab.l1, &format!("[ \"$({DRAWN})\" = 1 ]"))?;
+    let plan = lab.l1.ok(&format!("{bind} --dry-run"))?;
+    ensure!(plan.contains("lets go of the consoles") && plan.contains("bochs-drm -> vfio-pci"), "{plan}");
+    ensure!(steps::driver(lab.l1, DISPLAY)? == "bochs-drm", "a dry run has changed the driver");
+    let job = lab.l1.start("exec sleep 600 < /dev/dri/card0")?;
+    steps::eventually(lab.l1, "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -q dri/card0")?;
+    let told = lab.l1.fails(&bind, 4)?;
+    ensure!(told.contains("PT013") && told.contains("sleep"), "{told}");
+    lab.l1.kill(&job, Signal::SIGKILL)?;
+    lab.l1.wait(&job, Duration::from_secs(10))?;
+    let told = lab.l1.fails(&format!("passthru bind --profile single-gpu {NIC}"), 2)?;
+    ensure!(told.contains("PT084"), "{told}");
+    for end in ["release", "recover"] {
+        lab.l1.ok(&bind)?;
+        ensure!(lab.l1.sh(DRAWN)?.stdout.trim() == "0", "the console is still drawn on a framebuffer");
+        ensure!(steps::driver(lab.l1, DISPLAY)? == "vfio-pci");
+        let words = if end == "release" { format!("release {DISPLAY}") } else { end.to_owned() };
+        lab.l1.ok(&format!("passthru {words}"))?;
+        ensure!(steps::driver(lab.l1, DISPLAY)? == "bochs-drm");
+        steps::eventually(lab.l1, &format!("[ \"$({DRAWN})\" = 1 ]"))?;
+    }
+    Ok(())
+}
+
 /// The console that the host draws on a card is taken off it, and drawn there again afterwards.
 fn boot_console(lab: &mut Lab) -> Result<()> {
-    const DRAWN: &str = "grep -l 'frame buffer' /sys/class/vtconsole/*/name | xargs -r dirname \
-        | while read at; do cat $at/bind; done | grep -c 1";
     // The console is drawn from its first output on.
     lab.l1.ok("echo here > /dev/tty1")?;
     steps::eventually(lab.l1, &format!("[ \"$({DRAWN})\" = 1 ]"))?;
