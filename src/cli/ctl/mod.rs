@@ -132,7 +132,7 @@ fn device_del(guest: &mut Client, id: &str, timeout: u64, force: bool) -> Result
     guest.run("device_del", &arguments, Some(LIMIT))?;
     let end = Instant::now() + Duration::from_secs(timeout) + GRACE;
     while let Some(event) = guest.event(Some(end)) {
-        match (event["event"].as_str(), event["data"]["device"] == id) {
+        match (event["event"].as_str(), is_about(&event, id)) {
             (Some("DEVICE_DELETED"), true) => return Ok(()),
             (Some("DEVICE_UNPLUG_GUEST_ERROR"), true) => {
                 return Err(Error::new(Code::CommandRefused, format!("the guest keeps {id}"))
@@ -143,6 +143,12 @@ fn device_del(guest: &mut Client, id: &str, timeout: u64, force: bool) -> Result
         }
     }
     Err(Error::new(Code::ControlFailed, format!("{id} is not out after {timeout} s and nobody says why")))
+}
+
+/// Whether an event is about the device `id`. One whose id was made has no member `device`, but its path ends with it.
+fn is_about(event: &Value, id: &str) -> bool {
+    let path = event["data"]["path"].as_str().and_then(|path| path.rsplit('/').next());
+    path == Some(id)
 }
 
 /// An event for people: its time of day (UTC), its name and its data.
@@ -186,6 +192,15 @@ pub(super) mod tests {
         );
         assert_eq!(properties(r#"{"driver":"vfio-pci","rombar":0}"#).unwrap()["rombar"], "0");
         assert!(properties("{").is_err());
+    }
+
+    #[test]
+    fn an_event_is_about_its_device_named_or_not() {
+        for id in ["nic0", "vfio-pci#3"] {
+            let event = json!({ "event": "DEVICE_DELETED", "data": crate::monitor::device_data(id) });
+            assert!(is_about(&event, id) && !is_about(&event, "nic"), "{event}");
+        }
+        assert!(!is_about(&json!({}), "nic0"));
     }
 
     #[test]
