@@ -3,6 +3,7 @@
 //!
 //! A new test is a row of [`CASES`]; `UPDATE_GOLDEN=1 cargo test --test cli` writes the files.
 
+mod assets;
 mod docs;
 mod generated;
 mod golden;

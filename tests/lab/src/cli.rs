@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::l0::machines::{self, Machine};
 use crate::l1::{L1, Programs, Vmm};
 use crate::runner::{self, Tally};
-use crate::{agent, bench, build, demo, edu, fuzz, report, scenarios, setup, shell};
+use crate::{agent, bench, build, demo, edu, fuzz, package, report, scenarios, setup, shell};
 
 /// passthru's laboratory: a PC with an IOMMU, in software.
 ///
@@ -48,6 +48,14 @@ enum Command {
     ///
     /// Counts are exact in the lab. Times are not: only their ratio means something.
     Bench(BenchArgs),
+    /// Make the Debian package and the RPM, in cargo's output folder
+    ///
+    /// The tools for that are built at the first time. Where lintian is installed it looks at the Debian package.
+    Package {
+        /// Cargo profile to build passthru with
+        #[arg(long, value_name = "NAME", default_value = "release")]
+        profile: String,
+    },
     /// L1's side of `bench`
     #[command(hide = true)]
     Measure(MeasureArgs),
@@ -180,6 +188,12 @@ pub fn run() -> Result<ExitCode> {
         Command::Test(args) => run_tests(&args),
         Command::Fuzz(args) => run_fuzz(&args),
         Command::Bench(args) => run_bench(&args),
+        Command::Package { profile } => {
+            for file in package::run(&profile)? {
+                println!("{}", file.display());
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Measure(args) => run_measure(&args),
         Command::Edu(args) => edu::run(&args.device, &args.uio, !args.no_dma).map(|()| ExitCode::SUCCESS),
         Command::Agent => agent::serve().map(|()| ExitCode::SUCCESS),

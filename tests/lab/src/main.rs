@@ -14,6 +14,7 @@ mod edu;
 mod fuzz;
 mod l0;
 mod l1;
+mod package;
 mod pattern;
 mod qmp;
 mod report;

@@ -60,7 +60,7 @@ fn ctl(lab: &mut Lab) -> Result<()> {
     const FOLDER: &str = "/run/passthru/vm/router";
     let none = lab.l1.ok("passthru list")?;
     ensure!(none.contains("no guest runs"), "{none}");
-    let guest = Guest::new().option("--name router").device("pcie-root-port,id=rp2").passes(NIC);
+    let guest = Guest::new().reboots().option("--name router").device("pcie-root-port,id=rp2").passes(NIC);
     let ended = steps::with_bound(lab, &[NIC], |lab| {
         let mut guest = lab.l1.live(&guest)?;
         let mode = lab.l1.ok(&format!("stat -c '%a %U' {FOLDER}"))?;

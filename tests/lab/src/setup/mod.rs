@@ -87,7 +87,8 @@ pub fn progress(text: &str) {
     eprintln!("lab: {text}");
 }
 
-fn cache_folder() -> Result<PathBuf> {
+/// The folder of all that the lab keeps for the user.
+pub fn cache_folder() -> Result<PathBuf> {
     let base = match std::env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()) {
         Some(dir) => PathBuf::from(dir),
         None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cache"),

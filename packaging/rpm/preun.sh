@@ -1,0 +1,15 @@
+# $1 is 0 when the package is removed, and 1 when it is upgraded.
+if [ "$1" = 0 ]; then
+    if [ -d /run/systemd/system ]; then
+        systemctl stop 'passthru@*.service' || :
+        if [ -e /usr/lib/systemd/system/passthru-recover.service ]; then
+            systemctl disable --quiet passthru-recover.service || :
+        fi
+    fi
+    if [ -d /run/passthru ]; then
+        passthru recover || {
+            echo "passthru: devices could not be given back; end the guests that hold them (passthru list), then remove the package again" >&2
+            exit 1
+        }
+    fi
+fi
