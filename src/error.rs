@@ -318,6 +318,10 @@ codes! {
     NotADisplay = 84, Usage, "the device is no display device",
         "`passthru bind --profile single-gpu` is for the graphics card that shows the host's desktop. The other functions of its \
          IOMMU group are taken with it, and need no profile.";
+    FarMemory = 85, Host, "the device's memory node has too little room for the guest",
+        "Hosts with several sockets, and some with one, have several memory nodes, and each device is near to one of them. What \
+         of the guest's memory lies on another node its device and its CPUs reach through the link between them, which is \
+         slower. Free memory or huge pages on that node, or use a slot of the other one. `passthru plan` shows CPUs and nodes.";
 }
 
 impl Code {

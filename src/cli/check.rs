@@ -26,7 +26,7 @@ use crate::object;
 /// explains, what was seen, and what mends it. Nothing is opened and nothing is changed. The exit code is 0 if nothing
 /// fails, 4 if only devices do, else 3.
 #[derive(Debug, Args)]
-#[command(after_long_help = "")]
+#[command(after_long_help = "", mut_arg("vm", |vm| vm.help(WHAT).value_name("NAME|DEVICE")))]
 pub(super) struct CheckArgs {
     #[command(flatten)]
     run: RunArgs,
@@ -41,6 +41,9 @@ pub(super) struct CheckArgs {
 }
 
 const LOOK: &str = "What is looked at";
+/// Of the positional argument, which is more than for `run`.
+const WHAT: &str = "VM file whose keys are these options, as for `passthru run`; or a device, by its address (01:00.0, or 01:00 \
+                    for all of its functions) or its name";
 
 /// What `--json` shows.
 #[derive(Serialize)]

@@ -40,6 +40,7 @@ pub mod effects;
 pub mod findings;
 pub mod group;
 pub mod inspect;
+mod iova;
 pub mod journal;
 pub mod lease;
 pub mod limits;

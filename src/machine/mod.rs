@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`options`] | what the user asked for |
 //! | [`preflight`] | what can be found out before anything is allocated |
+//! | [`fit`] | whether guest and devices fit the host's addresses and memory nodes |
 //! | [`functions`] | what a line means that passes all functions of a device |
 //! | [`objects`] | what devices name but is none, made before them |
 //! | [`places`] | which id, bus and address each device gets |
@@ -27,6 +28,7 @@
 
 mod board;
 mod control;
+mod fit;
 mod functions;
 mod hotplug;
 mod inbox;

@@ -1,6 +1,7 @@
 //! What can be found out before anything is allocated: every mistake that the options alone, or the options and the
 //! host, show.
 
+use super::fit;
 use super::objects::{self, Object};
 use super::options::{HugePages, RunOptions};
 use super::placement::Stay;
@@ -110,6 +111,7 @@ pub fn examine(options: &RunOptions, kernel: bool, host: &Host) -> Result<Vec<Fi
     if let Some(plan) = lock_plan(&described.places, &Spaces::default(), ram, host).transpose() {
         findings.push(Finding::of(Subject::Session, Code::Memlock, "the guest's memory may be locked", plan));
     }
+    findings.extend(fit::findings(options, &described.places, host));
     Ok(findings)
 }
 

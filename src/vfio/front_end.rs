@@ -11,6 +11,7 @@ use crate::device::{Cx, OnError, Plug, Policy};
 use crate::error::{Code, Error, Result};
 use crate::memory::{Backing, Memory};
 use crate::object::{Args, Create, Id, Int, OnOffAuto, Props, TypeInfo, props};
+use crate::pci::rom::Rom as Images;
 use crate::pci::vga::LEGACY;
 
 /// The name of the type.
@@ -166,6 +167,14 @@ pub fn wish_of(args: &Args) -> Result<Wish> {
 pub fn address_of(args: &Args) -> Option<Bdf> {
     let props = VfioPciProps::parse(&mut args.clone()).ok()?;
     address(props.host, props.sysfsdev.as_deref()).ok()
+}
+
+/// The file that a line takes its ROM from, and what is in it.
+pub fn rom_file(args: &Args) -> Option<(PathBuf, Images)> {
+    let props = VfioPciProps::parse(&mut args.clone()).ok()?;
+    let RomSource::File(path) = rom_source(&props).ok()? else { return None };
+    let (_, images) = rom::file(&path).ok()?;
+    Some((path, images))
 }
 
 /// The device that either property names. A whole one stands for its function 0: `machine::functions` has made one line of
