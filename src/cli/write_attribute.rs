@@ -6,16 +6,22 @@ use clap::Args;
 
 use crate::host::bounded;
 
-/// Write standard input to an attribute of the kernel; used by passthru itself
+/// Write to an attribute of the kernel; used by passthru itself
 #[derive(Debug, Args)]
 #[command(name = bounded::WRITE_COMMAND, hide = true)]
 pub(super) struct WriteAttributeArgs {
+    /// The process that waits for it
+    #[arg(value_name = "PARENT")]
+    parent: i32,
     /// The attribute's file
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// What is written
+    #[arg(value_name = "VALUE")]
+    value: String,
 }
 
 /// Gives the exit code, which is the system's answer.
 pub(super) fn execute(args: &WriteAttributeArgs) -> u8 {
-    bounded::write_from_input(&args.file)
+    bounded::write_for(args.parent, &args.file, &args.value)
 }

@@ -78,6 +78,7 @@ pub fn bind(host: &Host, bdf: Bdf, options: &BindOptions) -> Result<Bound> {
     // Asked before the lock, which needs root: a refusal should not need it. Asked again under the lock.
     examine_all(host, bdf, options)?;
     let journal = Journal::open(host)?;
+    host.wait_for_writer(bdf)?;
     let (candidate, mates) = examine_all(host, bdf, options)?;
     let mut bound = bind_one(host, &journal, candidate, None)?;
     let mut taken: Vec<Bdf> = bound.changed.then_some(bdf).into_iter().collect();

@@ -12,7 +12,13 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::Host;
+use nix::errno::Errno;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::getppid;
+
+use super::{Host, read};
+use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result};
 
 /// How long a step may take. Drivers that stop hardware in their own time take some seconds.
@@ -24,8 +30,10 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 const OURSELVES: &str = "/proc/self/exe";
 /// The hidden command by which the child writes.
 pub const WRITE_COMMAND: &str = "write-attribute";
-/// Longest text that the child reads from its input; a page is what sysfs takes.
-const MAX_VALUE: u64 = 4096;
+/// Longest message of a child that is read.
+const MAX_WORDS: u64 = 4096;
+/// How long a child is waited for whose parent was killed.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(5);
 /// The child's exit code where its failure has no number of the system.
 const UNNUMBERED: u8 = 255;
 
@@ -35,8 +43,8 @@ const UNNUMBERED: u8 = 255;
 /// The kernel's answer, or one that [`is_stuck`].
 pub(super) fn write(file: &Path, value: &str) -> io::Result<()> {
     let mut child = Command::new(OURSELVES);
-    child.arg0("passthru").arg(WRITE_COMMAND).arg(file);
-    let ended = run(child, value, LIMIT)?;
+    child.arg0("passthru").arg(WRITE_COMMAND).arg(std::process::id().to_string()).arg(file).arg(value);
+    let ended = run(child, LIMIT)?;
     match ended.code {
         Some(0) => Ok(()),
         Some(number) if number != i32::from(UNNUMBERED) => Err(io::Error::from_raw_os_error(number)),
@@ -44,12 +52,16 @@ pub(super) fn write(file: &Path, value: &str) -> io::Result<()> {
     }
 }
 
-/// The child's half of [`write`]: writes what comes on standard input, in one write(2), as sysfs demands, and gives the exit
-/// code that says how it went.
-pub fn write_from_input(file: &Path) -> u8 {
-    let mut value = String::new();
-    let written = io::stdin().lock().take(MAX_VALUE).read_to_string(&mut value);
-    match written.and_then(|_| write_here(file, &value)) {
+/// The child's half of [`write`]: writes in one write(2), as sysfs demands, and gives the exit code that says how it went.
+///
+/// A child whose parent has been killed must not begin: `recover` may be undoing the step already. One that has begun is
+/// waited for by [`Host::wait_for_writer`].
+pub fn write_for(parent: i32, file: &Path, value: &str) -> u8 {
+    let written = set_pdeathsig(Signal::SIGKILL).map_err(io::Error::from).and_then(|()| {
+        // Asked after the signal is ordered: a parent that dies from here on takes us along.
+        if getppid().as_raw() == parent { write_here(file, value) } else { Err(Errno::ESRCH.into()) }
+    });
+    match written {
         Ok(()) => 0,
         Err(error) => {
             // Read by the parent if the code says nothing.
@@ -75,14 +87,12 @@ pub(super) struct Ended {
     pub words: String,
 }
 
-/// Runs a program that reads `input`, and waits for its end up to `limit`.
-pub(super) fn run(mut command: Command, input: &str, limit: Duration) -> io::Result<Ended> {
+/// Runs a program, and waits for its end up to `limit`.
+pub(super) fn run(mut command: Command, limit: Duration) -> io::Result<Ended> {
     // A group of its own: Ctrl-C ends us, and what the child is at is done in full.
-    command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let start = Instant::now();
     let mut child = command.spawn()?;
-    // What is written fits into the pipe; a child that does not read it is told by its exit code.
-    let _ = child.stdin.take().map(|mut pipe| pipe.write_all(input.as_bytes()));
     let mut pause = FIRST_PAUSE;
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -97,7 +107,7 @@ pub(super) fn run(mut command: Command, input: &str, limit: Duration) -> io::Res
     };
     let mut words = Vec::new();
     if let Some(pipe) = child.stderr.take() {
-        let _ = pipe.take(MAX_VALUE).read_to_end(&mut words);
+        let _ = pipe.take(MAX_WORDS).read_to_end(&mut words);
     }
     let words = String::from_utf8_lossy(&words).lines().next().unwrap_or("it says nothing").trim().to_owned();
     Ok(Ended { code: status.code(), words })
@@ -110,6 +120,40 @@ pub(super) fn is_stuck(error: &io::Error) -> bool {
 }
 
 impl Host {
+    /// Waits until no child of a passthru that was killed is still writing to a device: what is read of the device until
+    /// then may change, and with nobody's knowledge. To be called with the journal's lock, under which no new one begins.
+    ///
+    /// # Errors
+    /// [`Code::Stuck`] if one does not end.
+    pub(super) fn wait_for_writer(&self, bdf: Bdf) -> Result<()> {
+        self.wait_for_writer_within(bdf, ORPHAN_LIMIT)
+    }
+
+    fn wait_for_writer_within(&self, bdf: Bdf, limit: Duration) -> Result<()> {
+        let start = Instant::now();
+        while let Some((pid, file)) = self.writer_of(bdf) {
+            if start.elapsed() >= limit {
+                return Err(Error::new(Code::Stuck, format!("the kernel is still at an earlier step: {bdf}"))
+                    .evidence(format!("process {pid} writes to {file}"))
+                    .fix("`dmesg | tail` says what the driver waits for; try again when it has ended"));
+            }
+            sleep(LONGEST_PAUSE);
+        }
+        Ok(())
+    }
+
+    /// A process that writes to a device, or its address to a driver, and the file.
+    fn writer_of(&self, bdf: Bdf) -> Option<(String, String)> {
+        let bdf = bdf.to_string();
+        read::names(self.proc("")).into_iter().filter(|name| name.bytes().all(|c| c.is_ascii_digit())).find_map(|pid| {
+            let words = std::fs::read(self.proc(&pid).join("cmdline")).ok()?;
+            let words: Vec<String> =
+                words.split(|byte| *byte == 0).map(|it| String::from_utf8_lossy(it).into()).collect();
+            let [_, command, _, file, value, ..] = words.as_slice() else { return None };
+            (command == WRITE_COMMAND && (file.contains(&bdf) || value.contains(&bdf))).then(|| (pid, file.clone()))
+        })
+    }
+
     /// Writes an attribute as a step of a change; `refused` makes an error of the kernel's answer.
     ///
     /// # Errors
@@ -145,12 +189,10 @@ mod tests {
 
     #[test]
     fn a_child_is_heard_out() {
-        let ended = run(shell("read a; echo \"no $a\" >&2; echo more >&2; exit 16"), "value\n", LIMIT).unwrap();
+        let ended = run(shell("echo no value >&2; echo more >&2; exit 16"), LIMIT).unwrap();
         assert_eq!((ended.code, ended.words.as_str()), (Some(16), "no value"));
-        assert_eq!(run(shell("kill -9 $$"), "", LIMIT).unwrap().code, None);
-        // One that does not read its input.
-        assert_eq!(run(shell("exec <&-; exit 0"), &"x".repeat(4096), LIMIT).unwrap().code, Some(0));
-        assert!(run(Command::new("/nonexistent"), "", LIMIT).is_err());
+        assert_eq!(run(shell("kill -9 $$"), LIMIT).unwrap().code, None);
+        assert!(run(Command::new("/nonexistent"), LIMIT).is_err());
     }
 
     #[test]
@@ -161,10 +203,38 @@ mod tests {
         // Blocks until someone writes, as a driver may.
         let mut command = shell("read a <\"$1\"");
         command.arg("-").arg(&fifo);
-        let error = run(command, "", Duration::from_millis(50)).unwrap_err();
+        let error = run(command, Duration::from_millis(50)).unwrap_err();
         assert!(is_stuck(&error) && error.to_string().contains("is still at it"), "{error}");
         assert!(!is_stuck(&io::Error::from_raw_os_error(libc::ETIMEDOUT)));
         std::fs::write(&fifo, "\n").unwrap();
+    }
+
+    #[test]
+    fn what_a_killed_parent_left_is_waited_for() {
+        let tree = crate::host::testtree::TestTree::new();
+        let bdf = crate::host::testtree::bdf("01:00.0");
+        let wait = || tree.host().wait_for_writer_within(bdf, Duration::from_millis(50));
+        for (words, waits) in [
+            ("passthru\0write-attribute\x007\0/sys/bus/pci/devices/0000:01:00.0/driver_override\0x\n\0", true),
+            ("passthru\0write-attribute\x007\0/sys/bus/pci/drivers_probe\x000000:01:00.0\0", true),
+            ("passthru\0write-attribute\x007\0/sys/bus/pci/drivers_probe\x000000:02:00.0\0", false),
+            ("passthru\0bind\x000000:01:00.0\0", false),
+            ("", false),
+        ] {
+            tree.file("proc/42/cmdline", words);
+            assert_eq!(wait().is_err_and(|error| error.code() == Code::Stuck), waits, "{words}");
+        }
+    }
+
+    #[test]
+    fn a_child_of_someone_else_does_not_begin() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("attribute");
+        std::fs::write(&file, "before").unwrap();
+        assert_eq!(i32::from(write_for(-1, &file, "after")), libc::ESRCH);
+        // This process is the tests', which must outlive its parent's thread.
+        set_pdeathsig(None).unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "before");
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl Effects for RealEffects {
             let mut command = Command::new(udevadm);
             command.arg("settle").arg(format!("--timeout={SETTLE_SECONDS}"));
             // What it comes to is not known to matter: whoever opens the nodes will tell.
-            let _ = bounded::run(command, "", bounded::LIMIT);
+            let _ = bounded::run(command, bounded::LIMIT);
         }
     }
 
@@ -112,7 +112,7 @@ fn run(programs: &[&str], words: &[&str], limit: Duration) -> io::Result<()> {
     })?;
     let mut command = Command::new(program);
     command.args(words);
-    let ended = bounded::run(command, "", limit)?;
+    let ended = bounded::run(command, limit)?;
     if ended.code == Some(0) { Ok(()) } else { Err(io::Error::other(ended.words)) }
 }
 

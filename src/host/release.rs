@@ -152,6 +152,7 @@ enum Settled {
 
 fn settle(host: &Host, journal: &Journal, entry: Entry) -> Result<Settled> {
     let bdf = entry.device;
+    host.wait_for_writer(bdf)?;
     let device = match host.device(bdf) {
         Ok(device) if entry.is_for(&device) => device,
         now => {

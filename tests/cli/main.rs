@@ -65,7 +65,7 @@ const CASES: &[(&str, &[&str])] = &[
     ("bind-bad-profile", &["bind", "01:00.0", "--profile", "two-gpus"]),
     ("bind-nothing", &["bind"]),
     ("bind-bad-address", &["bind", "01:00.8"]),
-    ("write-attribute-absent", &["write-attribute", "/nonexistent/driver_override"]),
+    ("write-attribute-orphan", &["write-attribute", "0", "/nonexistent/driver_override", "x"]),
     ("bind-unknown-name", &["bind", "lan"]),
     ("device-unknown-name", &["run", "--kernel", "x", "--device", "vfio-pci,host=lan"]),
     ("bind-bad-mac", &["bind", "01:10.0", "--vf-mac=01:00:5e:00:00:01"]),
