@@ -43,7 +43,7 @@ pub(super) struct BindArgs {
     group: Group,
     /// single-gpu: take the only graphics card of this machine, with its group. Stops the display manager and every service
     /// that has the card open, and takes the consoles off it; `passthru release` brings all of it back
-    #[arg(long, value_name = "PROFILE", conflicts_with = "vm")]
+    #[arg(long, value_name = "PROFILE")]
     profile: Option<Profile>,
     /// Print the steps, and do none
     #[arg(long, conflicts_with = "vm")]
@@ -71,8 +71,6 @@ pub(super) struct BindArgs {
     json: bool,
 }
 
-/// Base class of display devices.
-const CLASS_DISPLAY: u32 = 0x03;
 const SETTINGS: &str = "Settings of one device, put back by `passthru release`";
 /// Number of BARs.
 const BARS: u8 = 6;
@@ -86,7 +84,8 @@ enum Group {
 
 /// What `--profile` takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Profile {
+pub(super) enum Profile {
+    /// The only graphics card of the machine.
     SingleGpu,
 }
 
@@ -139,7 +138,7 @@ pub(super) fn execute(args: &BindArgs, syntax: &Command, platform: &dyn Platform
     }
     let group = args.group == Group::Auto || args.profile.is_some();
     let options = BindOptions { force: args.force, group, named: devices.clone(), requests };
-    let displays = |bdf: &Bdf| host.device(*bdf).is_ok_and(|device| device.class >> 16 == CLASS_DISPLAY);
+    let displays = |bdf: &Bdf| host.device(*bdf).is_ok_and(|device| device.is_display());
     let any_display = devices.iter().any(displays);
     let options_for = |bdf: &Bdf| {
         let mut options = options.clone();
@@ -186,7 +185,13 @@ fn prepare(args: &BindArgs, vm: &Vm, host: &Host) -> Result<()> {
             .fix("`passthru bind DEVICE` with its settings first, then `passthru bind --vm NAME`"));
     }
     let user = args.grant.as_deref().map(user).transpose()?;
-    let wish = Wish { vm: vm.name.clone(), devices: vm.devices.clone(), user, force: args.force };
+    let wish = Wish {
+        vm: vm.name.clone(),
+        devices: vm.devices.clone(),
+        user,
+        force: args.force,
+        single_gpu: vm.single_gpu || args.profile.is_some(),
+    };
     let (bound, prepared) = vm::prepare(host, &wish)?;
     if args.json {
         return output::print_json(&Prepared { bound: &bound, prepared: &prepared });

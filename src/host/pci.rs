@@ -70,6 +70,9 @@ pub struct PciDevice {
     pub boot_display: bool,
 }
 
+/// Base class of display devices.
+const CLASS_DISPLAY: u32 = 0x03;
+
 /// One BAR or the expansion ROM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Resource {
@@ -103,6 +106,11 @@ pub fn is_vfio_driver(driver: &str) -> bool {
 }
 
 impl PciDevice {
+    /// Whether it is a display device (base class 03h).
+    pub fn is_display(&self) -> bool {
+        self.class >> 16 == CLASS_DISPLAY
+    }
+
     /// Whether a vfio driver has it.
     pub fn on_vfio(&self) -> bool {
         self.driver.as_deref().is_some_and(is_vfio_driver)

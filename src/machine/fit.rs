@@ -167,6 +167,7 @@ mod tests {
             no_reboot: false,
             shutdown_timeout: None,
             boot_trace: None,
+            single_gpu: false,
             verbose: false,
             name: None,
         };

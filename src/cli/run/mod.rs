@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args as _, Command, FromArgMatches};
 
+use super::bind::Profile;
 use super::{Platform, output};
 use crate::error::{Code, Error, Result};
 use crate::machine::options::{RunOptions, cpu, memory, placement, serial, smp};
@@ -78,6 +79,9 @@ pub struct RunArgs {
     /// Writes what the start spends its time on to this file, as JSON
     #[arg(long, value_name = "FILE")]
     boot_trace: Option<PathBuf>,
+    /// For `passthru bind --vm`, which takes the devices before: single-gpu stops the desktop that is on the card
+    #[arg(long, value_name = "PROFILE")]
+    profile: Option<Profile>,
     /// Say what was chosen, and why: by which kernel interface each device is opened
     #[arg(long)]
     verbose: bool,
@@ -239,6 +243,7 @@ impl Given {
             no_reboot: args.no_reboot,
             shutdown_timeout: args.shutdown_timeout.map(|seconds| Duration::from_secs(u64::from(seconds))),
             boot_trace: args.boot_trace,
+            single_gpu: args.profile == Some(Profile::SingleGpu),
             verbose: args.verbose,
             name: name(self.name)?,
         })

@@ -65,6 +65,8 @@ pub(super) struct Vm {
     pub name: Name,
     /// The devices of the host that it has, in the order of the file.
     pub devices: Vec<Bdf>,
+    /// Whether they are taken from the host's desktop: `profile = "single-gpu"`.
+    pub single_gpu: bool,
 }
 
 impl Vm {
@@ -86,7 +88,7 @@ impl Vm {
         });
         let named = named.collect::<Result<Vec<DeviceRef>, _>>()?;
         let devices = output::functions(&named, host, |addr| host.functions(addr))?;
-        Ok(Vm { name: vm, devices })
+        Ok(Vm { name: vm, devices, single_gpu: options.single_gpu })
     }
 }
 

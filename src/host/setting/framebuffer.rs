@@ -17,8 +17,6 @@ use crate::host::pci::ResourceKind;
 use crate::host::usage::lies_below;
 use crate::host::{Host, PciDevice, read};
 
-/// Base class of display devices.
-const CLASS_DISPLAY: u32 = 0x03;
 /// The platform devices that stand for the firmware's framebuffer, without their numbers.
 const PLATFORM: [&str; 3] = ["efi-framebuffer", "simple-framebuffer", "vesa-framebuffer"];
 /// The names by which they, and their drivers, hold memory.
@@ -142,7 +140,7 @@ pub struct Held {
 impl Host {
     /// The settings that take the host's boot console off a device; none if it is no display device.
     pub(super) fn boot_consoles(&self, device: &PciDevice) -> Vec<Setting> {
-        if device.class >> 16 != CLASS_DISPLAY {
+        if !device.is_display() {
             return Vec::new();
         }
         let held = !self.framebuffer_ranges(device).is_empty();

@@ -14,8 +14,6 @@ use crate::host::{Host, PciDevice, Use, read};
 const ALIAS: &str = "systemd/system/display-manager.service";
 /// Longer names of units do not exist (UNIT_NAME_MAX).
 const MAX_NAME: usize = 255;
-/// Base class of display devices.
-const CLASS_DISPLAY: u32 = 0x03;
 /// How often, and after which time, it is looked whether the last program has let go of the card.
 const LOOKS: u32 = if cfg!(test) { 2 } else { 100 };
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -73,7 +71,7 @@ impl Host {
     /// # Errors
     /// [`Code::NotADisplay`].
     pub(super) fn display_services(&self, device: &PciDevice) -> Result<Vec<Setting>> {
-        if device.class >> 16 != CLASS_DISPLAY {
+        if !device.is_display() {
             return Err(Error::new(Code::NotADisplay, format!("{} is no display device", device.bdf))
                 .evidence(device.name())
                 .fix("name the graphics card; the other functions of its group are taken with it"));

@@ -413,3 +413,23 @@ fn a_plan_tells_every_step_and_does_none() {
     );
     assert_eq!(tree.snapshot(), before);
 }
+
+#[test]
+fn a_vm_can_have_the_only_card() {
+    let tree = desktop();
+    let before = tree.snapshot();
+    let wish = |single_gpu| crate::host::vm::Wish {
+        vm: "game".to_owned().try_into().unwrap(),
+        devices: vec![bdf(CARD), bdf("0000:02:00.1")],
+        user: None,
+        force: false,
+        single_gpu,
+    };
+    assert_eq!(crate::host::vm::prepare(&tree.host(), &wish(false)).unwrap_err().code(), Code::InUse);
+    let (bound, _) = crate::host::vm::prepare(&tree.host(), &wish(true)).unwrap();
+    assert_eq!(bound[0].settings[0], "gdm.service is stopped");
+    for address in [CARD, "0000:02:00.1"] {
+        release(&tree.host(), bdf(address)).unwrap();
+    }
+    assert_eq!(tree.snapshot(), before);
+}

@@ -11,6 +11,7 @@ use super::busy::busy_error;
 use super::journal::Journal;
 use super::names::Name;
 use super::release::{Outcome, Released};
+use super::setting::Request;
 use super::{Host, bind, release};
 use crate::bdf::Bdf;
 use crate::error::{Error, Result};
@@ -26,6 +27,8 @@ pub struct Wish {
     pub user: Option<u32>,
     /// Whether devices are taken that the host itself uses.
     pub force: bool,
+    /// Whether the services that show a display on one of them are stopped.
+    pub single_gpu: bool,
 }
 
 /// Binds all devices of a VM, with what must be held in their groups, and gives the user their nodes. Doing it twice
@@ -48,8 +51,9 @@ pub fn prepare(host: &Host, wish: &Wish) -> Result<(Vec<Bound>, Prepared)> {
 
 fn bind_all(host: &Host, wish: &Wish, done: &mut Vec<Bound>) -> Result<()> {
     for &bdf in &wish.devices {
-        let options =
-            BindOptions { force: wish.force, group: true, named: wish.devices.clone(), ..BindOptions::default() };
+        let stop = wish.single_gpu && host.device(bdf).is_ok_and(|device| device.is_display());
+        let requests = stop.then_some(Request::StopDisplay).into_iter().collect();
+        let options = BindOptions { force: wish.force, group: true, named: wish.devices.clone(), requests };
         done.push(bind(host, bdf, &options)?);
     }
     if done.iter().any(|bound| bound.changed) {

@@ -25,7 +25,7 @@ fn tree() -> TestTree {
 
 fn wish(vm: &str, devices: &[&str]) -> Wish {
     let devices = devices.iter().map(|address| bdf(address)).collect();
-    Wish { vm: vm.to_owned().try_into().unwrap(), devices, user: Some(USER), force: false }
+    Wish { vm: vm.to_owned().try_into().unwrap(), devices, user: Some(USER), force: false, single_gpu: false }
 }
 
 fn granted(tree: &TestTree) -> Vec<String> {
