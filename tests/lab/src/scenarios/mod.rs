@@ -15,6 +15,7 @@ mod lifecycle;
 mod main_job;
 pub mod matrix;
 mod placement;
+mod prepared;
 mod resets;
 mod rom;
 mod seen;
@@ -41,6 +42,7 @@ static TABLES: &[&[Scenario]] = &[
     host::SCENARIOS,
     seen::SCENARIOS,
     sigterm::SCENARIOS,
+    prepared::SCENARIOS,
     resets::SCENARIOS,
     sriov::SCENARIOS,
     iommufd::SCENARIOS,
