@@ -14,6 +14,7 @@ pub mod lab;
 mod lifecycle;
 mod main_job;
 pub mod matrix;
+mod package;
 mod placement;
 mod prepared;
 mod resets;
@@ -42,6 +43,7 @@ static TABLES: &[&[Scenario]] = &[
     host::SCENARIOS,
     seen::SCENARIOS,
     sigterm::SCENARIOS,
+    package::SCENARIOS,
     prepared::SCENARIOS,
     resets::SCENARIOS,
     sriov::SCENARIOS,

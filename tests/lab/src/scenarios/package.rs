@@ -1,0 +1,61 @@
+//! The Debian package on a machine with systemd: what installing it does, and that purging it leaves no trace.
+
+use anyhow::{Context, Result, ensure};
+
+use super::steps::{self, NIC};
+use crate::l0::machines;
+use crate::package;
+use crate::scenario::{Lab, Scenario};
+
+/// The time is for the first run, which builds the tools that make packages.
+pub static SCENARIOS: &[Scenario] = &[Scenario::new("package-installs-and-leaves-no-trace", install_and_purge)
+    .on(&machines::SERVICE)
+    .exclusive()
+    .limit(1800)];
+
+/// Where packages put things: all of /etc and of /var/lib but the package manager's and systemd's own records, and whatever is
+/// called after passthru elsewhere; each user and group; the enabled units. (All of /usr would take minutes.)
+const TRACES: &str = "find /etc /var/lib \\( -path /var/lib/dpkg -o -path /var/lib/systemd -o -path /var/lib/apt \\) -prune -o -print \
+    | sort; ls -d /usr/bin/passthru* /usr/lib/*/*passthru* /usr/lib/*/*/*passthru* /usr/share/*/*passthru* \
+    /usr/share/*/*/*passthru* /run/passthru 2> /dev/null; getent passwd; getent group; \
+    systemctl list-unit-files --state=enabled --no-legend; true";
+
+fn install_and_purge(lab: &mut Lab) -> Result<()> {
+    let made = package::run("lab")?;
+    let deb = made.first().context("no package was made")?;
+    let l1 = &mut *lab.l1;
+    std::fs::copy(deb, l1.folder().join("share/passthru.deb"))?;
+    l1.ok("udevadm settle; systemctl is-system-running --wait")?;
+    // Written by the first call of either: no trace of the package.
+    l1.ok("systemd-sysusers; systemctl daemon-reload")?;
+    let before = l1.ok(TRACES)?;
+    l1.ok("dpkg --install /share/passthru.deb")?;
+
+    let which = l1.ok("command -v passthru && passthru --version")?;
+    ensure!(which.contains("/usr/bin/passthru"), "{which}");
+    let about = l1.ok(
+        "id passthru; stat -c '%a %U %n' /run/passthru /etc/passthru; systemctl is-enabled passthru-recover.service; \
+         systemctl cat passthru@router | grep -c ^ExecStart; dpkg --verify passthru && echo verified",
+    )?;
+    for part in ["passthru-vm", "755 root /run/passthru", "755 root /etc/passthru", "enabled", "verified"] {
+        ensure!(about.contains(part), "`{part}` is not in:\n{about}");
+    }
+    // Twice: an upgrade takes nothing away.
+    let former = steps::driver(l1, NIC)?;
+    l1.ok(&format!("passthru bind {NIC}"))?;
+    l1.ok("dpkg --install /share/passthru.deb")?;
+    ensure!(steps::driver(l1, NIC)? == "vfio-pci", "an upgrade has given a device back");
+
+    // Removal gives it back first.
+    l1.ok("dpkg --remove passthru")?;
+    ensure!(steps::driver(l1, NIC)? == former, "removal has not given the device back");
+    l1.fails("command -v passthru", 1)?;
+    l1.ok("dpkg --purge passthru")?;
+    let after = l1.ok(TRACES)?;
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<String>>();
+    let (before, after) = (lines(&before), lines(&after));
+    let left: Vec<&String> = after.difference(&before).collect();
+    let lost: Vec<&String> = before.difference(&after).collect();
+    ensure!(left.is_empty() && lost.is_empty(), "left behind: {left:#?}\nlost: {lost:#?}");
+    Ok(())
+}
