@@ -76,9 +76,13 @@ struct Candidate {
 /// `Stuck` if the kernel does not answer; those of the settings; `Busy` if something is to be set while a guest has the device.
 pub fn bind(host: &Host, bdf: Bdf, options: &BindOptions) -> Result<Bound> {
     // Asked before the lock, which needs root: a refusal should not need it. Asked again under the lock.
-    examine_all(host, bdf, options)?;
+    let (_, mates) = examine_all(host, bdf, options)?;
     let journal = Journal::open(host)?;
     host.wait_for_writer(bdf)?;
+    // What is reserved, and udev has not come to it yet, is as good as on vfio-pci: `release` must leave it there.
+    for bdf in std::iter::once(bdf).chain(mates.iter().map(|mate| mate.device.bdf)) {
+        host.probe_reserved(bdf)?;
+    }
     let (candidate, mates) = examine_all(host, bdf, options)?;
     let mut bound = bind_one(host, &journal, candidate, None)?;
     let mut taken: Vec<Bdf> = bound.changed.then_some(bdf).into_iter().collect();

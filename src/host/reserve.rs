@@ -111,7 +111,9 @@ fn failed(bdf: Bdf, error: &std::io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::bind::{BindOptions, bind};
     use crate::host::findings::Level;
+    use crate::host::release::release;
     use crate::host::testtree::{TestTree, bdf};
 
     /// Twins without a driver, as they are when the kernel has just announced them, and a card with two functions.
@@ -143,6 +145,19 @@ mod tests {
             assert_eq!(tree.host().driver(bdf("01:00.0")).as_deref(), Some("vfio-pci"));
         }
         assert_eq!(tree.kernel().writes().len(), 2);
+    }
+
+    /// A service that starts at boot may be faster than udev.
+    #[test]
+    fn bind_before_udev_has_come_to_it_leaves_it_on_vfio_pci() {
+        let tree = tree(LAN);
+        tree.host().announce(bdf("01:00.0"));
+        assert_eq!(tree.host().driver(bdf("01:00.0")), None);
+        let bound = bind(&tree.host(), bdf("01:00.0"), &BindOptions::default()).unwrap();
+        assert_eq!((bound.changed, bound.ours), (false, false));
+        release(&tree.host(), bdf("01:00.0")).unwrap();
+        assert_eq!(tree.host().driver(bdf("01:00.0")).as_deref(), Some("vfio-pci"));
+        assert_eq!(tree.host().driver_override(bdf("01:00.0")).as_deref(), Some("vfio-pci"));
     }
 
     #[test]
