@@ -7,6 +7,9 @@
 //! Two threads, each pinned to one of L1's processors, wake each other every 20 ms by an interrupt of the highest priority,
 //! which comes through all the same. A thread that runs is in no handler: what its processor's APIC has in service then
 //! is lost, and the thread ends it.
+//!
+//! The kernel sends one interrupt for one thing to do. Was it that one of which the processor was not told, then none
+//! follows: a thread that is not heard for some time sends the next ones itself, that of the timer among them.
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
@@ -21,6 +24,12 @@ use nix::unistd::Pid;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
 const PERIOD: Duration = Duration::from_millis(20);
+/// Periods in which a thread may be unheard because its processor is busy: L0 gives it no time, or it runs a guest.
+const PATIENCE: u32 = 25;
+/// Linux's vectors (arch/x86/include/asm/irq_vectors.h) of the interrupts by which a processor looks whether it has
+/// something to do and what its timer is due for. Both do no harm where there is nothing.
+const RESCHEDULE_VECTOR: u32 = 0xfd;
+const LOCAL_TIMER_VECTOR: u32 = 0xec;
 
 /// Starts the two threads; they run for ever.
 pub fn start() -> Result<()> {
@@ -32,9 +41,9 @@ pub fn start() -> Result<()> {
 }
 
 /// Wakes the other thread once in a period. Is woken by it, also where this processor's timer is dead.
-fn keep_awake(cpu: usize, from: &Receiver<()>, to: &SyncSender<()>) {
+fn keep_awake(cpu: u8, from: &Receiver<()>, to: &SyncSender<()>) {
     let mut set = CpuSet::new();
-    if set.set(cpu).is_ok() {
+    if set.set(usize::from(cpu)).is_ok() {
         // A machine with one processor leaves the thread where it is.
         let _ = sched_setaffinity(Pid::from_raw(0), &set);
     }
@@ -43,14 +52,24 @@ fn keep_awake(cpu: usize, from: &Receiver<()>, to: &SyncSender<()>) {
         eprintln!("lab agent: lost interrupts are not ended: {error:#}");
     }
     let mut next = Instant::now() + PERIOD;
+    let mut unheard = 0;
     loop {
         match from.recv_timeout(next.saturating_duration_since(Instant::now())) {
             Ok(()) => {}
             Err(RecvTimeoutError::Timeout) => {
                 next = Instant::now() + PERIOD;
-                // Full: the other thread has not run since the last time.
-                if to.try_send(()) == Err(TrySendError::Disconnected(())) {
-                    return;
+                match to.try_send(()) {
+                    Ok(()) => unheard = 0,
+                    // The other thread has not run since the last time.
+                    Err(TrySendError::Full(())) => unheard += 1,
+                    Err(TrySendError::Disconnected(())) => return,
+                }
+                if unheard >= PATIENCE
+                    && let Ok(apic) = &apic
+                {
+                    unheard = 0;
+                    apic.interrupt(1 - cpu, RESCHEDULE_VECTOR);
+                    apic.interrupt(1 - cpu, LOCAL_TIMER_VECTOR);
                 }
             }
             Err(RecvTimeoutError::Disconnected) => return,
@@ -73,6 +92,9 @@ impl Apic {
     const LEN: usize = 4096;
     const VERSION: usize = 0x30;
     const EOI: usize = 0xb0;
+    /// Interrupt command: writing the low half sends it; the APIC's id stands in the top byte of the high half.
+    const COMMAND_LOW: usize = 0x300;
+    const COMMAND_HIGH: usize = 0x310;
     /// In service: eight registers of 32 vectors, 16 bytes apart.
     const IN_SERVICE: usize = 0x100;
 
@@ -95,6 +117,16 @@ impl Apic {
             let bits = self.read(Self::IN_SERVICE + index as usize * 0x10).ok()?;
             (bits != 0).then(|| index * 32 + bits.ilog2())
         })
+    }
+
+    /// Sends the processor whose APIC has the id `to` an interrupt (fixed delivery, edge).
+    fn interrupt(&self, to: u8, vector: u32) {
+        if let (Ok(high), Ok(low)) =
+            (self.0.get_ref::<u32>(Self::COMMAND_HIGH), self.0.get_ref::<u32>(Self::COMMAND_LOW))
+        {
+            high.store(u32::from(to) << 24);
+            low.store(vector);
+        }
     }
 
     /// Ends the interrupt with the highest vector in service.
