@@ -18,8 +18,8 @@ const REBOOT_LIMIT: Duration = Duration::from_secs(120);
 pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("lab-self-check", self_check).without_passthru(),
     Scenario::new("lab-records-a-stall", records_a_stall).exclusive().without_passthru(),
-    Scenario::new("lab-records-a-guest-that-stalls", guest_stalls),
-    Scenario::new("lab-keeps-its-root", keeps_its_root).on(&machines::SERVICE).exclusive().without_passthru(),
+    Scenario::new("lab-records-a-guest-that-stalls", guest_stalls).long(),
+    Scenario::new("lab-keeps-its-root", keeps_its_root).on(&machines::SERVICE).exclusive().without_passthru().long(),
 ];
 
 /// Gives a device to vfio-pci with nothing but sysfs.

@@ -20,6 +20,7 @@ mod prepared;
 mod resets;
 mod rom;
 mod seen;
+mod service;
 mod sigterm;
 mod sriov;
 mod start;
@@ -30,6 +31,7 @@ use crate::scenario::Scenario;
 
 static TABLES: &[&[Scenario]] = &[
     lab::SCENARIOS,
+    service::SCENARIOS,
     main_job::SCENARIOS,
     bars::SCENARIOS,
     control::SCENARIOS,
