@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -18,8 +18,9 @@ use super::protocol::{Command, Output};
 
 /// How often a running command is looked at.
 const TICK: Duration = Duration::from_millis(10);
-/// How long output may still come from a child that keeps the pipe after the command has ended.
-const LINGER: Duration = Duration::from_millis(500);
+/// How long output may still come after the command has ended: on a busy L0 its reader may be late, and a child may keep
+/// the pipe for ever.
+const LINGER: Duration = Duration::from_secs(3);
 
 /// Runs a command to its end or to the time limit.
 pub fn run(command: &Command, limit: Duration) -> Result<Output> {
@@ -44,9 +45,15 @@ pub fn run(command: &Command, limit: Duration) -> Result<Output> {
 /// Background commands, by number.
 #[derive(Default)]
 pub struct Jobs {
-    running: BTreeMap<u64, Child>,
+    running: BTreeMap<u64, Job>,
     ended: BTreeMap<u64, i32>,
     last: u64,
+}
+
+/// A command that runs, and the threads that write down what it says.
+struct Job {
+    child: Child,
+    writers: [JoinHandle<()>; 2],
 }
 
 impl Jobs {
@@ -55,30 +62,32 @@ impl Jobs {
         std::fs::create_dir_all("/share/jobs")?;
         let path = format!("/share/jobs/{name}.out");
         // Two writers: without append mode one would write over what the other has written meanwhile.
-        let mut file = File::options().create(true).append(true).open(path)?;
+        let file = File::options().create(true).append(true).open(path)?;
         let mut child = spawn(command)?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         if let (Some(mut pipe), Some(text)) = (child.stdin.take(), command.stdin.clone()) {
             thread::spawn(move || pipe.write_all(text.as_bytes()));
         }
-        let mut second = file.try_clone()?;
-        thread::spawn(move || stdout.map(|mut s| std::io::copy(&mut s, &mut file)));
-        thread::spawn(move || stderr.map(|mut s| std::io::copy(&mut s, &mut second)));
+        let writers = [write_down(stdout, file.try_clone()?), write_down(stderr, file)];
         self.last += 1;
         let pid = child.id();
-        self.running.insert(self.last, child);
+        self.running.insert(self.last, Job { child, writers });
         Ok((self.last, pid))
     }
 
-    /// The exit code, or `None` if the command still runs after `limit`.
+    /// The exit code, or `None` if the command still runs after `limit`. What an ended command has said is written down.
     pub fn wait(&mut self, job: u64, limit: Duration) -> Result<Option<i32>> {
         if let Some(code) = self.ended.get(&job) {
             return Ok(Some(*code));
         }
-        let child = self.running.get_mut(&job).context("no such job")?;
+        let Job { child, writers } = self.running.get_mut(&job).context("no such job")?;
         let Some(status) = wait(child, limit)? else {
             return Ok(None);
         };
+        let end = Instant::now() + LINGER;
+        while writers.iter().any(|writer| !writer.is_finished()) && Instant::now() < end {
+            thread::sleep(TICK);
+        }
         self.running.remove(&job);
         self.ended.insert(job, code(status));
         Ok(Some(code(status)))
@@ -86,16 +95,16 @@ impl Jobs {
 
     /// Sends a signal to the command's process group.
     pub fn kill(&mut self, job: u64, signal: Signal) {
-        if let Some(child) = self.running.get(&job) {
-            signal_group(child, signal);
+        if let Some(job) = self.running.get(&job) {
+            signal_group(&job.child, signal);
         }
     }
 
     /// Ends everything that is left.
     pub fn kill_all(&mut self) -> Result<()> {
-        for (job, mut child) in std::mem::take(&mut self.running) {
-            signal_group(&child, Signal::SIGKILL);
-            self.ended.insert(job, code(child.wait()?));
+        for (number, mut job) in std::mem::take(&mut self.running) {
+            signal_group(&job.child, Signal::SIGKILL);
+            self.ended.insert(number, code(job.child.wait()?));
         }
         Ok(())
     }
@@ -111,6 +120,16 @@ fn spawn(command: &Command) -> Result<Child> {
         .process_group(0)
         .spawn()
         .with_context(|| format!("cannot run {program}"))
+}
+
+/// Appends all that comes from a pipe to a file.
+fn write_down(pipe: Option<impl Read + Send + 'static>, mut file: File) -> JoinHandle<()> {
+    thread::spawn(move || {
+        if let Some(mut pipe) = pipe {
+            // Fails only if the file cannot be written: the scenario misses the text, then.
+            let _ = std::io::copy(&mut pipe, &mut file);
+        }
+    })
 }
 
 fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
