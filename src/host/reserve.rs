@@ -151,8 +151,8 @@ mod tests {
     #[test]
     fn bind_before_udev_has_come_to_it_leaves_it_on_vfio_pci() {
         let tree = tree(LAN);
-        tree.host().announce(bdf("01:00.0"));
         assert_eq!(tree.host().driver(bdf("01:00.0")), None);
+        assert_eq!(tree.host().driver_override(bdf("01:00.0")), None);
         let bound = bind(&tree.host(), bdf("01:00.0"), &BindOptions::default()).unwrap();
         assert_eq!((bound.changed, bound.ours), (false, false));
         release(&tree.host(), bdf("01:00.0")).unwrap();
