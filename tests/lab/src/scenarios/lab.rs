@@ -60,8 +60,7 @@ fn self_check(lab: &mut Lab) -> Result<()> {
 fn keeps_its_root(lab: &mut Lab) -> Result<()> {
     let l1 = &mut *lab.l1;
     let settled = |l1: &mut L1| -> Result<()> {
-        let state = l1.sh("udevadm settle; systemctl is-system-running --wait")?;
-        ensure!(state.stdout.trim() == "running", "{}", l1.sh("systemctl --failed; journalctl -b -p err")?.stdout);
+        steps::settled(l1)?;
         for bdf in [NIC, TWIN] {
             ensure!(steps::driver(l1, bdf)? == "e1000e", "udev has not loaded the driver of {bdf}");
         }

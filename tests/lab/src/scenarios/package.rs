@@ -1,10 +1,9 @@
 //! The Debian package on a machine with systemd: what installing it does, and that purging it leaves no trace.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::steps::{self, NIC};
 use crate::l0::machines;
-use crate::package;
 use crate::scenario::{Lab, Scenario};
 
 /// The time is for the first run, which builds the tools that make packages.
@@ -21,11 +20,9 @@ const TRACES: &str = "find /etc /var/lib \\( -path /var/lib/dpkg -o -path /var/l
     systemctl list-unit-files --state=enabled --no-legend; true";
 
 fn install_and_purge(lab: &mut Lab) -> Result<()> {
-    let made = package::run("lab")?;
-    let deb = made.first().context("no package was made")?;
     let l1 = &mut *lab.l1;
-    std::fs::copy(deb, l1.folder().join("share/passthru.deb"))?;
-    l1.ok("udevadm settle; systemctl is-system-running --wait")?;
+    steps::provide_package(l1)?;
+    steps::settled(l1)?;
     // Written by the first call of either: no trace of the package.
     l1.ok("systemd-sysusers; systemctl daemon-reload")?;
     let before = l1.ok(TRACES)?;

@@ -8,7 +8,6 @@ use anyhow::{Context, Result, ensure};
 use super::steps;
 use crate::l0::machines;
 use crate::l1::{Guest, L1};
-use crate::package;
 use crate::scenario::{Lab, Scenario};
 
 pub static SCENARIOS: &[Scenario] =
@@ -101,17 +100,6 @@ fn service(lab: &mut Lab) -> Result<()> {
     purge(l1, &files).context("purge")
 }
 
-/// systemd has done all that it had to do, and nothing failed.
-fn settled(l1: &mut L1) -> Result<()> {
-    let state = l1.sh_within("udevadm settle; systemctl is-system-running --wait", SYSTEMCTL)?;
-    ensure!(
-        state.stdout.trim() == "running",
-        "{}",
-        l1.sh("systemctl --failed; journalctl -b -p err --no-pager")?.stdout
-    );
-    Ok(())
-}
-
 /// Runs systemctl; the unit's journal is the evidence when it fails.
 fn systemctl(l1: &mut L1, words: &str) -> Result<()> {
     let output = l1.sh_within(&format!("systemctl {words}"), SYSTEMCTL)?;
@@ -146,10 +134,8 @@ fn forwards(l1: &mut L1, expected: bool) -> Result<()> {
 }
 
 fn install(l1: &mut L1) -> Result<()> {
-    settled(l1)?;
-    let packages = package::run("lab")?;
-    let deb = packages.first().context("there is no package")?;
-    std::fs::copy(deb, l1.folder().join("share/passthru.deb"))?;
+    steps::settled(l1)?;
+    steps::provide_package(l1)?;
     l1.ok("dpkg -i /share/passthru.deb")?;
     l1.ok("id passthru && passthru --version && systemctl is-enabled passthru-recover")?;
     l1.ok("systemd-analyze verify --man=no /usr/lib/systemd/system/passthru@.service \
@@ -165,7 +151,7 @@ fn reserve(l1: &mut L1) -> Result<()> {
     l1.ok(NAMES)?;
     l1.ok("sync")?;
     l1.reboot(REBOOT)?;
-    settled(l1)?;
+    steps::settled(l1)?;
     kept(l1)?;
     let seen = l1.sh("journalctl -b -k -o cat --no-pager | grep 'e1000e 0000:'")?;
     ensure!(seen.stdout.is_empty(), "the host's driver had a card first:\n{}", seen.stdout);
@@ -249,7 +235,7 @@ fn power_cut(l1: &mut L1) -> Result<()> {
     forwards(l1, true)?;
     l1.ok("sync")?;
     l1.power_cut()?;
-    settled(l1)?;
+    steps::settled(l1)?;
     l1.ok(ENDS)?;
     forwards(l1, true)?;
     systemctl(l1, &format!("disable --now {UNIT}"))?;
@@ -271,7 +257,7 @@ fn purge(l1: &mut L1, before: &Files) -> Result<()> {
     l1.fails("ls -d /run/passthru", 2)?;
     let new = before.new_since(&Files::of(l1)?);
     ensure!(new.is_empty(), "files stay behind:\n{}", new.join("\n"));
-    settled(l1)
+    steps::settled(l1)
 }
 
 /// Files of the system, without what others keep: the package manager's own notes, logs and caches.

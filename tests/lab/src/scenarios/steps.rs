@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::l1::{Ended, Guest, L1, l2_scripts as l2};
+use crate::package;
 use crate::scenario::Lab;
 
 /// Addresses on the default machine.
@@ -41,6 +42,22 @@ pub fn with_bound<T>(lab: &mut Lab, devices: &[&str], work: impl FnOnce(&mut Lab
         }
     }
     result
+}
+
+/// Waits until the systemd of a machine that has one has done all that it had to do, and checks that nothing failed.
+pub fn settled(l1: &mut L1) -> Result<()> {
+    let state = l1.sh_within("udevadm settle; systemctl is-system-running --wait", Duration::from_secs(200))?;
+    let failed = "systemctl --failed; journalctl -b -p err --no-pager";
+    ensure!(state.stdout.trim() == "running", "{}", l1.sh(failed)?.stdout);
+    Ok(())
+}
+
+/// Makes the Debian package, and puts it into L1 as `/share/passthru.deb`.
+pub fn provide_package(l1: &L1) -> Result<()> {
+    let made = package::run("lab")?;
+    let deb = made.first().context("no package was made")?;
+    std::fs::copy(deb, l1.folder().join("share/passthru.deb"))?;
+    Ok(())
 }
 
 /// Waits until the host's own NVMe driver shows the drive again.
