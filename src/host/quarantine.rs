@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{self, Unreadable, file_name};
+use super::record::{self, file_name};
 use super::{Host, PciDevice};
 use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result, explain_io};
@@ -105,10 +105,7 @@ impl Host {
                 .evidence(format!("{}: {why}", path.display()))
                 .fix(format!("as root, `passthru recover --clear {bdf}` removes it"))
         };
-        let text = record::read(&path).map_err(|error| match error {
-            Unreadable::Io(error) => bad(explain_io(&error)),
-            Unreadable::Distrusted(why) => bad(why.to_owned()),
-        })?;
+        let text = record::read(&path).map_err(|error| bad(error.to_string()))?;
         let Some(text) = text else { return Ok(None) };
         let note: Quarantined = serde_json::from_str(&text).map_err(|error| bad(format!("it is damaged: {error}")))?;
         if note.version != VERSION || note.device != bdf {

@@ -1,6 +1,7 @@
 //! Small files of passthru's own under /run/passthru: written whole or not at all, and believed only if nobody but root
 //! (or the user who runs passthru) can have written them.
 
+use std::fmt::{self, Display};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -8,6 +9,7 @@ use std::path::Path;
 
 use super::read::names;
 use crate::bdf::Bdf;
+use crate::error::explain_io;
 
 /// A record is a few hundred bytes, some kilobytes at most; a larger file is none.
 const MAX_BYTES: u64 = 16 << 10;
@@ -19,6 +21,15 @@ pub(super) enum Unreadable {
     Io(io::Error),
     /// It may be anybody's.
     Distrusted(&'static str),
+}
+
+impl Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unreadable::Io(error) => f.write_str(&explain_io(error)),
+            Unreadable::Distrusted(why) => f.write_str(why),
+        }
+    }
 }
 
 /// The name of the record about a device.

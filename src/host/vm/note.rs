@@ -9,8 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result, explain_io};
 use crate::host::names::Name;
-use crate::host::record::{self, Unreadable};
-use crate::host::{Host, read};
+use crate::host::{Host, read, record};
 
 /// The version of the file's form.
 const VERSION: u32 = 1;
@@ -66,10 +65,7 @@ impl Host {
                 .evidence(format!("{}: {why}", path.display()))
                 .fix("look at the nodes that it names with `getfacl`, then remove it")
         };
-        let text = record::read(&path).map_err(|error| match error {
-            Unreadable::Io(error) => bad(explain_io(&error)),
-            Unreadable::Distrusted(why) => bad(why.to_owned()),
-        })?;
+        let text = record::read(&path).map_err(|error| bad(error.to_string()))?;
         let Some(text) = text else { return Ok(None) };
         let note: Prepared = serde_json::from_str(&text).map_err(|error| bad(format!("it is damaged: {error}")))?;
         if note.version != VERSION || note.vm != *vm {
