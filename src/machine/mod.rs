@@ -378,8 +378,11 @@ impl Machine {
         step
     }
 
-    /// Tells the service manager what the guest is at.
+    /// Tells the service manager what the guest is at. Asked at each turn of the loop: nothing is made for nobody.
     fn report(&mut self) {
+        if !self.service.is_there() {
+            return;
+        }
         let status = match self.status {
             _ if self.shutdown.is_under_way() => "The guest was asked to power off".to_owned(),
             Status::Prelaunch => "Waiting for a client of the control socket".to_owned(),

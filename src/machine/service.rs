@@ -28,6 +28,11 @@ impl Service {
         Service { is_there, watchdog: limit.map(Watchdog::new), status: String::new() }
     }
 
+    /// Whether anybody listens.
+    pub fn is_there(&self) -> bool {
+        self.is_there
+    }
+
     /// How long the guest has to power off on SIGTERM: what was asked for, or for a service a default.
     pub fn shutdown_limit(&self, asked: Option<Duration>) -> Duration {
         asked.unwrap_or(if self.is_there { SHUTDOWN_LIMIT } else { Duration::ZERO })
