@@ -322,6 +322,15 @@ codes! {
         "Hosts with several sockets, and some with one, have several memory nodes, and each device is near to one of them. What \
          of the guest's memory lies on another node its device and its CPUs reach through the link between them, which is \
          slower. Free memory or huge pages on that node, or use a slot of the other one. `passthru plan` shows CPUs and nodes.";
+    UnknownBackend = 100, Usage, "there is no such back end",
+        "A property such as chardev=, drive= or netdev= names a back end by the name that `--chardev` (id=), `--blockdev` \
+         (node-name=) or `--netdev` (id=) gave it. Each kind has names of its own; `--chardev help` and so on list the types.";
+    WrongBackend = 101, Usage, "the name is that of another kind of back end",
+        "A device's character, block and network back ends come from different options, and some properties take objects of \
+         certain types only. The name is one that there is, but of another kind than the property takes.";
+    BackendInUse = 102, Usage, "the back end has its user already",
+        "A back end serves one device, or is the child of one other node, at a time: two would mix their data up. What may \
+         have several users says so in its help (a character back end with mux=on).";
 }
 
 impl Code {

@@ -1,3 +1,4 @@
 //! The host's side of emulated devices. A back end knows no device.
 
 pub mod chardev;
+pub mod table;

@@ -7,6 +7,7 @@
 //! | [`fit`] | whether guest and devices fit the host's addresses and memory nodes |
 //! | [`functions`] | what a line means that passes all functions of a device |
 //! | [`objects`] | what devices name but is none, made before them |
+//! | [`references`] | whether what devices and back ends name is there, and theirs alone |
 //! | [`places`] | which id, bus and address each device gets |
 //! | [`plug`] | the one path by which every device comes into the machine; [`types`] are the tables of types |
 //! | [`hotplug`], [`unplug`], [`inbox`] | devices that come and go; the table of an unplug; what other threads ask for |
@@ -39,6 +40,7 @@ mod placement;
 mod places;
 mod plug;
 mod preflight;
+mod references;
 mod running;
 mod service;
 mod shutdown;

@@ -3,12 +3,11 @@
 
 use std::sync::Arc;
 
-use super::places::Place;
-use super::types::OBJECTS;
+use super::references::Planned;
 use crate::device::ObjectCx;
-use crate::error::{Code, Error, Result};
-use crate::object::{Args, Id, Props, TypeInfo, did_you_mean, props};
-use crate::vfio::{Vfio, object};
+use crate::error::Result;
+use crate::object::{Id, props};
+use crate::vfio::Vfio;
 
 props! {
     /// What an object is called.
@@ -18,55 +17,13 @@ props! {
     }
 }
 
-/// An object that is to be made, with everything about it checked that needs no host.
-pub struct Object {
-    of_type: &'static TypeInfo<(), ObjectCx>,
-    args: Args,
-    id: Arc<str>,
-}
-
-/// Checks `objects`, as the user wrote them.
-///
-/// # Errors
-/// [`Code::UnknownType`], [`Code::BadProperty`], [`Code::DuplicateId`].
-pub fn plan(objects: &[Args]) -> Result<Vec<Object>> {
-    let mut known: Vec<Object> = Vec::new();
-    for args in objects {
-        let mut args = args.clone();
-        let of_type = OBJECTS.take_type(&mut args)?;
-        let id: Arc<str> = ObjectCommon::parse(&mut args)?.id.as_str().into();
-        of_type.check(&args)?;
-        if known.iter().any(|object| object.id == id) {
-            return Err(Error::new(Code::DuplicateId, format!("the id `{id}` is used twice")).evidence(args.written()));
-        }
-        known.push(Object { of_type, args, id });
-    }
-    Ok(known)
-}
-
-/// Whether the devices name objects that there are.
-///
-/// # Errors
-/// [`Code::UnknownObject`].
-pub fn check_uses(places: &[Place], objects: &[Object]) -> Result<()> {
-    let uses = places.iter().filter_map(|place| Some((place, place.args.peek(object::NAME)?)));
-    for (place, id) in uses {
-        let mut fitting = objects.iter().filter(|known| known.of_type.name() == object::NAME).map(|known| &*known.id);
-        if fitting.clone().any(|known| known == id) {
-            continue;
-        }
-        let hint = did_you_mean(id, fitting.by_ref());
-        return Err(Error::new(Code::UnknownObject, format!("there is no object `{id}` of type iommufd{hint}"))
-            .evidence(place.args.written())
-            .fix(format!("add `--object iommufd,id={id}`")));
-    }
-    Ok(())
-}
+/// An object that is to be made.
+pub type Object = Planned<(), ObjectCx>;
 
 /// Makes the objects.
 pub fn create(objects: Vec<Object>, vfio: &Arc<Vfio>) -> Result<()> {
-    for Object { of_type, mut args, id } in objects {
-        of_type.create(&mut args, &ObjectCx { id, vfio: vfio.clone() })?;
+    for Object { of_type, mut args, name } in objects {
+        of_type.create(&mut args, &ObjectCx { id: name, vfio: vfio.clone() })?;
     }
     Ok(())
 }
@@ -74,13 +31,20 @@ pub fn create(objects: Vec<Object>, vfio: &Arc<Vfio>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Code;
     use crate::machine::places;
+    use crate::machine::references::{Targets, plan};
+    use crate::machine::types::OBJECTS;
+    use crate::object::{Args, Kind};
 
     fn check(objects: &[&str], devices: &[&str]) -> Result<()> {
         let parse = |option, key| move |text: &&str| Args::parse(option, Some(key), text);
         let objects: Vec<Args> = objects.iter().map(parse("--object", OBJECTS.key)).collect::<Result<_>>()?;
         let devices: Vec<Args> = devices.iter().map(parse("--device", "driver")).collect::<Result<_>>()?;
-        check_uses(&places::plan(&devices, &crate::host::testtree::TestTree::new().host())?.1, &plan(&objects)?)
+        let (_, places) = places::plan(&devices, &crate::host::testtree::TestTree::new().host())?;
+        let mut targets = Targets::default();
+        targets.add(Kind::Object, &plan::<ObjectCommon, _, _>(&OBJECTS, &objects)?, |_| false);
+        targets.check_devices(&places)
     }
 
     #[test]

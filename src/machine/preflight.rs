@@ -2,11 +2,12 @@
 //! host, show.
 
 use super::fit;
-use super::objects::{self, Object};
+use super::objects::{Object, ObjectCommon};
 use super::options::{HugePages, RunOptions};
 use super::placement::Stay;
 use super::places::{self, Place, Places};
-use super::types::{MACHINES, Q35};
+use super::references::{self, Targets};
+use super::types::{MACHINES, OBJECTS, Q35};
 use crate::boot::layout::Layout;
 use crate::boot::linux::LinuxImage;
 use crate::cpu::CpuPlan;
@@ -17,6 +18,7 @@ use crate::host::limits::memlock::{self, MemlockPlan, Needed, plan_needed};
 use crate::host::limits::memory::{PageKind, check_memory};
 use crate::host::limits::size_text;
 use crate::kvm::Kvm;
+use crate::object::Kind;
 use crate::vfio::backend::Spaces;
 use crate::vfio::dma::first_reserved;
 use crate::vfio::front_end;
@@ -79,9 +81,11 @@ pub(super) fn describe(options: &RunOptions, host: &Host) -> Result<Described> {
     let mut machine = options.machine.clone();
     let of_type = MACHINES.take_type(&mut machine)?;
     let machine = of_type.create(&mut machine, &())?;
-    let objects = objects::plan(&options.objects)?;
+    let objects = references::plan::<ObjectCommon, _, _>(&OBJECTS, &options.objects)?;
     let (taken, places) = places::plan(&options.devices, host)?;
-    objects::check_uses(&places, &objects)?;
+    let mut targets = Targets::default();
+    targets.add(Kind::Object, &objects, |_| false);
+    targets.check_devices(&places)?;
     Ok(Described { machine, objects, taken, places })
 }
 

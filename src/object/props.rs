@@ -1,6 +1,6 @@
 //! `props!`: one declaration is a struct, its parser and its help.
 
-use super::{Args, Id, Invalid, PciAddr, PropValue};
+use super::{Args, Id, Invalid, PciAddr, PropValue, Refers};
 use crate::error::Result;
 
 /// What a property is if the user does not give it.
@@ -27,6 +27,8 @@ pub struct Prop {
     pub doc: &'static str,
     /// Whether a text is a value of the kind.
     pub check: fn(&str) -> Result<(), Invalid>,
+    /// What the value names, if it is the name of a back end or an object.
+    pub refers: Option<Refers>,
 }
 
 /// Properties that are declared with `props!`.
@@ -46,6 +48,8 @@ pub trait PropField: Sized {
     const KIND: &'static str;
     /// What the property is where the declaration has no default value.
     const PRESET: Preset;
+    /// What the value names, if it is the name of a back end or an object.
+    const REFERS: Option<Refers>;
 
     /// The value that `text` stands for.
     fn parse_field(text: &str) -> Result<Self, Invalid>;
@@ -57,6 +61,7 @@ pub trait PropField: Sized {
 impl<T: PropValue> PropField for T {
     const KIND: &'static str = T::KIND;
     const PRESET: Preset = Preset::Required;
+    const REFERS: Option<Refers> = T::REFERS;
 
     fn parse_field(text: &str) -> Result<Self, Invalid> {
         T::parse(text)
@@ -70,6 +75,7 @@ impl<T: PropValue> PropField for T {
 impl<T: PropValue> PropField for Option<T> {
     const KIND: &'static str = T::KIND;
     const PRESET: Preset = Preset::Absent;
+    const REFERS: Option<Refers> = T::REFERS;
 
     fn parse_field(text: &str) -> Result<Self, Invalid> {
         T::parse(text).map(Some)
@@ -125,6 +131,7 @@ macro_rules! props {
                     preset: $crate::object::props!(@preset $kind $(, $default)?),
                     doc: concat!($($doc),+).trim_ascii(),
                     check: |text| <$kind as $crate::object::PropField>::parse_field(text).map(drop),
+                    refers: <$kind as $crate::object::PropField>::REFERS,
                 },
             )*];
 

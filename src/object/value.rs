@@ -3,10 +3,14 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::Refers;
+
 /// A kind of value that a property can have.
 pub trait PropValue: Sized {
     /// What help shows between `<` and `>`.
     const KIND: &'static str;
+    /// What the value names, if it is a name that another option of the command line gives.
+    const REFERS: Option<Refers> = None;
 
     /// The value that `text` stands for; the error says what would have been right.
     fn parse(text: &str) -> Result<Self, Invalid>;

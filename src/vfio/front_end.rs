@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::object::{self, Descriptor};
+use super::object::{self, Descriptor, IommufdRef};
 use super::rom::{self, RomSource};
 use super::{Attachment, IommuChoice, PeerToPeer, VfToken, VfioPci, VfioPciOptions, Wish};
 use crate::bdf::{Bdf, DeviceAddr};
 use crate::device::{Cx, OnError, Plug, Policy};
 use crate::error::{Code, Error, Result};
 use crate::memory::{Backing, Memory};
-use crate::object::{Args, Create, Id, Int, OnOffAuto, Props, TypeInfo, props};
+use crate::object::{Args, Create, Int, OnOffAuto, Props, TypeInfo, props};
 use crate::pci::rom::Rom as Images;
 use crate::pci::vga::LEGACY;
 
@@ -30,7 +30,7 @@ props! {
         /// Kernel interface that it is opened by; auto: iommufd where its nodes can be opened, else its group by type1
         iommu: IommuChoice = "auto",
         /// Object iommufd that it is put on
-        iommufd: Option<Id>,
+        iommufd: Option<IommufdRef>,
         /// Descriptor of the device's node (/dev/vfio/devices/vfioN) that passthru was started with, instead of host
         fd: Option<Descriptor>,
         /// Token of a physical function on vfio-pci, and of its virtual functions; the physical function's guest sets it

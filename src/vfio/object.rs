@@ -3,7 +3,7 @@
 
 use crate::device::ObjectCx;
 use crate::error::Result;
-use crate::object::{Create, Int, TypeInfo, props};
+use crate::object::{Create, Int, Kind, Refers, TypeInfo, props, reference};
 
 /// The name of the type.
 pub const NAME: &str = "iommufd";
@@ -17,6 +17,11 @@ props! {
         /// Descriptor of an open /dev/iommu that passthru was started with; without it, /dev/iommu is opened
         fd: Option<Descriptor>,
     }
+}
+
+reference! {
+    /// The id of an iommufd, which devices share.
+    pub struct IommufdRef(Refers { kind: Kind::Object, types: &[NAME], shared: true });
 }
 
 /// A descriptor that the process was started with.
