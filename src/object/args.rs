@@ -103,6 +103,27 @@ impl Args {
         }
     }
 
+    /// The keys under which the user wrote whole types: `file`, for `file.driver=raw`.
+    pub fn nested_keys(&self, type_key: &str) -> Vec<String> {
+        let mut keys: Vec<String> = Vec::new();
+        for (key, _) in &self.entries {
+            let Some((outer, inner)) = key.split_once('.') else { continue };
+            if inner == type_key && !keys.iter().any(|known| known == outer) {
+                keys.push(outer.to_owned());
+            }
+        }
+        keys
+    }
+
+    /// Takes what the user wrote under `key`, as properties of their own: of `file.driver=raw` what follows the dot. The
+    /// text that errors show stays that of the whole option.
+    pub fn take_nested(&mut self, key: &str) -> Args {
+        let below = |name: &str| name.strip_prefix(key).and_then(|rest| rest.strip_prefix('.')).map(str::to_owned);
+        let entries = self.entries.iter().filter_map(|(name, value)| Some((below(name)?, value.clone()))).collect();
+        self.entries.retain(|(name, _)| below(name).is_none());
+        Args { option: self.option, text: self.text.clone(), of_type: None, entries, known: Vec::new() }
+    }
+
     /// Takes whatever is left, in the user's order.
     pub fn take_rest(&mut self) -> Vec<(String, String)> {
         std::mem::take(&mut self.entries)
@@ -229,6 +250,23 @@ mod tests {
     fn a_default_is_only_for_what_is_absent() {
         assert_eq!(device("id=a").with_default("driver", "x").peek("driver"), Some("x"));
         assert_eq!(device("y,id=a").with_default("driver", "x").peek("driver"), Some("y"));
+    }
+
+    #[test]
+    fn what_is_nested_has_properties_of_its_own() {
+        for text in [
+            "raw,file.driver=file,file.cache.direct=on,cache.direct=off,size=1",
+            r#"{"driver":"raw","file":{"driver":"file","cache":{"direct":true}},"cache":{"direct":false},"size":1}"#,
+        ] {
+            let mut args = device(text);
+            assert_eq!(args.nested_keys("driver"), ["file"], "{text}");
+            let file = args.take_nested("file");
+            let mut of_file: Vec<_> = file.entries().collect();
+            of_file.sort();
+            assert_eq!(of_file, [("cache.direct", "on"), ("driver", "file")]);
+            assert_eq!((args.peek("file.driver"), args.peek("cache.direct")), (None, Some("off")));
+            assert_eq!(file.written(), args.written());
+        }
     }
 
     #[test]
