@@ -322,6 +322,25 @@ codes! {
         "Hosts with several sockets, and some with one, have several memory nodes, and each device is near to one of them. What \
          of the guest's memory lies on another node its device and its CPUs reach through the link between them, which is \
          slower. Free memory or huge pages on that node, or use a slot of the other one. `passthru plan` shows CPUs and nodes.";
+    ImageUnusable = 95, Usage, "the disk image cannot be used",
+        "A qcow2 image is refused if its header contradicts itself or the file's length, and if it needs what passthru does \
+         not have: encryption, an external data file, compression by zstd, extended L2 entries. `qemu-img convert` makes an \
+         image without them. One that was not closed and says so is mended by `qemu-img check -r all`.";
+    BackingChain = 96, Usage, "a backing file cannot be opened",
+        "An overlay names the image below it in its header, relative to its own folder, with that one's format. Each image \
+         of the chain must be there, must not come twice, and must be of the format that is written. `passthru img info \
+         --backing-chain FILE` shows the chain.";
+    DiskInUse = 97, Device, "the disk or image is in use",
+        "Two programs that write one disk damage it. Files are locked as QEMU locks them, so that each sees the other; disks and \
+         partitions of the host that are mounted, swap or part of another device are refused. Stop the other use first. \
+         `fuser -v FILE` shows who has a file open.";
+    ImageFailed = 98, Host, "an image could not be read or written",
+        "The host's file system or disk refused a request; the evidence has its answer. A full file system is the usual reason: \
+         images grow as they are written. What was written before stays whole.";
+    ImageDamaged = 99, Device, "the image is damaged",
+        "Tables of the image contradict each other: parts are used twice, or lie where nothing is. Copy what can be read with \
+         `passthru img convert` to a new image, or mend it with `qemu-img check -r all`. A leak is harmless: room in the file \
+         that nothing uses any more.";
     UnknownBackend = 100, Usage, "there is no such back end",
         "A property such as chardev=, drive= or netdev= names a back end by the name that `--chardev` (id=), `--blockdev` \
          (node-name=) or `--netdev` (id=) gave it. Each kind has names of its own; `--chardev help` and so on list the types.";

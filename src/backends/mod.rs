@@ -1,5 +1,6 @@
 //! The host's side of emulated devices. A back end knows no device.
 
+pub mod block;
 pub mod chardev;
 pub mod table;
 

@@ -1,0 +1,110 @@
+//! Block back ends: a graph of named nodes, each of which reads and writes bytes at offsets, on top of others or of what
+//! the host has.
+//!
+//! | file | what |
+//! |---|---|
+//! | `file`, `host_device` | a file, a disk or partition of the host, on the descriptor of `host` |
+//! | `host` | one open descriptor: requests, alignment of direct I/O, holes; QEMU's locks |
+//! | `raw` | a part of another node |
+//! | `qcow2` | images: header, the crate imago on a node, their check |
+//! | `null` | nothing: reads as zeros |
+//! | `switch` | where a device holds on to while what is below it changes: a new overlay, a commit |
+//!
+//! Nodes are called from the worker threads of devices, several at once. A node holds no lock of another's; the order of
+//! locks is that of the graph, from the device down.
+
+pub mod chain;
+pub mod file;
+pub mod host;
+pub mod io;
+pub mod null;
+pub mod qcow2;
+pub mod raw;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use vm_memory::VolatileSlice;
+
+/// What a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockInfo {
+    /// Length in bytes.
+    pub len: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Requests whose offset and length are multiples of this need no copy and no second request; a power of two. All
+    /// others work.
+    pub block_size: u32,
+    /// The unit in which the medium writes, a power of two, at least `block_size`.
+    pub physical_block_size: u32,
+    /// The unit in which [`BlockNode::discard`] gives memory back; `None`: it does nothing.
+    pub discard: Option<u32>,
+    /// The unit in which [`BlockNode::write_zeroes`] is cheaper than writing zeros; `None`: it is not.
+    pub write_zeroes: Option<u32>,
+    /// Whether what is written is lost with the host's power until [`BlockNode::flush`] returns.
+    pub write_back: bool,
+}
+
+/// What holds the bytes from some offset on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// This node, or what it stands on.
+    Data,
+    /// Nothing: they read as zeros.
+    Zero,
+    /// The backing node: this one has no bytes of its own there.
+    Backing,
+}
+
+/// A node of the graph.
+///
+/// A request that leaves `0..len` fails with [`std::io::ErrorKind::InvalidInput`] and does nothing. One that fails otherwise may
+/// have been done in part. The errors are those of the system where it has one (`ENOSPC`, `EIO`), so that a device can
+/// tell its guest which.
+pub trait BlockNode: Send + Sync {
+    /// What the node is now.
+    fn info(&self) -> BlockInfo;
+
+    /// Fills `into` with what is at `offset`.
+    fn read(&self, offset: u64, into: &[VolatileSlice]) -> std::io::Result<()>;
+
+    /// Writes `from` to `offset`. It need not be on the medium when this returns.
+    fn write(&self, offset: u64, from: &[VolatileSlice]) -> std::io::Result<()>;
+
+    /// Returns when all writes that have returned are on the medium.
+    fn flush(&self) -> std::io::Result<()>;
+
+    /// Says that nobody needs the bytes of `range` any more: what they read as afterwards is not said.
+    fn discard(&self, range: Range<u64>) -> std::io::Result<()>;
+
+    /// Makes `range` read as zeros. `may_unmap`: its memory may be given back.
+    fn write_zeroes(&self, range: Range<u64>, may_unmap: bool) -> std::io::Result<()>;
+
+    /// The names of the nodes that this one stands on.
+    fn children(&self) -> Vec<Arc<str>>;
+
+    /// Changes the length; new bytes read as zeros.
+    fn resize(&self, _len: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    /// Makes a node that was opened for reading one that can be written, or the other way round.
+    fn set_writable(&self, writable: bool) -> std::io::Result<()> {
+        if writable == !self.info().read_only { Ok(()) } else { Err(std::io::ErrorKind::Unsupported.into()) }
+    }
+
+    /// What holds the bytes from `offset` on, and up to which offset at least; `offset` lies before `end`, `end` at most
+    /// at the end of the node.
+    fn extent(&self, _offset: u64, end: u64) -> std::io::Result<(Extent, u64)> {
+        Ok((Extent::Data, end))
+    }
+
+    /// The host's file that the node stands on, for people.
+    fn filename(&self) -> Option<PathBuf> {
+        None
+    }
+}

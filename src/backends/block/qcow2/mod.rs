@@ -1,0 +1,278 @@
+//! `qcow2`: images that grow as they are written, and that can stand on other images.
+//!
+//! The crate imago does the work on the tables; the file below and the backing image are nodes of ours, so that locks,
+//! limits and switches apply to them, and no image opens anything by itself.
+
+pub mod create;
+pub mod header;
+mod storage;
+
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use imago::format::PreallocateMode;
+use imago::io_buffers::{IoVector, IoVectorMut};
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, ShallowMapping};
+use parking_lot::RwLock;
+use vm_memory::VolatileSlice;
+
+use super::io::{range_len, read_into, read_only, total, within, write_plain_zeroes};
+use super::{BlockInfo, BlockNode, Extent};
+use crate::error::{Code, Error, Result, explain_io};
+use crate::log;
+use header::{Header, MAX_HEADER, Refused};
+use storage::NodeStorage;
+
+/// Bytes that are discarded or made zero at once, with all other requests waiting.
+const MAX_EXCLUSIVE: u64 = 1 << 30;
+
+/// A node with the name by which its parent knows it.
+#[derive(Clone)]
+pub struct Child {
+    /// The node.
+    pub node: Arc<dyn BlockNode>,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+/// An open image.
+pub struct Qcow2 {
+    file: Child,
+    backing: Option<Child>,
+    header: Header,
+    /// Whether what is discarded is given back.
+    unmap: bool,
+    len: AtomicU64,
+    writable: AtomicBool,
+    /// Read-held by reads and writes, of which several run at once. Write-held by what changes tables that these may be
+    /// using: discards, zeros (the crate looks at the rest of a cluster and then changes all of it), changes of the
+    /// length, and the exchange of the whole.
+    image: RwLock<FormatAccess<NodeStorage>>,
+}
+
+/// Reads the header of the image on `file`.
+///
+/// # Errors
+/// [`Code::ImageUnusable`], [`Code::ImageFailed`].
+pub fn read_header(file: &dyn BlockNode, name: &str) -> Result<Header> {
+    let len = file.info().len;
+    let mut bytes = vec![0; len.min(MAX_HEADER as u64) as usize];
+    read_into(file, 0, &mut bytes).map_err(|error| failed(name, &error))?;
+    Header::parse(&bytes, len).map_err(|refused| {
+        let error = Error::new(Code::ImageUnusable, format!("the image `{name}` cannot be used"));
+        let error = error.evidence(refused.to_string());
+        match refused {
+            Refused::Magic => error.fix("say what it is with driver=raw, or -f raw"),
+            Refused::Dirty | Refused::Corrupt => error.fix("`qemu-img check -r all FILE` mends it"),
+            Refused::Unsupported(_) => error.fix("`qemu-img convert -O qcow2` makes an image without it"),
+            Refused::Invalid(_) => error.fix("take a copy that is whole"),
+        }
+    })
+}
+
+impl Qcow2 {
+    /// Opens the image on `file`. `backing` is what its header names below it, or another one.
+    ///
+    /// # Errors
+    /// [`Code::ImageUnusable`], [`Code::ImageFailed`].
+    pub fn open(file: Child, backing: Option<Child>, read_only: bool, unmap: bool) -> Result<Qcow2> {
+        let header = read_header(&*file.node, &file.name)?;
+        let writable = !read_only && !file.node.info().read_only;
+        let image = open(&file, backing.as_ref(), writable).map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::Unsupported => {
+                Error::new(Code::ImageUnusable, format!("the image `{}` cannot be used", file.name))
+                    .evidence(error.to_string())
+            }
+            _ => failed(&file.name, &error),
+        })?;
+        Ok(Qcow2 {
+            len: AtomicU64::new(header.size),
+            writable: AtomicBool::new(writable),
+            image: RwLock::new(image),
+            file,
+            backing,
+            header,
+            unmap,
+        })
+    }
+
+    /// What the header said when the image was opened.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The node below.
+    pub fn file(&self) -> &Child {
+        &self.file
+    }
+
+    /// What it stands on.
+    pub fn backing(&self) -> Option<&Child> {
+        self.backing.as_ref()
+    }
+
+    fn check(&self, offset: u64, count: u64) -> io::Result<Range<u64>> {
+        within(self.len.load(Ordering::Acquire), offset, count)
+    }
+
+    fn check_write(&self, offset: u64, count: u64) -> io::Result<Range<u64>> {
+        if self.writable.load(Ordering::Relaxed) { self.check(offset, count) } else { Err(read_only()) }
+    }
+
+    /// Whether clusters can be marked as zeros.
+    fn has_zeros(&self) -> bool {
+        self.header.version >= 3
+    }
+
+    /// Does `act` to all of `range`, with nobody else using the image, in parts.
+    fn exclusively(
+        &self,
+        range: Range<u64>,
+        act: impl Fn(&mut FormatAccess<NodeStorage>, u64, u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let count = MAX_EXCLUSIVE.min(range.end - at);
+            act(&mut self.image.write(), at, count)?;
+            at += count;
+        }
+        Ok(())
+    }
+}
+
+/// Opens the crate's view of the image.
+fn open(file: &Child, backing: Option<&Child>, writable: bool) -> io::Result<FormatAccess<NodeStorage>> {
+    let gate = DenyImplicitOpenGate::default;
+    let backing = match backing {
+        None => None,
+        Some(backing) => {
+            let raw = imago::raw::Raw::builder(NodeStorage::new(backing.node.clone()));
+            Some(FormatAccess::new(raw.open(gate())?))
+        }
+    };
+    let builder = imago::qcow2::Qcow2::<NodeStorage>::builder(NodeStorage::new(file.node.clone()));
+    let image = builder.write(writable).backing(backing).data_file(None).open(gate())?;
+    Ok(FormatAccess::new(image))
+}
+
+fn failed(name: &str, error: &io::Error) -> Error {
+    Error::new(Code::ImageFailed, format!("the image `{name}` cannot be read")).evidence(explain_io(error))
+}
+
+impl BlockNode for Qcow2 {
+    fn info(&self) -> BlockInfo {
+        let file = self.file.node.info();
+        let cluster = u32::try_from(self.header.cluster_size()).ok().filter(|_| self.has_zeros());
+        BlockInfo {
+            len: self.len.load(Ordering::Acquire),
+            read_only: !self.writable.load(Ordering::Relaxed),
+            discard: cluster.filter(|_| self.unmap),
+            write_zeroes: cluster,
+            write_back: true,
+            ..file
+        }
+    }
+
+    fn read(&self, offset: u64, into: &[VolatileSlice]) -> io::Result<()> {
+        self.check(offset, total(into))?;
+        let (vector, _mapped) = IoVectorMut::from_volatile_slice(into);
+        self.image.read().readv(vector, offset)
+    }
+
+    fn write(&self, offset: u64, from: &[VolatileSlice]) -> io::Result<()> {
+        self.check_write(offset, total(from))?;
+        let (vector, _mapped) = IoVector::from_volatile_slice(from);
+        self.image.read().writev(vector, offset)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        if !self.writable.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let image = self.image.read();
+        image.flush()?;
+        image.sync()
+    }
+
+    fn discard(&self, range: Range<u64>) -> io::Result<()> {
+        let range = self.check_write(range.start, range_len(&range))?;
+        if !self.unmap || !self.has_zeros() {
+            return Ok(());
+        }
+        self.exclusively(range, |image, at, count| image.discard_to_any(at, count))
+    }
+
+    fn write_zeroes(&self, range: Range<u64>, may_unmap: bool) -> io::Result<()> {
+        let range = self.check_write(range.start, range_len(&range))?;
+        if !self.has_zeros() {
+            return write_plain_zeroes(self, range);
+        }
+        self.exclusively(range, |image, at, count| {
+            if may_unmap && self.unmap { image.discard_to_zero(at, count) } else { image.write_zeroes(at, count) }
+        })
+    }
+
+    fn children(&self) -> Vec<Arc<str>> {
+        [Some(&self.file), self.backing.as_ref()].into_iter().flatten().map(|child| child.name.clone()).collect()
+    }
+
+    fn resize(&self, len: u64) -> io::Result<()> {
+        if !self.writable.load(Ordering::Relaxed) {
+            return Err(read_only());
+        }
+        let mut image = self.image.write();
+        let old = image.size();
+        // What the backing image has behind our end must not come to light.
+        let shows = self.backing.as_ref().is_some_and(|backing| backing.node.info().len > old);
+        image.resize(len, if shows { PreallocateMode::Zero } else { PreallocateMode::None })?;
+        self.len.store(len, Ordering::Release);
+        Ok(())
+    }
+
+    fn set_writable(&self, writable: bool) -> io::Result<()> {
+        let mut image = self.image.write();
+        if writable == self.writable.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        if writable {
+            self.file.node.set_writable(true)?;
+        } else {
+            image.flush()?;
+            image.sync()?;
+        }
+        *image = open(&self.file, self.backing.as_ref(), writable)?;
+        self.writable.store(writable, Ordering::Relaxed);
+        if writable { Ok(()) } else { self.file.node.set_writable(false) }
+    }
+
+    fn extent(&self, offset: u64, end: u64) -> io::Result<(Extent, u64)> {
+        let image = self.image.read();
+        let (mapping, count) = image.get_shallow_mapping(offset, end.saturating_sub(offset))?;
+        let extent = match mapping {
+            ShallowMapping::Indirect { .. } => Extent::Backing,
+            ShallowMapping::Zero { explicit: false, .. } if self.backing.is_some() => Extent::Backing,
+            ShallowMapping::Zero { .. } | ShallowMapping::Eof { .. } => Extent::Zero,
+            _ => Extent::Data,
+        };
+        Ok((extent, if count == 0 { end } else { offset + count }))
+    }
+
+    fn filename(&self) -> Option<PathBuf> {
+        self.file.node.filename()
+    }
+}
+
+impl Drop for Qcow2 {
+    fn drop(&mut self) {
+        // The tables that are still in memory; a guest that cares has flushed before.
+        if let Err(error) = self.flush() {
+            log::warn(format_args!("the image `{}` was not closed properly: {}", self.file.name, explain_io(&error)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+use proptest::prelude::*;
+
+use super::super::io::write_from;
+use super::super::testing::MemoryNode;
+use super::create::New;
+use super::*;
+
+fn child(node: Arc<dyn BlockNode>, name: &str) -> Child {
+    Child { node, name: name.into() }
+}
+
+fn image(size: u64) -> (Arc<MemoryNode>, Qcow2) {
+    let file = Arc::new(MemoryNode::new(Vec::new()));
+    create::create(file.clone(), &New::of(size)).unwrap();
+    let image = Qcow2::open(child(file.clone(), "file"), None, false, true).unwrap();
+    (file, image)
+}
+
+fn overlay(base: Arc<dyn BlockNode>, size: u64) -> Qcow2 {
+    let file = Arc::new(MemoryNode::new(Vec::new()));
+    let new = New { backing: Some(("base".into(), "raw".into())), ..New::of(size) };
+    create::create(file.clone(), &new).unwrap();
+    Qcow2::open(child(file, "file"), Some(child(base, "base")), false, true).unwrap()
+}
+
+fn bytes(node: &dyn BlockNode, offset: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0xaa; len];
+    read_into(node, offset, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn an_image_grows_as_it_is_written_and_is_there_again() {
+    let (file, image) = image(1 << 30);
+    assert_eq!(image.info().len, 1 << 30);
+    let empty = file.bytes().len();
+    assert!(empty < 1 << 20, "{empty}");
+    write_from(&image, (1 << 30) - 5, &mut [1, 2, 3, 4, 5]).unwrap();
+    assert!(write_from(&image, (1 << 30) - 4, &mut [0; 5]).is_err());
+    image.flush().unwrap();
+    let again = Qcow2::open(child(Arc::new(MemoryNode::new(file.bytes())), "copy"), None, true, false).unwrap();
+    assert_eq!(bytes(&again, (1 << 30) - 6, 6), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(write_from(&again, 0, &mut [0]).unwrap_err().raw_os_error(), Some(libc::EROFS));
+    assert_eq!(image.extent(0, 1 << 30).unwrap().0, Extent::Zero);
+    assert_eq!(image.extent((1 << 30) - 5, 1 << 30).unwrap(), (Extent::Data, 1 << 30));
+}
+
+#[test]
+fn an_overlay_leaves_its_base_alone() {
+    let base = Arc::new(MemoryNode::new(vec![7; 300_000]));
+    let top = overlay(base.clone(), 400_000);
+    assert_eq!(bytes(&top, 299_999, 3), [7, 0, 0]);
+    assert_eq!(top.extent(0, 400_000).unwrap().0, Extent::Backing);
+    write_from(&top, 100, &mut [1]).unwrap();
+    assert_eq!(bytes(&top, 99, 3), [7, 1, 7]);
+    top.write_zeroes(65536..131_072, true).unwrap();
+    assert_eq!(bytes(&top, 65_535, 2), [7, 0]);
+    assert_eq!(top.extent(65_536, 400_000).unwrap(), (Extent::Zero, 131_072));
+    assert!(base.bytes().iter().all(|byte| *byte == 7));
+    assert_eq!(top.children(), ["file".into(), "base".into()]);
+}
+
+#[test]
+fn growing_does_not_show_what_the_base_has_behind_the_end() {
+    let top = overlay(Arc::new(MemoryNode::new(vec![7; 300_000])), 65_536);
+    top.resize(200_000).unwrap();
+    assert_eq!(top.info().len, 200_000);
+    assert_eq!(bytes(&top, 65_535, 3), [7, 0, 0]);
+    top.resize(1000).unwrap();
+    assert!(read_into(&top, 1000, &mut [0]).is_err());
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_the_image_stays_whole() {
+    for writes in 0..40 {
+        let (file, image) = image(64 << 20);
+        write_from(&image, 0, &mut [1; 1000]).unwrap();
+        image.flush().unwrap();
+        file.full_after(writes);
+        let mut failed = None;
+        for at in 0..20u64 {
+            if let Err(error) = write_from(&image, at * (3 << 20), &mut [2; 1000]).and_then(|()| image.flush()) {
+                failed = Some(error);
+                break;
+            }
+        }
+        if let Some(error) = &failed {
+            assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+        }
+        // Room again: what was there before is there, the failed request can be made again.
+        file.full_after(u64::MAX);
+        write_from(&image, 60 << 20, &mut [3; 1000]).unwrap();
+        image.flush().unwrap();
+        let again = Qcow2::open(child(Arc::new(MemoryNode::new(file.bytes())), "copy"), None, true, false).unwrap();
+        assert_eq!(bytes(&again, 60 << 20, 1000), [3; 1000]);
+        assert!(matches!(bytes(&again, 0, 1000)[..], [1, ..] | [2, ..]));
+    }
+}
+
+#[test]
+fn a_bad_medium_is_an_error() {
+    let base = Arc::new(MemoryNode::new(vec![7; 300_000]));
+    base.bad_from(200_000);
+    let top = overlay(base, 300_000);
+    assert_eq!(bytes(&top, 0, 10), [7; 10]);
+    assert_eq!(read_into(&top, 199_999, &mut [0; 2]).unwrap_err().raw_os_error(), Some(libc::EIO));
+}
+
+#[test]
+fn a_reader_can_become_a_writer() {
+    let (file, image) = image(1 << 20);
+    drop(image);
+    let image = Qcow2::open(child(file, "file"), None, true, false).unwrap();
+    assert!(write_from(&image, 0, &mut [1]).is_err());
+    image.set_writable(true).unwrap();
+    write_from(&image, 0, &mut [1]).unwrap();
+    assert_eq!(bytes(&image, 0, 2), [1, 0]);
+}
+
+#[test]
+fn what_is_no_image_is_refused() {
+    for (content, words) in [(vec![0; 4096], "no qcow2 image"), (b"QFI\xfb\0\0\0\x03".to_vec(), "its header is wrong")]
+    {
+        let file = Arc::new(MemoryNode::new(content));
+        let error = Qcow2::open(child(file, "disk"), None, true, false).map(drop).unwrap_err();
+        assert_eq!(error.code(), Code::ImageUnusable);
+        assert!(error.evidence_lines()[0].contains(words), "{error}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// An overlay does what plain memory does, whatever comes in which order.
+    #[test]
+    fn an_overlay_is_a_disk(
+        requests in prop::collection::vec((0u8..5, 0u64..400_000, 0usize..150_000, 1u8..), 1..24),
+    ) {
+        let size = 400_000;
+        let mut model: Vec<u8> = (0..300_000).map(|at| (at % 251) as u8).collect();
+        let top = overlay(Arc::new(MemoryNode::new(model.clone())), size);
+        model.resize(size as usize, 0);
+        for (what, offset, count, byte) in requests {
+            let count = count.min((size - offset) as usize);
+            let range = offset..offset + count as u64;
+            let part = &mut model[offset as usize..offset as usize + count];
+            match what {
+                0 => {
+                    write_from(&top, offset, &mut vec![byte; count]).unwrap();
+                    part.fill(byte);
+                }
+                1 | 2 => {
+                    top.write_zeroes(range, what == 1).unwrap();
+                    part.fill(0);
+                }
+                3 => top.flush().unwrap(),
+                _ => prop_assert!(bytes(&top, offset, count) == part),
+            }
+        }
+        prop_assert!(bytes(&top, 0, size as usize) == model);
+    }
+}

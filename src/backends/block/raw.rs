@@ -1,0 +1,169 @@
+//! `raw`: the bytes of another node as they are, or a part of them.
+
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use vm_memory::VolatileSlice;
+
+use super::io::{range_len, read_only, total, within};
+use super::{BlockInfo, BlockNode, Extent};
+use crate::error::{Code, Error, Result};
+
+/// A part of another node.
+pub struct Raw {
+    file: Arc<dyn BlockNode>,
+    file_name: Arc<str>,
+    offset: u64,
+    /// Its length; `None`: to the end of the other, however long that is.
+    size: Option<u64>,
+    read_only: bool,
+}
+
+impl Raw {
+    /// `size` bytes of `file`, whose name is `file_name`, from `offset` on; without `size` all that follow.
+    ///
+    /// # Errors
+    /// [`Code::BadProperty`] if they do not lie inside it.
+    pub fn new(
+        file: Arc<dyn BlockNode>,
+        file_name: Arc<str>,
+        offset: u64,
+        size: Option<u64>,
+        read_only: bool,
+    ) -> Result<Raw> {
+        let len = file.info().len;
+        let fits = offset.checked_add(size.unwrap_or(0)).is_some_and(|end| end <= len);
+        if !fits {
+            let asked = size.map_or(String::new(), |size| format!("{size} bytes "));
+            return Err(Error::new(
+                Code::BadProperty,
+                format!("{asked}from offset {offset} do not lie inside `{file_name}`"),
+            )
+            .evidence(format!("`{file_name}` has {len} bytes"))
+            .fix("make offset= and size= smaller"));
+        }
+        Ok(Raw { file, file_name, offset, size, read_only })
+    }
+
+    fn len(&self) -> u64 {
+        self.size.unwrap_or_else(|| self.file.info().len.saturating_sub(self.offset))
+    }
+
+    /// Where a request lies in the file.
+    fn place(&self, offset: u64, count: u64) -> io::Result<Range<u64>> {
+        let range = within(self.len(), offset, count)?;
+        Ok(range.start + self.offset..range.end + self.offset)
+    }
+
+    fn place_change(&self, offset: u64, count: u64) -> io::Result<Range<u64>> {
+        if self.read_only { Err(read_only()) } else { self.place(offset, count) }
+    }
+}
+
+impl BlockNode for Raw {
+    fn info(&self) -> BlockInfo {
+        let file = self.file.info();
+        // What begins inside a block of the file has blocks of its own that lie across two of it.
+        let shift = |size: u32| if self.offset.is_multiple_of(u64::from(size)) { size } else { 1 };
+        BlockInfo {
+            len: self.len(),
+            read_only: self.read_only || file.read_only,
+            block_size: shift(file.block_size),
+            ..file
+        }
+    }
+
+    fn read(&self, offset: u64, into: &[VolatileSlice]) -> io::Result<()> {
+        self.file.read(self.place(offset, total(into))?.start, into)
+    }
+
+    fn write(&self, offset: u64, from: &[VolatileSlice]) -> io::Result<()> {
+        self.file.write(self.place_change(offset, total(from))?.start, from)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.flush()
+    }
+
+    fn discard(&self, range: Range<u64>) -> io::Result<()> {
+        self.file.discard(self.place_change(range.start, range_len(&range))?)
+    }
+
+    fn write_zeroes(&self, range: Range<u64>, may_unmap: bool) -> io::Result<()> {
+        self.file.write_zeroes(self.place_change(range.start, range_len(&range))?, may_unmap)
+    }
+
+    fn children(&self) -> Vec<Arc<str>> {
+        vec![self.file_name.clone()]
+    }
+
+    fn resize(&self, len: u64) -> io::Result<()> {
+        match self.size {
+            // What follows it in the file is not ours.
+            Some(_) => Err(io::ErrorKind::Unsupported.into()),
+            None => self.file.resize(len.checked_add(self.offset).ok_or(io::ErrorKind::InvalidInput)?),
+        }
+    }
+
+    fn set_writable(&self, writable: bool) -> io::Result<()> {
+        if writable && self.read_only { Err(read_only()) } else { self.file.set_writable(writable) }
+    }
+
+    fn extent(&self, offset: u64, end: u64) -> io::Result<(Extent, u64)> {
+        let (extent, end) = self.file.extent(offset + self.offset, end + self.offset)?;
+        Ok((extent, end - self.offset))
+    }
+
+    fn filename(&self) -> Option<PathBuf> {
+        self.file.filename()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::io::{read_into, write_from};
+    use super::super::testing::MemoryNode;
+    use super::*;
+
+    fn part(offset: u64, size: Option<u64>) -> (Arc<MemoryNode>, Result<Raw>) {
+        let file = Arc::new(MemoryNode::new((0..200).collect()));
+        (file.clone(), Raw::new(file, "file".into(), offset, size, false))
+    }
+
+    #[test]
+    fn it_is_a_part_of_the_file_and_nothing_beside_it() {
+        let (file, raw) = part(10, Some(20));
+        let raw = raw.unwrap();
+        assert_eq!((raw.info().len, raw.children()), (20, vec!["file".into()]));
+        let mut bytes = [0; 4];
+        read_into(&raw, 16, &mut bytes).unwrap();
+        assert_eq!(bytes, [26, 27, 28, 29]);
+        assert!(read_into(&raw, 17, &mut bytes).is_err());
+        write_from(&raw, 0, &mut [1, 2]).unwrap();
+        assert!(write_from(&raw, 19, &mut [1, 2]).is_err());
+        raw.write_zeroes(18..20, true).unwrap();
+        assert!(raw.discard(18..21).is_err());
+        let now = file.bytes();
+        assert_eq!((&now[9..13], &now[27..31]), (&[9, 1, 2, 12][..], &[27, 0, 0, 30][..]));
+        assert!(raw.resize(10).is_err());
+    }
+
+    #[test]
+    fn without_a_size_it_reaches_to_the_end() {
+        let (file, raw) = part(150, None);
+        let raw = raw.unwrap();
+        assert_eq!(raw.info().len, 50);
+        raw.resize(60).unwrap();
+        assert_eq!((raw.info().len, file.bytes().len()), (60, 210));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        for (offset, size) in [(201, None), (190, Some(11)), (u64::MAX, Some(2)), (0, Some(u64::MAX))] {
+            let error = part(offset, size).1.map(drop).unwrap_err();
+            assert_eq!(error.code(), Code::BadProperty, "{offset} {size:?}");
+        }
+    }
+}
