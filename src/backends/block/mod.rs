@@ -94,7 +94,7 @@ pub trait BlockNode: Send + Sync {
 
     /// Makes a node that was opened for reading one that can be written, or the other way round.
     fn set_writable(&self, writable: bool) -> std::io::Result<()> {
-        if writable == !self.info().read_only { Ok(()) } else { Err(std::io::ErrorKind::Unsupported.into()) }
+        if writable != self.info().read_only { Ok(()) } else { Err(std::io::ErrorKind::Unsupported.into()) }
     }
 
     /// What holds the bytes from `offset` on, and up to which offset at least; `offset` lies before `end`, `end` at most
