@@ -192,7 +192,8 @@ codes! {
         "A file of /etc/passthru/devices.d has a table for each device: `[[device]]`, `name = \"lan\"`, and at least one of \
          `address`, `id` (as in \"8086:1521\"), `subsystem`, `serial`, `path`, `slot`, `mac`. `function = 1` picks one function of \
          several, `all-functions = true` takes them all. `reserve = true` keeps the device for vfio-pci from the boot on, and \
-         `start = \"router\"` starts that VM's service when it appears.";
+         `start = \"router\"` starts that VM's service when it appears. A table `[[usb]]` with a `name` and any of `id`, `serial`, \
+         `port` (as in \"1-4.2\") and `controller` claims a USB device for guests.";
     Stuck = 45, Device, "the kernel does not come to an end with a step",
         "Every step of a change of drivers is done by a process of its own, which is given 30 seconds. A driver that cannot let \
          go of its device keeps that process for as long, and nothing can end it (`ps` shows state D). passthru goes on without \
@@ -290,6 +291,10 @@ codes! {
          announces it. A driver that is built into the kernel, or was loaded in an initramfs without passthru's rules, has it \
          before that. So has a device that is plugged in, and a virtual function, while its driver is loaded. `passthru bind` \
          takes it from there.";
+    UsbNotClaimed = 71, Host, "a claimed USB device is still the host's",
+        "A `[[usb]]` in /etc/passthru/devices.d claims a USB device for guests: udev gives its node to the group passthru and takes \
+         the host's drivers off it, whenever it is plugged in. What the host itself needs (a mounted disk, a network interface \
+         with a route) is left alone.";
     ControlFailed = 75, Host, "a running guest does not answer",
         "`passthru ctl` and `passthru list` speak with the process of the guest by its control socket. It refused the \
          connection, closed it, or did not answer in time: it may be ending, or stuck in the kernel with a device. Its own \

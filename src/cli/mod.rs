@@ -21,6 +21,7 @@ mod rom;
 pub mod run;
 mod style;
 mod sysroot;
+mod udev_claim;
 mod udev_reserve;
 mod vm_file;
 mod write_attribute;
@@ -63,6 +64,7 @@ enum Command {
     Ctl(ctl::CtlArgs),
     Explain(explain::ExplainArgs),
     UdevReserve(udev_reserve::UdevReserveArgs),
+    UdevClaim(udev_claim::UdevClaimArgs),
     WriteAttribute(write_attribute::WriteAttributeArgs),
     Generate(generate::GenerateArgs),
 }
@@ -102,6 +104,7 @@ fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<u8> {
         Command::Run(args) => run::execute(*args, platform),
         Command::Bind(args) => bind::execute(&args, &syntax, platform),
         Command::UdevReserve(args) => udev_reserve::execute(&args, platform.host()),
+        Command::UdevClaim(args) => udev_claim::execute(&args, platform.host()),
         Command::Release(args) => release::execute(&args, &syntax, platform),
         Command::Recover(args) => recover::execute(&args, platform.host()),
         Command::Rom(args) => rom::execute(&args, platform.host()),

@@ -7,7 +7,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`pci`], [`group`], [`usb`] | facts from sysfs: PCI functions, IOMMU groups, USB devices (kernel: Documentation/ABI/testing) |
-//! | [`names`], [`reserve`] | names that stay when addresses move (/etc/passthru/devices.d); devices that are kept for vfio-pci |
+//! | [`names`], [`reserve`], [`claim`] | names that stay when addresses move (/etc/passthru/devices.d); devices that are kept for vfio-pci, USB devices that are kept for guests |
 //! | [`usage`] | what the host uses a function for: mounts, swap, holders, routes |
 //! | [`busy`], [`viable`] | who holds a group; what keeps a group from being handed out |
 //! | [`check`] | which error a failed open or VFIO request really is |
@@ -36,6 +36,7 @@ pub mod busy;
 pub mod capabilities;
 mod change;
 pub mod check;
+pub mod claim;
 pub mod effects;
 pub mod findings;
 pub mod group;

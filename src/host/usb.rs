@@ -3,6 +3,8 @@
 
 use serde::Serialize;
 
+use super::names::Name;
+use super::usage::Uses;
 use super::{Host, Use, read};
 use crate::bdf::Bdf;
 
@@ -38,6 +40,8 @@ pub struct UsbDevice {
     pub controller: Option<Bdf>,
     /// What the host uses it for; nothing for hubs, behind which others are used.
     pub uses: Vec<Use>,
+    /// The names by which devices.d claims it for guests.
+    pub claims: Vec<Name>,
 }
 
 impl UsbDevice {
@@ -50,7 +54,20 @@ impl UsbDevice {
 impl Host {
     /// All USB devices, by buses and ports.
     pub fn usb_devices(&self) -> Vec<UsbDevice> {
-        let uses = self.read_uses();
+        let mut devices = self.read_usb(Some(&self.read_uses()));
+        let claims = self.usb_claims(&devices);
+        for (device, claims) in devices.iter_mut().zip(claims) {
+            device.claims = claims;
+        }
+        devices
+    }
+
+    /// The same without what the host uses them for, which takes a look into every process, and without claims.
+    pub(super) fn usb_devices_without_uses(&self) -> Vec<UsbDevice> {
+        self.read_usb(None)
+    }
+
+    fn read_usb(&self, uses: Option<&Uses>) -> Vec<UsbDevice> {
         let folder = self.sys("bus/usb/devices");
         let mut devices: Vec<UsbDevice> = read::names(&folder)
             .into_iter()
@@ -77,7 +94,8 @@ impl Host {
                     hub,
                     drivers,
                     controller: at.iter().filter_map(|part| part.to_str()?.parse().ok()).next_back(),
-                    uses: if hub { Vec::new() } else { uses.below(&name, &at) },
+                    uses: uses.filter(|_| !hub).map(|uses| uses.below(&name, &at)).unwrap_or_default(),
+                    claims: Vec::new(),
                     name,
                 })
             })

@@ -18,6 +18,10 @@ pub(in crate::cli) fn usb(devices: &[UsbDevice], style: Style) -> String {
         let more = " ".repeat(column);
         let mut line = |text: &str| out += &format!("{more}{}\n", style.wrap(column, &more, text));
         line(&facts(device));
+        if !device.claims.is_empty() {
+            let names: Vec<String> = device.claims.iter().map(ToString::to_string).collect();
+            line(&format!("claimed for guests as {}", names.join(", ")));
+        }
         for used in &device.uses {
             line(&format!("used: {used}"));
         }

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::usb::{self, UsbClaim};
 use super::{FOLDER, Name, Serial};
 use crate::bdf::DeviceAddr;
 use crate::error::{Code, Error, Result, explain_io};
@@ -50,11 +51,22 @@ pub struct KnownBy {
     pub function: Option<u8>,
 }
 
+/// What files of devices.d declare.
+#[derive(Debug, Default)]
+pub(in crate::host) struct Declarations {
+    /// PCI devices.
+    pub devices: Vec<Declared>,
+    /// USB devices that are claimed.
+    pub usb: Vec<UsbClaim>,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Contents {
     #[serde(default)]
     device: Vec<Spanned<Table>>,
+    #[serde(default)]
+    usb: Vec<Spanned<usb::Table>>,
 }
 
 /// A `[[device]]`.
@@ -78,7 +90,7 @@ struct Table {
 }
 
 /// A text that stands for something.
-struct Word<T>(T);
+pub(super) struct Word<T>(pub T);
 
 impl<'de, T: FromStr<Err: std::fmt::Display>> Deserialize<'de> for Word<T> {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
@@ -87,8 +99,8 @@ impl<'de, T: FromStr<Err: std::fmt::Display>> Deserialize<'de> for Word<T> {
     }
 }
 
-/// `8086:1521`, as `lspci -nn` prints it.
-struct Ids(u16, u16);
+/// `8086:1521`, as `lspci -nn` and `lsusb` print it.
+pub(super) struct Ids(pub u16, pub u16);
 
 impl FromStr for Ids {
     type Err = &'static str;
@@ -143,26 +155,39 @@ impl Table {
 }
 
 impl Host {
+    /// The PCI devices that the files of devices.d declare: see [`Host::declarations`].
+    pub(in crate::host) fn declared(&self) -> (Vec<Declared>, Vec<Error>) {
+        let (all, errors) = self.declarations();
+        (all.devices, errors)
+    }
+
     /// What the files of devices.d declare, in their order, and what is wrong with them: a file that cannot be understood
     /// declares nothing, and of two declarations of one name only the first is one.
-    pub(in crate::host) fn declared(&self) -> (Vec<Declared>, Vec<Error>) {
+    pub(in crate::host) fn declarations(&self) -> (Declarations, Vec<Error>) {
         let folder = self.etc(FOLDER);
-        let (mut all, mut errors) = (Vec::new(), Vec::new());
+        let (mut all, mut errors) = (Declarations::default(), Vec::new());
+        let mut seen: BTreeSet<Name> = BTreeSet::new();
         for name in read::names(&folder).iter().filter(|name| name.ends_with(SUFFIX) && !name.starts_with('.')) {
             let file = folder.join(name);
-            match text(&file).and_then(|text| parse(&file, &text)) {
-                Ok(some) => all.extend(some),
-                Err(error) => errors.push(error),
-            }
+            let mut some = match text(&file).and_then(|text| parse(&file, &text)) {
+                Ok(some) => some,
+                Err(error) => {
+                    errors.push(error);
+                    continue;
+                }
+            };
+            let mut is_first = |name: &Name| {
+                let first = seen.insert(name.clone());
+                if !first {
+                    errors.push(unusable(&file, &format!("the name {name} is declared twice")));
+                }
+                first
+            };
+            some.devices.retain(|declared| is_first(&declared.name));
+            some.usb.retain(|claim| is_first(&claim.name));
+            all.devices.extend(some.devices);
+            all.usb.extend(some.usb);
         }
-        let mut seen: BTreeSet<Name> = BTreeSet::new();
-        all.retain(|declared| {
-            let first = seen.insert(declared.name.clone());
-            if !first {
-                errors.push(unusable(&declared.file, &format!("the name {} is declared twice", declared.name)));
-            }
-            first
-        });
         (all, errors)
     }
 }
@@ -177,21 +202,23 @@ fn text(file: &Path) -> Result<String> {
 }
 
 /// What a file's text declares.
-pub(super) fn parse(file: &Path, text: &str) -> Result<Vec<Declared>> {
+pub(super) fn parse(file: &Path, text: &str) -> Result<Declarations> {
     let wrong = |at: Option<Range<usize>>, what: &str| {
         let line = at.map(|at| text.get(..at.start).unwrap_or_default().matches('\n').count() + 1);
         unusable(file, &line.map_or(what.to_owned(), |line| format!("line {line}: {what}")))
     };
     let contents: Contents =
         toml::from_str(text).map_err(|error: toml::de::Error| wrong(error.span(), error.message()))?;
-    contents
-        .device
-        .into_iter()
-        .map(|table| {
-            let at = table.span();
-            table.into_inner().declare(file).map_err(|what| wrong(Some(at), what))
-        })
-        .collect()
+    let devices = contents.device.into_iter().map(|table| {
+        let at = table.span();
+        table.into_inner().declare(file).map_err(|what| wrong(Some(at), what))
+    });
+    let devices = devices.collect::<Result<Vec<Declared>>>()?;
+    let usb = contents.usb.into_iter().map(|table| {
+        let at = table.span();
+        table.into_inner().declare(file).map_err(|what| wrong(Some(at), what))
+    });
+    Ok(Declarations { devices, usb: usb.collect::<Result<Vec<UsbClaim>>>()? })
 }
 
 fn unusable(file: &Path, what: &str) -> Error {

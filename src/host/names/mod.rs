@@ -16,11 +16,13 @@ use crate::error::{Code, Error, Result};
 mod declared;
 mod identity;
 pub(super) mod resolve;
+mod usb;
 
 pub use declared::Declared;
 pub(super) use identity::Noted;
 pub use identity::{Identity, Serial};
 use resolve::Unresolved;
+pub use usb::{UsbClaim, UsbKnownBy, UsbPort};
 
 /// Longest name.
 const MAX_NAME: usize = 32;
@@ -123,7 +125,8 @@ impl Host {
 
     /// Whether every name means a device; nothing where no name is declared.
     pub fn check_names(&self) -> Vec<Finding> {
-        let (all, errors) = self.declared();
+        let (declarations, errors) = self.declarations();
+        let all = declarations.devices;
         let mut findings: Vec<Finding> = errors.iter().map(|error| Finding::warn(Subject::Host, error)).collect();
         let identities = if all.is_empty() { Vec::new() } else { self.identities() };
         findings.extend(all.iter().map(|declared| match self.resolve(declared, &identities) {
@@ -134,6 +137,7 @@ impl Host {
             Err(error) => Finding::warn(Subject::Host, &error),
         }));
         findings.extend(self.check_reserved(&all, &identities).iter().map(|it| Finding::warn(Subject::Host, it)));
+        findings.extend(self.check_claims(&declarations.usb));
         findings
     }
 

@@ -173,7 +173,7 @@ fn a_bad_file_takes_nothing_from_the_others() {
     let findings = tree.host().check_names();
     let codes: Vec<Code> = findings.iter().map(|finding| finding.code).collect();
     assert_eq!(codes, [Code::NamesUnusable, Code::NamesUnusable, Code::NameUnresolved]);
-    assert!(findings[1].evidence[0].contains("b.toml: the name lan is declared twice"), "{findings:?}");
+    assert!(findings[0].evidence[0].contains("b.toml: the name lan is declared twice"), "{findings:?}");
     assert_eq!(findings[2].what, "the name lan means 0000:04:00.0");
 }
 

@@ -147,6 +147,10 @@ impl FakeKernel {
             Some("unbind" | "bind") if file.starts_with(self.root.join("sys/bus/platform")) => {
                 self.platform(file, value)
             }
+            // Named by the link of an interface to its driver.
+            Some("unbind") if file.starts_with(self.root.join("sys/bus/usb")) => {
+                fs::remove_file(file.parent().unwrap())
+            }
             // A virtual console driver.
             Some("bind") => fs::write(file, format!("{value}\n")),
             Some(name) if name.starts_with("resource") => self.resize(file, value),
