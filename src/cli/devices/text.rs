@@ -171,6 +171,10 @@ pub(super) fn facts(seen: &Seen) -> String {
         }
         _ => device.driver_text().to_owned(),
     }];
+    if !seen.names.is_empty() {
+        let names: Vec<String> = seen.names.iter().map(ToString::to_string).collect();
+        facts.push(format!("called {}", names.join(" and ")));
+    }
     if device.boot_display {
         facts.push("boot display".to_owned());
     }

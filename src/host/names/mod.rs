@@ -114,13 +114,21 @@ impl Host {
 
     /// The names that mean this function, alone or with the others of its device.
     pub fn names_of(&self, bdf: Bdf) -> Vec<Name> {
+        self.all_names().into_iter().filter(|(_, addr)| addr.contains(bdf)).map(|(name, _)| name).collect()
+    }
+
+    /// All names that mean a device, and which.
+    pub(super) fn all_names(&self) -> Vec<(Name, DeviceAddr)> {
         let (all, _) = self.declared();
         if all.is_empty() {
             return Vec::new();
         }
         let identities = self.identities();
-        let means = |declared: &Declared| resolve::resolve(declared, &identities).is_ok_and(|addr| addr.contains(bdf));
-        all.into_iter().filter(means).map(|declared| declared.name).collect()
+        let means = |declared: Declared| {
+            let addr = resolve::resolve(&declared, &identities).ok()?;
+            Some((declared.name, addr))
+        };
+        all.into_iter().filter_map(means).collect()
     }
 
     /// Whether every name means a device; nothing where no name is declared.

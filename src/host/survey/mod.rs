@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 
+use super::names::Name;
 use super::reset::Verdict as Reset;
 use super::viable::blocks;
 use super::{Host, Member, PciDevice, Use};
@@ -59,6 +60,8 @@ pub struct Seen {
     /// Its facts.
     #[serde(flatten)]
     pub device: PciDevice,
+    /// Its names in devices.d.
+    pub names: Vec<Name>,
     /// The bridge that it is behind.
     pub bridge_above: Option<Bdf>,
     /// What the host uses it for; nothing for bridges, which stay with the host.
@@ -98,7 +101,9 @@ impl Host {
     pub fn survey(&self) -> Survey {
         let all = self.devices();
         let uses = self.read_uses();
+        let names = self.all_names();
         let see = |device: &PciDevice| Seen {
+            names: names.iter().filter(|(_, addr)| addr.contains(device.bdf)).map(|(name, _)| name.clone()).collect(),
             bridge_above: self.bridge_above(device.bdf).map(|(at, _)| at),
             uses: if device.bridge { Vec::new() } else { uses.of(device.bdf) },
             reset: self.reset_plan_among(device, &all).verdict,
@@ -161,6 +166,19 @@ mod tests {
         let outlook = &tree.host().survey().groups[0].outlook;
         assert_eq!(outlook.prospect, Prospect::InUse);
         assert_eq!(outlook.why, ["qemu-system-x86 (process 42) has it"]);
+    }
+
+    #[test]
+    fn names_are_told() {
+        let tree = TestTree::new();
+        tree.pci("0000:01:00.0").driver("e1000e").group(7).add();
+        tree.pci("0000:01:00.1").driver("e1000e").group(7).add();
+        let names =
+            "[[device]]\nname = \"lan\"\naddress = \"01:00.1\"\n[[device]]\nname = \"card\"\naddress = \"01:00\"\n";
+        tree.file("etc/passthru/devices.d/a.toml", names);
+        let survey = tree.host().survey();
+        let names = |seen: &Seen| seen.names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(survey.functions().map(names).collect::<Vec<_>>(), [vec!["card"], vec!["lan", "card"]]);
     }
 
     #[test]
