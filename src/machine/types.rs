@@ -42,6 +42,16 @@ props! {
         /// before it starts
         #[name = "dma-map"]
         dma_map: DmaMap = "auto",
+        /// What runs the guest's instructions, as QEMU command lines have it: there is KVM alone
+        accel: Accel = "kvm",
+    }
+}
+
+prop_enum! {
+    /// What runs the guest's instructions.
+    pub enum Accel {
+        /// The host's processor.
+        Kvm = "kvm",
     }
 }
 
@@ -63,6 +73,7 @@ impl Create<Q35, ()> for Q35Type {
     type Props = Q35;
 
     fn create(props: Q35, (): &()) -> Result<Q35> {
+        let Accel::Kvm = props.accel;
         Ok(props)
     }
 }

@@ -73,6 +73,8 @@ props! {
     struct RootPortProps {
         /// Number of the slot that the guest shows to people; 0: the next one that is free
         slot: u16 = "0",
+        /// Number of the enclosure that the slot is in, as QEMU command lines have it: no register shows it to the guest
+        chassis: Int<0, 255> = "0",
         /// Whether a device can be plugged and unplugged while the guest runs
         hotplug: bool = "on",
         /// Ports kept free for a device that is plugged later; by default 4K with hotplug=on, if there is so much
@@ -100,6 +102,7 @@ impl Create<Plug, Cx> for RootPortType {
     type Props = RootPortProps;
 
     fn create(props: RootPortProps, cx: &Cx) -> Result<Plug> {
+        let _ = props.chassis;
         let slot = if props.slot == 0 { cx.next_slot } else { props.slot };
         let room = |given: Option<Size>, default: u64| match given {
             Some(size) => Room { bytes: size.0, hard: true },
