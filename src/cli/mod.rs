@@ -19,6 +19,7 @@ pub mod reference;
 mod release;
 mod rom;
 pub mod run;
+mod set_vf;
 mod style;
 mod sysroot;
 mod udev_claim;
@@ -66,6 +67,7 @@ enum Command {
     UdevReserve(udev_reserve::UdevReserveArgs),
     UdevClaim(udev_claim::UdevClaimArgs),
     WriteAttribute(write_attribute::WriteAttributeArgs),
+    SetVf(set_vf::SetVfArgs),
     Generate(generate::GenerateArgs),
 }
 
@@ -100,6 +102,7 @@ fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<u8> {
     };
     let done = match cli.command {
         Command::WriteAttribute(args) => return Ok(write_attribute::execute(&args)),
+        Command::SetVf(args) => return Ok(set_vf::execute(&args)),
         Command::Check(args) => return check::execute(*args, platform),
         Command::Run(args) => run::execute(*args, platform),
         Command::Bind(args) => bind::execute(&args, &syntax, platform),

@@ -4,6 +4,7 @@
 //! with SIGKILL, and a thread of ours in that state would keep us from ending. A child in that state is left alone. It ends
 //! when the kernel lets it, and init collects it if we have ended before.
 
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::process::CommandExt;
@@ -17,6 +18,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
 
+use super::setting::VfAttribute;
 use super::{Host, read};
 use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result};
@@ -30,6 +32,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 const OURSELVES: &str = "/proc/self/exe";
 /// The hidden command by which the child writes.
 pub const WRITE_COMMAND: &str = "write-attribute";
+/// The hidden command by which the child speaks with the driver of a physical function.
+pub const SET_VF_COMMAND: &str = "set-vf";
 /// Longest message of a child that is read.
 const MAX_WORDS: u64 = 4096;
 /// How long a child is waited for whose parent was killed.
@@ -42,8 +46,23 @@ const UNNUMBERED: u8 = 255;
 /// # Errors
 /// The kernel's answer, or one that [`is_stuck`].
 pub(super) fn write(file: &Path, value: &str) -> io::Result<()> {
+    ask(WRITE_COMMAND, [file.as_os_str(), OsStr::new(value)])
+}
+
+/// Tells a physical function's driver what a virtual function of its is to be, in a child process, and waits for it up to
+/// [`LIMIT`]: the kernel asks the card, with all of its network interfaces locked meanwhile.
+///
+/// # Errors
+/// As [`write`].
+pub(super) fn set_vf(interface: &Path, number: u32, attribute: VfAttribute) -> io::Result<()> {
+    let attribute = serde_json::to_string(&attribute)?;
+    ask(SET_VF_COMMAND, [interface.as_os_str(), OsStr::new(&number.to_string()), OsStr::new(&attribute)])
+}
+
+/// Lets a child of this program do something.
+fn ask<'a>(command: &str, words: impl IntoIterator<Item = &'a OsStr>) -> io::Result<()> {
     let mut child = Command::new(OURSELVES);
-    child.arg0("passthru").arg(WRITE_COMMAND).arg(std::process::id().to_string()).arg(file).arg(value);
+    child.arg0("passthru").arg(command).arg(std::process::id().to_string()).args(words);
     let ended = run(child, LIMIT)?;
     match ended.code {
         Some(0) => Ok(()),
@@ -52,16 +71,16 @@ pub(super) fn write(file: &Path, value: &str) -> io::Result<()> {
     }
 }
 
-/// The child's half of [`write`]: writes in one write(2), as sysfs demands, and gives the exit code that says how it went.
+/// The child's half: does it, and gives the exit code that says how it went.
 ///
 /// A child whose parent has been killed must not begin: `recover` may be undoing the step already. One that has begun is
 /// waited for by [`Host::wait_for_writer`].
-pub fn write_for(parent: i32, file: &Path, value: &str) -> u8 {
-    let written = set_pdeathsig(Signal::SIGKILL).map_err(io::Error::from).and_then(|()| {
+pub fn act_for(parent: i32, act: impl FnOnce() -> io::Result<()>) -> u8 {
+    let done = set_pdeathsig(Signal::SIGKILL).map_err(io::Error::from).and_then(|()| {
         // Asked after the signal is ordered: a parent that dies from here on takes us along.
-        if getppid().as_raw() == parent { write_here(file, value) } else { Err(Errno::ESRCH.into()) }
+        if getppid().as_raw() == parent { act() } else { Err(Errno::ESRCH.into()) }
     });
-    match written {
+    match done {
         Ok(()) => 0,
         Err(error) => {
             // Read by the parent if the code says nothing.
@@ -69,6 +88,11 @@ pub fn write_for(parent: i32, file: &Path, value: &str) -> u8 {
             error.raw_os_error().and_then(|number| u8::try_from(number).ok()).unwrap_or(UNNUMBERED)
         }
     }
+}
+
+/// The child's half of [`write`]: in one write(2), as sysfs demands.
+pub fn write_for(parent: i32, file: &Path, value: &str) -> u8 {
+    act_for(parent, || write_here(file, value))
 }
 
 /// Writes in this process.
@@ -150,7 +174,9 @@ impl Host {
             let words: Vec<String> =
                 words.split(|byte| *byte == 0).map(|it| String::from_utf8_lossy(it).into()).collect();
             let [_, command, _, file, value, ..] = words.as_slice() else { return None };
-            (command == WRITE_COMMAND && (file.contains(&bdf) || value.contains(&bdf))).then(|| (pid, file.clone()))
+            let writes = command == WRITE_COMMAND && (file.contains(&bdf) || value.contains(&bdf));
+            // It names a virtual function by its number.
+            (writes || command == SET_VF_COMMAND).then(|| (pid, file.clone()))
         })
     }
 
@@ -167,14 +193,17 @@ impl Host {
     ) -> Result<()> {
         self.effects().write(file, value).map_err(|error| match is_stuck(&error) {
             false => refused(&error),
-            true => Error::new(Code::Stuck, format!("the kernel does not come to an end with this step: {step}"))
-                .evidence(format!("writing {:?} to {}: {error}", value.trim_end(), file.display()))
-                .fix(
-                    "`dmesg | tail` says what the driver waits for; when it has ended, as root, `passthru recover` brings \
-                     back what was before",
-                ),
+            true => stuck(step, format!("writing {:?} to {}: {error}", value.trim_end(), file.display())),
         })
     }
+}
+
+/// The error for a step to which there is no answer; `seen`: what was done, and how long ago.
+pub(super) fn stuck(step: impl Display, seen: String) -> Error {
+    Error::new(Code::Stuck, format!("the kernel does not come to an end with this step: {step}")).evidence(seen).fix(
+        "`dmesg | tail` says what the driver waits for; when it has ended, as root, `passthru recover` brings back what was \
+         before",
+    )
 }
 
 #[cfg(test)]

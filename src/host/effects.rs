@@ -1,7 +1,7 @@
 //! The one place through which the host is changed: writes to sysfs, the loading of modules, rtnetlink, who may open nodes.
 //!
 //! All can block for ever inside the kernel (a driver that cannot let go of its device), so nothing else may do
-//! them: writes and modprobe are children that are waited for only so long ([`super::bounded`]).
+//! them: writes, rtnetlink's settings and modprobe are children that are waited for only so long ([`super::bounded`]).
 
 use std::fmt;
 use std::io;
@@ -100,7 +100,7 @@ impl Effects for RealEffects {
     }
 
     fn set_vf(&self, interface: &Path, number: u32, attribute: VfAttribute) -> io::Result<()> {
-        netlink::set_vf(interface, number, attribute)
+        bounded::set_vf(interface, number, attribute)
     }
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result, explain_io};
-use crate::host::{Host, PciDevice, read};
+use crate::host::{Host, PciDevice, bounded, read};
 
 /// Highest VLAN number (IEEE 802.1Q: 4095 is reserved); 0 is none.
 pub const MAX_VLAN: i64 = 4094;
@@ -136,7 +136,13 @@ impl VfSetting {
     pub(super) fn set(&self, host: &Host) -> Result<()> {
         let interface = host.interface_of(self.physfn)?;
         let asked = host.effects().set_vf(&interface, self.number, self.is);
-        asked.map_err(|error| self.refused(host, "set it (RTM_SETLINK)", &error))?;
+        asked.map_err(|error| match bounded::is_stuck(&error) {
+            false => self.refused(host, "set it (RTM_SETLINK)", &error),
+            true => {
+                let VfSetting { physfn, number, is } = self;
+                bounded::stuck(format_args!("virtual function {number} of {physfn}: {is}"), error.to_string())
+            }
+        })?;
         let now = self.now(host)?;
         if now == *self {
             return Ok(());
