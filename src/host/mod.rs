@@ -86,13 +86,17 @@ pub struct Host {
     run: PathBuf,
     etc: PathBuf,
     modules: PathBuf,
+    /// The folder that the service manager has made for this process below `/run/passthru/vm`.
+    service: Option<PathBuf>,
     effects: Arc<dyn Effects>,
 }
 
 impl Host {
     /// The machine that the program runs on.
     pub fn real() -> Host {
+        let service = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
         Host {
+            service: service.filter(|path| path.parent() == Some(Path::new("/run/passthru/vm"))),
             sys: "/sys".into(),
             proc: "/proc".into(),
             dev: "/dev".into(),
@@ -113,6 +117,7 @@ impl Host {
             run: root.join("run/passthru"),
             etc: root.join("etc/passthru"),
             modules: root.join("lib/modules"),
+            service: None,
             effects,
         }
     }
@@ -120,6 +125,13 @@ impl Host {
     /// A copy of a host's trees below `root`, which can be looked at and not changed.
     pub fn copied_to(root: &Path) -> Host {
         Host::at(root, Arc::new(NoEffects))
+    }
+
+    /// The same host, seen by the process of a service that has this folder.
+    #[cfg(test)]
+    pub(crate) fn in_service(mut self, folder: &Path) -> Host {
+        self.service = Some(folder.to_owned());
+        self
     }
 
     /// A path below `/sys`.
@@ -140,6 +152,11 @@ impl Host {
     /// A path below `/run/passthru`.
     pub fn run(&self, path: impl AsRef<Path>) -> PathBuf {
         self.run.join(path)
+    }
+
+    /// The folder of this process as a service, if it is one.
+    pub fn service_folder(&self) -> Option<&Path> {
+        self.service.as_deref()
     }
 
     /// A path below `/etc/passthru`.

@@ -1,15 +1,18 @@
 //! Devices that did not come back from a reset: noted with the reason, so that the next `bind` or `run` refuses them by
 //! name and does not hand a dead device to another guest.
 //!
-//! One JSON file for each in /run/passthru/quarantine. A reboot of the host, which usually brings the device back, empties
+//! One JSON file for each in /run/passthru/quarantine. A service, whose user may not write there, notes it in its own folder,
+//! and `release --vm` takes it over as root. A reboot of the host, which usually brings the device back, empties
 //! /run; `passthru recover --clear BDF` forgets one by hand. A note about another card at the address counts for nothing.
 
 use std::fs::DirBuilder;
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::names::Name;
 use super::record::{self, file_name};
 use super::{Host, PciDevice};
 use crate::bdf::Bdf;
@@ -17,6 +20,8 @@ use crate::error::{Code, Error, Result, explain_io};
 
 /// The version of the file's form.
 const VERSION: u32 = 1;
+/// Below /run/passthru, and below the folder of a service.
+const FOLDER: &str = "quarantine";
 /// A reason is one line.
 const MAX_REASON: usize = 300;
 
@@ -42,14 +47,37 @@ impl Host {
         let reason = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON).collect();
         let note = Quarantined { version: VERSION, device: bdf, ids: (device.vendor, device.device), reason };
         let folder = self.quarantine_folder();
-        let unusable = |error: std::io::Error| {
+        let noted = write(&folder, &note).or_else(|error| match self.service_folder() {
+            Some(own) => write(&own.join(FOLDER), &note),
+            None => Err(error),
+        });
+        noted.map_err(|error| {
             Error::new(Code::JournalUnusable, format!("that {bdf} is quarantined cannot be noted"))
                 .evidence(format!("{}: {}", folder.display(), explain_io(&error)))
                 .fix("do not start another guest with it before the host was powered off and on")
+        })
+    }
+
+    /// Takes over what the service of a VM has noted of these devices, which are its own: its user may write nowhere else. Root
+    /// believes it no more than that; gives the devices.
+    pub(super) fn adopt_quarantine(&self, vm: &Name, user: u32, devices: &[Bdf]) -> Vec<Bdf> {
+        let folder = self.run("vm").join(vm.to_string()).join(FOLDER);
+        let adopt = |&bdf: &Bdf| {
+            let text = record::read_of(&folder.join(file_name(bdf)), user).ok().flatten()?;
+            let note: Quarantined = serde_json::from_str(&text).ok()?;
+            let device = self.device(bdf).ok()?;
+            if (note.version, note.device, note.ids) != (VERSION, bdf, (device.vendor, device.device)) {
+                return None;
+            }
+            match self.quarantine(bdf, &note.reason) {
+                Ok(()) => Some(bdf),
+                Err(error) => {
+                    crate::log::warn(format_args!("{error}"));
+                    None
+                }
+            }
         };
-        DirBuilder::new().recursive(true).mode(0o755).create(&folder).map_err(unusable)?;
-        let text = serde_json::to_string_pretty(&note).map_err(|error| unusable(error.into()))?;
-        record::replace(&folder, &file_name(bdf), &text).map_err(unusable)
+        devices.iter().filter_map(adopt).collect()
     }
 
     /// The note about a device, if it is one about this card.
@@ -95,7 +123,7 @@ impl Host {
     }
 
     fn quarantine_folder(&self) -> PathBuf {
-        self.run("quarantine")
+        self.run(FOLDER)
     }
 
     fn read_note(&self, bdf: Bdf) -> Result<Option<Quarantined>> {
@@ -113,6 +141,11 @@ impl Host {
         }
         Ok(Some(note))
     }
+}
+
+fn write(folder: &Path, note: &Quarantined) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+    record::replace(folder, &file_name(note.device), &serde_json::to_string_pretty(note)?)
 }
 
 #[cfg(test)]
@@ -146,6 +179,26 @@ mod tests {
         assert!(bind(&host, bdf(NIC), &BindOptions::default()).unwrap().changed);
         host.quarantine(bdf(NIC), "again").unwrap();
         assert_eq!(host.ready(bdf(NIC)).unwrap_err().code(), Code::Quarantined);
+    }
+
+    #[test]
+    fn what_a_service_notes_is_taken_over() {
+        let tree = tree();
+        let own = tree.root().join("run/passthru/vm/router");
+        tree.file("run/passthru/vm/router/lock", "");
+        // Nobody makes a folder where a file is.
+        tree.file("run/passthru/quarantine", "");
+        let service = tree.host().in_service(&own);
+        service.quarantine(bdf(NIC), "dead").unwrap();
+        std::fs::remove_file(tree.root().join("run/passthru/quarantine")).unwrap();
+        assert!(tree.host().quarantine_list().is_empty());
+        let (vm, user) = ("router".to_owned().try_into().unwrap(), nix::unistd::geteuid().as_raw());
+        assert!(tree.host().adopt_quarantine(&vm, user, &[]).is_empty(), "it is not the VM's");
+        assert!(tree.host().adopt_quarantine(&vm, user + 1, &[bdf(NIC)]).is_empty(), "another user has written it");
+        assert_eq!(tree.host().adopt_quarantine(&vm, user, &[bdf(NIC)]), [bdf(NIC)]);
+        assert_eq!(tree.host().ready(bdf(NIC)).unwrap_err().code(), Code::Quarantined);
+        tree.attribute(NIC, "device", "0x1533\n");
+        assert!(tree.host().adopt_quarantine(&vm, user, &[bdf(NIC)]).is_empty(), "another card");
     }
 
     #[test]

@@ -61,6 +61,19 @@ pub(super) fn replace(folder: &Path, name: &str, text: &str) -> io::Result<()> {
 
 /// The text of a record; `None`: there is none.
 pub(super) fn read(path: &Path) -> Result<Option<String>, Unreadable> {
+    read_if(path, is_trusted, "it is not a small file of root that nobody else can write")
+}
+
+/// The text of a record that a user has written who is not trusted with more than it says.
+pub(super) fn read_of(path: &Path, user: u32) -> Result<Option<String>, Unreadable> {
+    read_if(path, |meta| meta.uid() == user, "it is not a small file of the user who ran the guest")
+}
+
+fn read_if(
+    path: &Path,
+    trusted: impl Fn(&fs::Metadata) -> bool,
+    why: &'static str,
+) -> Result<Option<String>, Unreadable> {
     // Neither a link nor a FIFO may lead us elsewhere or make us wait.
     let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
         Ok(file) => file,
@@ -68,8 +81,8 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, Unreadable> {
         Err(error) => return Err(Unreadable::Io(error)),
     };
     let meta = file.metadata().map_err(Unreadable::Io)?;
-    if !meta.is_file() || !is_trusted(&meta) || meta.len() > MAX_BYTES {
-        return Err(Unreadable::Distrusted("it is not a small file of root that nobody else can write"));
+    if !meta.is_file() || !trusted(&meta) || meta.len() > MAX_BYTES {
+        return Err(Unreadable::Distrusted(why));
     }
     let mut text = String::new();
     file.take(MAX_BYTES).read_to_string(&mut text).map_err(Unreadable::Io)?;

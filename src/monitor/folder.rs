@@ -50,7 +50,7 @@ impl Folders {
     pub fn of_process(host: &Host) -> Folders {
         let system = host.run(FOLDER);
         let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        let service = variable("RUNTIME_DIRECTORY").filter(|path| path.parent() == Some(&system));
+        let service = host.service_folder().map(Path::to_owned);
         let session = variable("XDG_RUNTIME_DIR").map(|path| path.join("passthru").join(FOLDER));
         Folders { system, service, session, root: nix::unistd::geteuid().is_root() }
     }

@@ -101,6 +101,11 @@ pub fn take_back(host: &Host, vm: &Name, devices: &[Bdf]) -> Result<TakenBack> {
             return Err(busy_error(&device, &holders, None));
         }
     }
+    if let Some(note) = &note
+        && let Some(user) = note.user
+    {
+        host.adopt_quarantine(vm, user, devices);
+    }
     let nodes = match &note {
         Some(note) => locked(host, || host.revoke(note))?,
         None => Vec::new(),
