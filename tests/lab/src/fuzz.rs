@@ -108,7 +108,8 @@ fn build() -> Result<PathBuf> {
     let known = cargo().args(["fuzz", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     if !known.is_ok_and(|status| status.success()) {
         eprintln!("lab: installing cargo-fuzz");
-        let status = cargo().args(["install", "--locked", "--quiet", "cargo-fuzz"]).status();
+        // --debug: it only starts other programs.
+        let status = cargo().args(["install", "--locked", "--quiet", "--debug", "cargo-fuzz"]).status();
         ensure!(status.context("cannot start cargo")?.success(), "cargo-fuzz cannot be installed");
     }
     eprintln!("lab: building the fuzz targets");

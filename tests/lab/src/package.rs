@@ -48,7 +48,8 @@ fn tools() -> Result<PathBuf> {
         }
         progress(&format!("building {name} (once)"));
         let mut install = build::cargo();
-        call(install.args(["install", "--quiet", "--locked", name, "--version", version, "--root"]).arg(&folder))?;
+        // --debug: building them optimised takes longer than all that they do.
+        call(install.args(["install", "--quiet", "--locked", "--debug", name, "--version", version, "--root"]).arg(&folder))?;
     }
     Ok(folder)
 }
