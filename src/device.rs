@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::backends::Backends;
 use crate::error::Result;
 use crate::irq::Router;
 use crate::memory::Memory;
@@ -145,6 +146,8 @@ pub struct Cx {
     pub decode: Arc<Decode>,
     /// The machine's VFIO context.
     pub vfio: Arc<Vfio>,
+    /// The machine's back ends.
+    pub backends: Arc<Backends>,
 }
 
 /// What making an object needs: something that devices name and that is no device itself.

@@ -355,6 +355,9 @@ codes! {
     BackendInUse = 102, Usage, "the back end has its user already",
         "A back end serves one device, or is the child of one other node, at a time: two would mix their data up. What may \
          have several users says so in its help (a character back end with mux=on).";
+    NetdevFailed = 103, Host, "a network back end cannot be made",
+        "A tap needs /dev/net/tun and, unless root made it for this user before (`ip tuntap add tap0 mode tap user USER`), \
+         CAP_NET_ADMIN. `user` needs the program passt and no privilege. The other ends of sockets must be there first.";
 }
 
 impl Code {

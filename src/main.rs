@@ -9,7 +9,7 @@ use passthru::host::Host;
 use passthru::host::findings::Finding;
 use passthru::machine::options::RunOptions;
 use passthru::machine::{self, types};
-use passthru::object::Catalogue;
+use passthru::object::{Catalogue, Kind};
 use passthru::placement::Plan;
 
 fn main() -> ExitCode {
@@ -31,8 +31,8 @@ impl Platform for ThisHost {
         &types::MACHINES
     }
 
-    fn objects(&self) -> &dyn Catalogue {
-        &types::OBJECTS
+    fn back_ends(&self, kind: Kind) -> &dyn Catalogue {
+        types::back_ends(kind)
     }
 
     fn host(&self) -> &Host {

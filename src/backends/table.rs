@@ -107,7 +107,7 @@ impl<T: ?Sized> Table<T> {
 pub fn twice(kind: Kind, name: &str) -> Error {
     let key = match kind {
         Kind::Node => "node name",
-        Kind::Chardev | Kind::Object => "id",
+        Kind::Chardev | Kind::Netdev | Kind::Object => "id",
     };
     Error::new(Code::DuplicateId, format!("the {key} `{name}` is used twice"))
 }

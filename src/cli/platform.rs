@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::findings::Finding;
-use crate::object::Catalogue;
+use crate::object::{Catalogue, Kind};
 use crate::placement::Plan;
 
 use crate::machine::options::RunOptions;
@@ -17,8 +17,8 @@ pub trait Platform {
     /// The machine types that `-M` knows. Called without any privilege, for help.
     fn machines(&self) -> &dyn Catalogue;
 
-    /// The object types that `--object` knows. Called without any privilege, for help.
-    fn objects(&self) -> &dyn Catalogue;
+    /// The types of back ends or objects that the option of this kind knows. Called without any privilege, for help.
+    fn back_ends(&self, kind: Kind) -> &dyn Catalogue;
 
     /// The host whose devices are bound and released.
     fn host(&self) -> &Host;

@@ -12,31 +12,26 @@ const WIDTH: usize = 120;
 /// Said at the top of a page, for who wants to edit it.
 const MADE: &str = "<!-- Made from the code: UPDATE_GOLDEN=1 cargo test --test cli -->\n";
 
-/// docs/devices.md: every machine type, device type and object type with its properties.
-pub fn devices<M, X, D, Y, O, Z>(
-    machines: &Registry<M, X>,
-    devices: &Registry<D, Y>,
-    objects: &Registry<O, Z>,
-) -> String {
-    let mut out = format!("# Machines and devices\n\n{MADE}");
+/// docs/devices.md: the types of each option, as [`page`] makes them.
+pub fn devices(pages: &[String]) -> String {
+    let mut out = format!("# Machines, devices and back ends\n\n{MADE}");
     out += "\nEvery table of this page is also printed by `passthru run`, with `help` in the place of a type (`-M help`,\n\
         `--device help`) or after it (`-M q35,help`, `--device vfio-pci,help`). A type and its properties are written\n\
         `TYPE,KEY=VALUE,...`, a comma in a value twice; or as JSON, `{\"driver\":\"vfio-pci\",\"host\":\"01:00.0\"}`.\n";
-    page(&mut out, "Machine types", machines);
-    page(&mut out, "Device types", devices);
-    page(&mut out, "Object types", objects);
-    out
+    out + &pages.concat()
 }
 
-fn page<O, C>(out: &mut String, heading: &str, registry: &Registry<O, C>) {
-    *out += &format!("\n## {heading}: `{} TYPE`\n", registry.option);
+/// The types of one option, with their properties.
+pub fn page<O, C>(heading: &str, registry: &Registry<O, C>) -> String {
+    let mut out = format!("\n## {heading}: `{} TYPE`\n", registry.option);
     if !registry.common.is_empty() {
-        *out += &format!("\nProperties of every {}:\n\n", registry.what);
-        table(out, registry.common);
+        out += &format!("\nProperties of every {}:\n\n", registry.what);
+        table(&mut out, registry.common);
     }
     for of_type in registry.types {
-        entry(out, of_type);
+        entry(&mut out, of_type);
     }
+    out
 }
 
 fn entry<O, C>(out: &mut String, of_type: &TypeInfo<O, C>) {
@@ -160,7 +155,11 @@ mod tests {
 
     #[test]
     fn every_property_has_a_row() {
-        let page = devices(&testing::MACHINES, &testing::DEVICES, &testing::OBJECTS);
+        let page = devices(&[
+            page("Machine types", &testing::MACHINES),
+            page("Device types", &testing::DEVICES),
+            page("Object types", &testing::OBJECTS),
+        ]);
         for row in [
             "## Device types: `--device TYPE`",
             "| `id` | str |  | Unique name of the device, and of the bus that it adds |",

@@ -9,7 +9,7 @@ use crate::host::findings::Finding;
 use crate::host::testtree::{TestTree, bdf};
 use crate::machine::options::{HugePages, RunOptions, SerialOption};
 use crate::object::testing::{DEVICES, MACHINES, OBJECTS};
-use crate::object::{Catalogue, MemSize};
+use crate::object::{Catalogue, Kind, MemSize};
 use crate::placement::{self, Plan, Request};
 
 /// Remembers what guests it was asked to run, on a made-up host with two network cards.
@@ -43,7 +43,7 @@ impl Platform for Recorder {
         &MACHINES
     }
 
-    fn objects(&self) -> &dyn Catalogue {
+    fn back_ends(&self, _: Kind) -> &dyn Catalogue {
         &OBJECTS
     }
 

@@ -45,6 +45,7 @@ mod iova;
 pub mod journal;
 pub mod lease;
 pub mod limits;
+pub mod link;
 pub mod names;
 pub mod pci;
 pub mod quarantine;

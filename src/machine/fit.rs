@@ -161,7 +161,7 @@ mod tests {
             cpu: options::cpu::parse(parsed("--cpu", "model", "")).unwrap(),
             machine: parsed("-M", "type", "q35"),
             devices: vec![device.clone()],
-            objects: Vec::new(),
+            back_ends: Default::default(),
             serial: options::SerialOption::None,
             qmp: None,
             no_reboot: false,

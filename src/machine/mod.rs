@@ -6,7 +6,7 @@
 //! | [`preflight`] | what can be found out before anything is allocated |
 //! | [`fit`] | whether guest and devices fit the host's addresses and memory nodes |
 //! | [`functions`] | what a line means that passes all functions of a device |
-//! | [`objects`] | what devices name but is none, made before them |
+//! | [`back_ends`] | what devices name but is none, made before them |
 //! | [`references`] | whether what devices and back ends name is there, and theirs alone |
 //! | [`places`] | which id, bus and address each device gets |
 //! | [`plug`] | the one path by which every device comes into the machine; [`types`] are the tables of types |
@@ -27,13 +27,13 @@
 //! is used anew), drops the VM descriptor, and starts a fresh one on the kept memory, the kept VFIO containers and their
 //! pins. So no state of KVM's can survive: no MSR that makes it write to guest memory, no pending interrupt.
 
+mod back_ends;
 mod board;
 mod control;
 mod fit;
 mod functions;
 mod hotplug;
 mod inbox;
-mod objects;
 pub mod options;
 mod pinning;
 mod placement;
@@ -173,7 +173,7 @@ fn reset_reason(by_guest: bool) -> &'static str {
 impl Machine {
     /// Builds the machine and all of its devices. Nothing runs yet.
     pub fn new(options: RunOptions, host: &Host) -> Result<Machine> {
-        let Plan { machine, image, kvm, cpus, phys_bits, objects, taken, mut places, stay } =
+        let Plan { machine, image, kvm, cpus, phys_bits, back_ends, taken, mut places, stay } =
             preflight::plan(&options, host)?;
         boot_trace::lap(phases::CHECKS);
         let events = VmEvents::new()?;
@@ -197,8 +197,8 @@ impl Machine {
         vfio.tell_of_interrupts(Arc::new(move |device| arrived.post(Task::Interrupts(device))));
         vfio.set_pinning(pinning::at_start(machine.dma_map, options.smp.cpus(), &inbox));
         let board = Board::new(&memory, &router, &mut event_loop, &events, &signals, &options.serial)?;
-        objects::create(objects, &vfio)?;
-        let parts = Parts { memory: memory.clone(), router: router.clone(), decode, vfio: vfio.clone() };
+        let backends = back_ends.make(&vfio, &event_loop.handle())?;
+        let parts = Parts { memory: memory.clone(), router: router.clone(), decode, vfio: vfio.clone(), backends };
         let plugged = Plugged::new(&root, parts, &mut places)?;
 
         boot_trace::lap(phases::DEVICES);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::places::Place;
+use crate::backends::Backends;
 use crate::device::{Cx, Plug};
 use crate::error::{Code, Error, Result};
 use crate::event_loop::Token;
@@ -33,6 +34,8 @@ pub struct Parts {
     pub decode: Arc<Decode>,
     /// The machine's VFIO context.
     pub vfio: Arc<Vfio>,
+    /// The machine's back ends.
+    pub backends: Arc<Backends>,
 }
 
 /// A device that was made and is not in its place yet. Dropping it leaves nothing of it.
@@ -88,7 +91,7 @@ impl Plugged {
         let Some(bus) = self.buses.iter().find(|bus| bus.name() == &*place.bus).cloned() else {
             return Err(Error::new(Code::BadBus, format!("there is no bus `{}`", place.bus)));
         };
-        let Parts { memory, router, decode, vfio } = &self.parts;
+        let Parts { memory, router, decode, vfio, backends } = &self.parts;
         let cx = Cx {
             id: place.id.clone(),
             on_root_bus: bus.is_root(),
@@ -97,6 +100,7 @@ impl Plugged {
             router: router.clone(),
             decode: decode.clone(),
             vfio: vfio.clone(),
+            backends: backends.clone(),
         };
         let line = place.args.written();
         let Plug { function, adds } = place.of_type.create(&mut place.args, &cx)?;

@@ -1,13 +1,12 @@
 //! What can be found out before anything is allocated: every mistake that the options alone, or the options and the
 //! host, show.
 
+use super::back_ends::BackEnds;
 use super::fit;
-use super::objects::{Object, ObjectCommon};
 use super::options::{HugePages, RunOptions};
 use super::placement::Stay;
 use super::places::{self, Place, Places};
-use super::references::{self, Targets};
-use super::types::{MACHINES, OBJECTS, Q35};
+use super::types::{MACHINES, Q35};
 use crate::boot::layout::Layout;
 use crate::boot::linux::LinuxImage;
 use crate::cpu::CpuPlan;
@@ -18,7 +17,6 @@ use crate::host::limits::memlock::{self, MemlockPlan, Needed, plan_needed};
 use crate::host::limits::memory::{PageKind, check_memory};
 use crate::host::limits::size_text;
 use crate::kvm::Kvm;
-use crate::object::Kind;
 use crate::vfio::backend::Spaces;
 use crate::vfio::dma::first_reserved;
 use crate::vfio::front_end;
@@ -41,7 +39,7 @@ pub struct Plan {
     /// The devices to plug, and where.
     pub places: Vec<Place>,
     /// What they name, to be made before them.
-    pub objects: Vec<Object>,
+    pub back_ends: BackEnds,
     /// Its place on the host.
     pub stay: Stay,
 }
@@ -49,7 +47,7 @@ pub struct Plan {
 /// Checks the options against each other, then against the host: what is wrong with the command line is said even where
 /// no guest could run.
 pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
-    let Described { machine, objects, taken, places } = describe(options, host)?;
+    let Described { machine, back_ends, taken, places } = describe(options, host)?;
     if places.iter().any(|place| place.of_type.name() == front_end::NAME)
         && let Some(warning) = host.acs_overridden()
     {
@@ -66,13 +64,13 @@ pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
     let cpus = CpuPlan::new(&host_cpu, &options.cpu, options.smp)?;
     // The layout of the smallest machine: whether the memory fits below the highest address.
     Layout::new(ram, phys_bits, 0)?;
-    Ok(Plan { machine, image, kvm, cpus, phys_bits, taken, places, objects, stay })
+    Ok(Plan { machine, image, kvm, cpus, phys_bits, taken, places, back_ends, stay })
 }
 
 /// What the options alone say.
 pub(super) struct Described {
     machine: Q35,
-    objects: Vec<Object>,
+    back_ends: BackEnds,
     taken: Places,
     pub(super) places: Vec<Place>,
 }
@@ -81,12 +79,10 @@ pub(super) fn describe(options: &RunOptions, host: &Host) -> Result<Described> {
     let mut machine = options.machine.clone();
     let of_type = MACHINES.take_type(&mut machine)?;
     let machine = of_type.create(&mut machine, &())?;
-    let objects = references::plan::<ObjectCommon, _, _>(&OBJECTS, &options.objects)?;
+    let back_ends = BackEnds::plan(options)?;
     let (taken, places) = places::plan(&options.devices, host)?;
-    let mut targets = Targets::default();
-    targets.add(Kind::Object, &objects, |_| false);
-    targets.check_devices(&places)?;
-    Ok(Described { machine, objects, taken, places })
+    back_ends.check_uses(&places)?;
+    Ok(Described { machine, back_ends, taken, places })
 }
 
 fn page_kind(options: &RunOptions) -> PageKind {

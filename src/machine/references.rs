@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::objects::ObjectCommon;
 use super::places::Place;
 use crate::backends::table::twice;
 use crate::error::Result;
@@ -25,14 +24,6 @@ pub trait Named: Props {
 
     /// The name.
     fn name(&self) -> Arc<str>;
-}
-
-impl Named for ObjectCommon {
-    const KIND: Kind = Kind::Object;
-
-    fn name(&self) -> Arc<str> {
-        self.id.as_str().into()
-    }
 }
 
 /// Checks what the user wrote for one option, as far as it alone can say.
@@ -95,6 +86,14 @@ impl Targets {
     /// Those of [`Targets::name`].
     pub fn check_devices(&mut self, places: &[Place]) -> Result<()> {
         places.iter().try_for_each(|place| self.name(&place.id, place.of_type.props(), &place.args))
+    }
+
+    /// Whether these back ends name what there is.
+    ///
+    /// # Errors
+    /// Those of [`Targets::name`].
+    pub fn check<O, C>(&mut self, planned: &[Planned<O, C>]) -> Result<()> {
+        planned.iter().try_for_each(|planned| self.name(&planned.name, planned.of_type.props(), &planned.args))
     }
 
     /// `user`, with these properties, takes what it names.

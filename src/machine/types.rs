@@ -1,9 +1,12 @@
 //! The tables of types: what `-M` and `--device` choose from, and what `help` is made of.
 
-use super::objects::ObjectCommon;
+use super::back_ends::ObjectCommon;
+use crate::backends::BackendCx;
+use crate::backends::block::BLOCKDEVS;
+use crate::backends::net::NETDEVS;
 use crate::device::{Cx, ObjectCx, Plug};
 use crate::error::Result;
-use crate::object::{Common, Create, Props, Registry, TypeInfo, prop_enum, props};
+use crate::object::{Catalogue, Common, Create, Kind, Props, Registry, TypeInfo, prop_enum, props};
 use crate::{pci, vfio};
 
 /// The device types of `--device`, grouped as help lists them.
@@ -23,6 +26,20 @@ pub static OBJECTS: Registry<(), ObjectCx> = Registry {
     common: ObjectCommon::TABLE,
     types: &[&vfio::object::TYPE],
 };
+
+/// The types that the option of a kind of back end or object chooses from.
+pub fn back_ends(kind: Kind) -> &'static dyn Catalogue {
+    match kind {
+        Kind::Object => &OBJECTS,
+        Kind::Chardev => &CHARDEVS,
+        Kind::Node => &BLOCKDEVS,
+        Kind::Netdev => &NETDEVS,
+    }
+}
+
+/// The types of `--chardev`.
+static CHARDEVS: Registry<(), BackendCx> =
+    Registry { what: "character back end", option: "--chardev", key: "backend", common: &[], types: &[] };
 
 /// The machine types of `-M`.
 pub static MACHINES: Registry<Q35, ()> =

@@ -21,7 +21,7 @@ pub use args::{Args, HelpTopic};
 pub use props::{Common, Preset, Prop, PropField, Props, options_help};
 pub(crate) use props::{dashed, props};
 pub(crate) use reference::reference;
-pub use reference::{ChardevRef, Kind, NodeRef, Refers};
+pub use reference::{ChardevRef, Kind, NetdevRef, NodeRef, Refers};
 pub use registry::{Catalogue, Create, Registry, TypeInfo};
 pub use size::{MemSize, Size};
 pub use suggest::{did_you_mean, nearest};

@@ -9,19 +9,22 @@ pub enum Kind {
     Chardev,
     /// A node of the graph of block back ends.
     Node,
+    /// Where the packets of a network device go and come from.
+    Netdev,
     /// An object.
     Object,
 }
 
 impl Kind {
     /// Every kind, in the order in which they are made: what may be named first comes first.
-    pub const ALL: [Kind; 3] = [Kind::Object, Kind::Chardev, Kind::Node];
+    pub const ALL: [Kind; 4] = [Kind::Object, Kind::Chardev, Kind::Node, Kind::Netdev];
 
     /// The option that makes one.
     pub const fn option(self) -> &'static str {
         match self {
             Kind::Chardev => "--chardev",
             Kind::Node => "--blockdev",
+            Kind::Netdev => "--netdev",
             Kind::Object => "--object",
         }
     }
@@ -31,6 +34,7 @@ impl Kind {
         match self {
             Kind::Chardev => "character back end",
             Kind::Node => "block node",
+            Kind::Netdev => "network back end",
             Kind::Object => "object",
         }
     }
@@ -39,7 +43,7 @@ impl Kind {
     pub const fn key(self) -> &'static str {
         match self {
             Kind::Node => "node-name",
-            Kind::Chardev | Kind::Object => "id",
+            Kind::Chardev | Kind::Netdev | Kind::Object => "id",
         }
     }
 }
@@ -121,6 +125,7 @@ impl Kind {
         match self {
             Kind::Chardev => "chardev id",
             Kind::Node => "node name",
+            Kind::Netdev => "netdev id",
             Kind::Object => "object id",
         }
     }
@@ -131,6 +136,8 @@ reference! {
     pub struct ChardevRef(Refers::to(Kind::Chardev));
     /// The name of a block node.
     pub struct NodeRef(Refers::to(Kind::Node));
+    /// The id of a network back end.
+    pub struct NetdevRef(Refers::to(Kind::Netdev));
 }
 
 #[cfg(test)]

@@ -3,14 +3,23 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use passthru::cli::reference;
+use passthru::cli::reference::{self, page};
+use passthru::backends::block::BLOCKDEVS;
+use passthru::backends::net::NETDEVS;
 use passthru::machine::types;
 
 use crate::golden;
 
 #[test]
 fn the_page_of_devices_is_what_the_code_says() {
-    golden::check_file("docs/devices.md", &reference::devices(&types::MACHINES, &types::DEVICES, &types::OBJECTS));
+    let pages = [
+        page("Machine types", &types::MACHINES),
+        page("Device types", &types::DEVICES),
+        page("Block drivers", &BLOCKDEVS),
+        page("Network back ends", &NETDEVS),
+        page("Object types", &types::OBJECTS),
+    ];
+    golden::check_file("docs/devices.md", &reference::devices(&pages));
 }
 
 #[test]

@@ -29,6 +29,22 @@ use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
+use super::BackendCx;
+use crate::object::{Id, Props, Registry, props};
+
+/// The types of `--blockdev`.
+pub static BLOCKDEVS: Registry<Arc<dyn BlockNode>, BackendCx> =
+    Registry { what: "block driver", option: "--blockdev", key: "driver", common: Common::TABLE, types: &[] };
+
+props! {
+    /// What every block node has.
+    pub struct Common {
+        /// Unique name of the node
+        #[name = "node-name"]
+        node_name: Id,
+    }
+}
+
 /// What a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockInfo {

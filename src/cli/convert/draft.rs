@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::cli::vm_file::Word;
 use crate::cli::{Platform, run};
 use crate::error::Result;
-use crate::object::{Args, Catalogue};
+use crate::object::{Args, Catalogue, Kind};
 
 /// Something that was left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -150,8 +150,10 @@ fn catalogue<'a>(platform: &'a dyn Platform, option: &str) -> Option<&'a dyn Cat
     match option {
         "device" => Some(platform.devices()),
         "machine" => Some(platform.machines()),
-        "object" => Some(platform.objects()),
-        _ => None,
+        other => {
+            let kind = Kind::ALL.into_iter().find(|kind| kind.option().trim_start_matches('-') == other)?;
+            Some(platform.back_ends(kind))
+        }
     }
 }
 

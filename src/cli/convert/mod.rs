@@ -93,7 +93,7 @@ mod tests {
     use crate::host::findings::Finding;
     use crate::machine::options::RunOptions;
     use crate::machine::types;
-    use crate::object::Catalogue;
+    use crate::object::{Catalogue, Kind};
     use crate::placement::Plan;
 
     struct Types(Host);
@@ -107,8 +107,8 @@ mod tests {
             &types::MACHINES
         }
 
-        fn objects(&self) -> &dyn Catalogue {
-            &types::OBJECTS
+        fn back_ends(&self, kind: Kind) -> &dyn Catalogue {
+            types::back_ends(kind)
         }
 
         fn host(&self) -> &Host {

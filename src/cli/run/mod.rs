@@ -2,6 +2,7 @@
 
 mod implied;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,14 +14,15 @@ use super::{Platform, output};
 use crate::error::{Code, Error, Result};
 use crate::machine::options::{RunOptions, cpu, memory, placement, serial, smp};
 use crate::monitor::options as qmp;
-use crate::object::{Args, Catalogue, HelpTopic, Props, options_help, props};
+use crate::object::{Args, Catalogue, HelpTopic, Kind, Props, options_help, props};
 
 /// Run a guest that owns devices of this host
 ///
 /// The options are QEMU's and may be written as QEMU takes them, with one dash (-kernel) or two. TYPE,KEY=VALUE lists
 /// may also be JSON objects; a comma in a value is written twice.
 ///
-/// `-M help`, `--device help` and `--object help` list the types, `--device TYPE,help` a type's properties; `-m help`,
+/// `-M help`, `--device help`, `--object help`, `--chardev help`, `--blockdev help` and `--netdev help` list
+/// the types, `--device TYPE,help` and so on a type's properties; `-m help`,
 /// `--smp help`, `--cpu help` and `--qmp help` list what those options take.
 ///
 /// The guest's console is the terminal: Ctrl-A x ends passthru, Ctrl-A h shows the keys. When the guest powers off, the
@@ -63,6 +65,15 @@ pub struct RunArgs {
     /// Adds an object that devices name; may be given many times
     #[arg(long, value_name = "TYPE[,KEY=VALUE...]", action = ArgAction::Append)]
     object: Vec<String>,
+    /// Adds a character back end; may be given many times
+    #[arg(long, value_name = "TYPE[,KEY=VALUE...]", action = ArgAction::Append)]
+    chardev: Vec<String>,
+    /// Adds a node to the graph of block back ends; may be given many times
+    #[arg(long, value_name = "TYPE[,KEY=VALUE...]", action = ArgAction::Append)]
+    blockdev: Vec<String>,
+    /// Adds a network back end; may be given many times
+    #[arg(long, value_name = "TYPE[,KEY=VALUE...]", action = ArgAction::Append)]
+    netdev: Vec<String>,
     /// Where the serial port goes: stdio, file:PATH, null (attached to nothing) or none (no port)
     #[arg(long, value_name = "TO", default_value = "stdio")]
     serial: String,
@@ -157,7 +168,7 @@ struct Given {
     machine: Args,
     devices: Vec<Args>,
     qmp: Option<Args>,
-    objects: Vec<Args>,
+    back_ends: BTreeMap<Kind, Vec<Args>>,
     name: Args,
 }
 
@@ -173,7 +184,16 @@ impl Given {
     fn read(args: &RunArgs, platform: &dyn Platform) -> Result<Given> {
         let text = |option: &Option<String>| option.clone().unwrap_or_default();
         let device = |text: &String| Args::parse("--device", Some(platform.devices().key()), text);
-        let object = |text: &String| Args::parse("--object", Some(platform.objects().key()), text);
+        let back_ends = |kind: Kind| {
+            let parse = |text: &String| Args::parse(kind.option(), Some(platform.back_ends(kind).key()), text);
+            let lines = match kind {
+                Kind::Object => &args.object,
+                Kind::Chardev => &args.chardev,
+                Kind::Node => &args.blockdev,
+                Kind::Netdev => &args.netdev,
+            };
+            Ok((kind, lines.iter().map(parse).collect::<Result<Vec<Args>>>()?))
+        };
         let machine = platform.machines().key();
         Ok(Given {
             memory: Args::parse("-m", Some("size"), &text(&args.memory))?,
@@ -182,7 +202,7 @@ impl Given {
             machine: Args::parse("-M", Some(machine), &text(&args.machine))?.with_default(machine, "q35"),
             devices: args.device.iter().map(device).collect::<Result<_>>()?,
             qmp: args.qmp.as_ref().map(|text| Args::parse("--qmp", Some(qmp::IMPLIED), text)).transpose()?,
-            objects: args.object.iter().map(object).collect::<Result<_>>()?,
+            back_ends: Kind::ALL.into_iter().map(back_ends).collect::<Result<_>>()?,
             name: Args::parse("--name", Some("guest"), &text(&args.name))?,
         })
     }
@@ -199,9 +219,11 @@ impl Given {
                 return Ok(Some(help));
             }
         }
-        for object in &self.objects {
-            if let Some(help) = of_type(object, platform.objects())? {
-                return Ok(Some(help));
+        for (kind, lines) in &self.back_ends {
+            for line in lines {
+                if let Some(help) = of_type(line, platform.back_ends(*kind))? {
+                    return Ok(Some(help));
+                }
             }
         }
         if let Some(help) = of_type(&self.machine, platform.machines())? {
@@ -237,7 +259,7 @@ impl Given {
             cpu: cpu::parse(self.cpu)?,
             machine: self.machine,
             devices: self.devices,
-            objects: self.objects,
+            back_ends: self.back_ends,
             serial: serial::parse(&args.serial)?,
             qmp: self.qmp.map(qmp::parse).transpose()?,
             no_reboot: args.no_reboot,

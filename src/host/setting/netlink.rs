@@ -68,7 +68,7 @@ pub fn set_vf(interface: &Path, number: u32, attribute: VfAttribute) -> io::Resu
 }
 
 /// A message about the interface, by its number: its name could change in between.
-fn link_of(interface: &Path) -> io::Result<LinkMessage> {
+pub(in crate::host) fn link_of(interface: &Path) -> io::Result<LinkMessage> {
     let text = std::fs::read_to_string(interface.join("ifindex"))?;
     let mut link = LinkMessage::default();
     link.header.index = text.trim().parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
@@ -76,7 +76,7 @@ fn link_of(interface: &Path) -> io::Result<LinkMessage> {
 }
 
 /// One request, and what the kernel answers to it.
-fn ask(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+pub(in crate::host) fn ask(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
     let mut header = NetlinkHeader::default();
     header.flags = flags;
     header.sequence_number = 1;

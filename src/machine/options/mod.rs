@@ -6,6 +6,7 @@ pub mod placement;
 pub mod serial;
 pub mod smp;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ pub use serial::SerialOption;
 
 use crate::cpu::{Model, Topology};
 use crate::monitor::QmpOptions;
-use crate::object::Args;
+use crate::object::{Args, Kind};
 use crate::placement::Choice;
 
 /// What `passthru run` was asked for, checked as far as that is possible without the host.
@@ -38,8 +39,8 @@ pub struct RunOptions {
     pub machine: Args,
     /// The devices' types (key `driver`) and properties in the user's order, for the device registry.
     pub devices: Vec<Args>,
-    /// The objects' types (key `qom-type`) and properties, for the object registry.
-    pub objects: Vec<Args>,
+    /// The types and properties of back ends and objects in the user's order, for the registry of each kind.
+    pub back_ends: BTreeMap<Kind, Vec<Args>>,
     /// Where the serial port goes.
     pub serial: SerialOption,
     /// The control socket.
@@ -56,4 +57,11 @@ pub struct RunOptions {
     pub verbose: bool,
     /// The guest's name.
     pub name: Option<String>,
+}
+
+impl RunOptions {
+    /// What was given of the option of this kind.
+    pub fn back_ends(&self, kind: Kind) -> &[Args] {
+        self.back_ends.get(&kind).map_or(&[], Vec::as_slice)
+    }
 }

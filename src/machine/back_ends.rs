@@ -1,0 +1,157 @@
+//! Back ends and objects of the command line (`--chardev`, `--blockdev`, `--netdev`, `--object`): what devices name but is no
+//! device. Checked without the host, then made before the first device.
+
+use std::sync::Arc;
+
+use super::options::RunOptions;
+use super::places::Place;
+use super::references::{Named, Planned, Targets, plan};
+use super::types::OBJECTS;
+use crate::backends::block::{self, BLOCKDEVS, BlockNode};
+use crate::backends::net::{self, NETDEVS, Netdev};
+use crate::backends::table::Table;
+use crate::backends::{BackendCx, Backends};
+use crate::device::ObjectCx;
+use crate::error::Result;
+use crate::event_loop::LoopHandle;
+use crate::object::{Id, Kind, props};
+use crate::vfio::Vfio;
+
+props! {
+    /// What an object is called.
+    pub struct ObjectCommon {
+        /// Unique name of the object
+        id: Id,
+    }
+}
+
+impl Named for ObjectCommon {
+    const KIND: Kind = Kind::Object;
+
+    fn name(&self) -> Arc<str> {
+        self.id.as_str().into()
+    }
+}
+
+impl Named for block::Common {
+    const KIND: Kind = Kind::Node;
+
+    fn name(&self) -> Arc<str> {
+        self.node_name.as_str().into()
+    }
+}
+
+impl Named for net::Common {
+    const KIND: Kind = Kind::Netdev;
+
+    fn name(&self) -> Arc<str> {
+        self.id.as_str().into()
+    }
+}
+
+/// What is to be made before the devices.
+pub struct BackEnds {
+    objects: Vec<Planned<(), ObjectCx>>,
+    nodes: Vec<Planned<Arc<dyn BlockNode>, BackendCx>>,
+    netdevs: Vec<Planned<Arc<dyn Netdev>, BackendCx>>,
+}
+
+impl BackEnds {
+    /// Checks what the user wrote, as far as it alone can say.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::UnknownType`], [`crate::error::Code::BadProperty`], [`crate::error::Code::DuplicateId`].
+    pub fn plan(options: &RunOptions) -> Result<BackEnds> {
+        Ok(BackEnds {
+            objects: plan::<ObjectCommon, _, _>(&OBJECTS, options.back_ends(Kind::Object))?,
+            nodes: plan::<block::Common, _, _>(&BLOCKDEVS, options.back_ends(Kind::Node))?,
+            netdevs: plan::<net::Common, _, _>(&NETDEVS, options.back_ends(Kind::Netdev))?,
+        })
+    }
+
+    /// Whether what the devices name is there, and theirs alone.
+    ///
+    /// # Errors
+    /// Those of [`Targets::check_devices`].
+    pub fn check_uses(&self, places: &[Place]) -> Result<()> {
+        let mut targets = Targets::default();
+        targets.add(Kind::Object, &self.objects, |_| false);
+        targets.add(Kind::Node, &self.nodes, |_| false);
+        targets.add(Kind::Netdev, &self.netdevs, |_| false);
+        // A node that another stands on is no device's: its parent comes first.
+        targets.check(&self.nodes)?;
+        targets.check_devices(places)
+    }
+
+    /// Makes all of them.
+    ///
+    /// # Errors
+    /// The host does not have what one of them needs.
+    pub fn make(self, vfio: &Arc<Vfio>, event_loop: &LoopHandle) -> Result<Arc<Backends>> {
+        let backends = Arc::new(Backends::default());
+        let cx = |name: &Arc<str>| BackendCx {
+            name: name.clone(),
+            event_loop: event_loop.clone(),
+            backends: backends.clone(),
+        };
+        for Planned { of_type, mut args, name } in self.objects {
+            of_type.create(&mut args, &ObjectCx { id: name, vfio: vfio.clone() })?;
+        }
+        add(self.nodes, &backends.nodes, cx)?;
+        add(self.netdevs, &backends.netdevs, cx)?;
+        Ok(backends)
+    }
+}
+
+/// Makes the back ends of a kind and puts them into their table.
+fn add<T: ?Sized>(
+    planned: Vec<Planned<Arc<T>, BackendCx>>,
+    table: &Table<T>,
+    cx: impl Fn(&Arc<str>) -> BackendCx,
+) -> Result<()> {
+    for Planned { of_type, mut args, name } in planned {
+        let made = of_type.create(&mut args, &cx(&name))?;
+        table.add(name, of_type.name(), made, false)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+    use crate::machine::places;
+    use crate::object::Args;
+
+    fn check(objects: &[&str], devices: &[&str]) -> Result<()> {
+        let parse = |option, key| move |text: &&str| Args::parse(option, Some(key), text);
+        let objects: Vec<Args> = objects.iter().map(parse("--object", OBJECTS.key)).collect::<Result<_>>()?;
+        let devices: Vec<Args> = devices.iter().map(parse("--device", "driver")).collect::<Result<_>>()?;
+        let (_, places) = places::plan(&devices, &crate::host::testtree::TestTree::new().host())?;
+        let objects = plan::<ObjectCommon, _, _>(&OBJECTS, &objects)?;
+        BackEnds { objects, nodes: Vec::new(), netdevs: Vec::new() }.check_uses(&places)
+    }
+
+    #[test]
+    fn objects_are_checked_before_the_host_is() {
+        let device = "vfio-pci,host=01:00.0,iommufd=i0";
+        check(&["iommufd,id=i0"], &[device]).unwrap();
+        check(&["iommufd,id=i0,fd=7", "iommufd,id=i1"], &["vfio-pci,host=01:00.0,iommufd=i1"]).unwrap();
+        check(&[r#"{"qom-type":"iommufd","id":"i0"}"#], &[device]).unwrap();
+        let table: [(&[&str], &[&str], Code, &str); 8] = [
+            (&[], &[device], Code::UnknownObject, "--object iommufd,id=i0"),
+            (&["iommufd,id=i1"], &[device], Code::UnknownObject, "did you mean `i1`?"),
+            (&["iommufd"], &[], Code::BadProperty, "needs the property `id`"),
+            (&["iommufd,id=i0", "iommufd,id=i0"], &[], Code::DuplicateId, "used twice"),
+            (&["iommufd,id=i0,fd=2"], &[], Code::BadProperty, "fd"),
+            (&["iomufd,id=i0"], &[], Code::UnknownType, "did you mean `iommufd`?"),
+            (&[], &["vfio-pci,host=01:00.0,fd=4"], Code::BadProperty, "host= and fd="),
+            (&[], &["vfio-pci,fd=4,iommu=type1"], Code::BadProperty, "iommu=type1"),
+        ];
+        for (objects, devices, code, words) in table {
+            let error = check(objects, devices).unwrap_err();
+            assert_eq!(error.code(), code, "{error}");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+}
