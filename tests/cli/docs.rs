@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use passthru::cli::reference::{self, page};
 use passthru::backends::block::BLOCKDEVS;
 use passthru::backends::net::NETDEVS;
+use passthru::cli::reference::{self, page};
 use passthru::machine::types;
 
 use crate::golden;

@@ -54,7 +54,9 @@ fn address(props: StreamProps) -> Result<Address> {
     match (props.kind, props.path, props.host, props.port) {
         (AddressKind::Unix, Some(path), None, None) => Ok(Address::Unix(path)),
         (AddressKind::Inet, None, Some(host), Some(port)) => Ok(Address::Inet(host, port)),
-        (AddressKind::Unix, ..) => Err(Error::new(Code::BadProperty, "addr.type=unix needs addr.path and nothing else")),
+        (AddressKind::Unix, ..) => {
+            Err(Error::new(Code::BadProperty, "addr.type=unix needs addr.path and nothing else"))
+        }
         (AddressKind::Inet, ..) => {
             Err(Error::new(Code::BadProperty, "addr.type=inet needs addr.host and addr.port and nothing else"))
         }

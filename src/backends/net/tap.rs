@@ -97,11 +97,15 @@ impl Tap {
             queues.push(Arc::new(Queue::new(queue).map_err(|error| refused(&error, &name, several))?));
         }
         // An interface that somebody made for this user need not be touched, and may not.
-        let prepared = props.br.as_ref().map_or(Ok(()), |bridge| link::join(&name, &bridge.0)).and_then(|()| link::up(&name));
+        let prepared =
+            props.br.as_ref().map_or(Ok(()), |bridge| link::join(&name, &bridge.0)).and_then(|()| link::up(&name));
         prepared.map_err(|error| {
-            Error::new(Code::NetdevFailed, format!("the interface {name} cannot be switched on: {}", explain_io(&error)))
-                .evidence(props.br.as_ref().map_or_else(|| format!("tap {name}"), |bridge| format!("bridge {}", bridge.0)))
-                .fix(format!("as root: ip tuntap add {name} mode tap user USER && ip link set {name} up"))
+            Error::new(
+                Code::NetdevFailed,
+                format!("the interface {name} cannot be switched on: {}", explain_io(&error)),
+            )
+            .evidence(props.br.as_ref().map_or_else(|| format!("tap {name}"), |bridge| format!("bridge {}", bridge.0)))
+            .fix(format!("as root: ip tuntap add {name} mode tap user USER && ip link set {name} up"))
         })?;
         let mtu = link::mtu(&name);
         let pairs = queues.iter().map(|queue| queue.clone() as Arc<dyn NetQueue>).collect();
@@ -197,7 +201,12 @@ impl NetQueue for Queue {
         match (&self.file).write(packet) {
             Ok(_) => Ok(true),
             // EIO: the interface is down. EINVAL: the guest's header contradicts the packet. Either loses the packet.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::EBADFD | libc::EIO | libc::EINVAL)) => {
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EAGAIN | libc::EINTR | libc::EBADFD | libc::EIO | libc::EINVAL)
+                ) =>
+            {
                 Ok(false)
             }
             Err(error) => Err(error),

@@ -100,7 +100,10 @@ impl Create<Arc<dyn Netdev>, BackendCx> for UserType {
 
     fn create(props: UserProps, _: &BackendCx) -> Result<Arc<dyn Netdev>> {
         let (queue, child) = start(&words(&props)).map_err(|error| {
-            let failed = Error::new(Code::NetdevFailed, format!("the program {PASST} cannot be started: {}", explain_io(&error)));
+            let failed = Error::new(
+                Code::NetdevFailed,
+                format!("the program {PASST} cannot be started: {}", explain_io(&error)),
+            );
             match error.kind() {
                 io::ErrorKind::NotFound => failed.fix("apt install passt"),
                 _ => failed,

@@ -49,7 +49,11 @@ fn tools() -> Result<PathBuf> {
         progress(&format!("building {name} (once)"));
         let mut install = build::cargo();
         // --debug: building them optimised takes longer than all that they do.
-        call(install.args(["install", "--quiet", "--locked", "--debug", name, "--version", version, "--root"]).arg(&folder))?;
+        call(
+            install
+                .args(["install", "--quiet", "--locked", "--debug", name, "--version", version, "--root"])
+                .arg(&folder),
+        )?;
     }
     Ok(folder)
 }
