@@ -2,12 +2,13 @@
 //!
 //! The guest's restart is a fresh [`Vm`] beside the kept memory and VFIO container, so every type here can be dropped
 //! and made again in one process. The order of an end: stop and join the [`VcpuSet`]; take what was posted to
-//! [`VmEvents`] meanwhile; drop the slots' `Listening`; let go of the [`KvmVfio`]; `Router::clear_chip`; drop the last
+//! [`VmEvents`] meanwhile; drop the `Listening` of doorbells and slots; let go of the [`KvmVfio`]; `Router::clear_chip`; drop the last
 //! `Arc<Vm>`. Only then may a new chip be connected: while the old descriptor lives its irqfds would take the new one's
 //! interrupts.
 //!
 //! Everything follows Linux Documentation/virt/kvm/api.rst.
 
+pub mod doorbells;
 pub mod events;
 mod exits;
 mod gate;
@@ -21,6 +22,7 @@ mod vcpus;
 pub mod vfio;
 pub mod vm;
 
+pub use doorbells::KvmDoorbells;
 pub use events::{VmEvent, VmEvents};
 pub use exits::ExitCounts;
 pub use slots::KvmSlots;

@@ -12,7 +12,7 @@ use crate::boot_trace::{self, phases};
 use crate::devices::rtc::RTC_BASE;
 use crate::error::Result;
 use crate::irq::Router;
-use crate::kvm::{ExitCounts, KvmSlots, KvmVfio, VcpuSet, Vm};
+use crate::kvm::{ExitCounts, KvmDoorbells, KvmSlots, KvmVfio, VcpuSet, Vm};
 use crate::memory::ram::GuestRam;
 use crate::memory::{IoHandler, Listening, Space, Stage};
 use crate::monitor::control::Status;
@@ -26,6 +26,7 @@ pub struct Running {
     vcpus: Option<VcpuSet>,
     pages: Option<ConfigPages>,
     slots: Option<Listening>,
+    doorbells: Option<Listening>,
     kvm_slots: Arc<KvmSlots>,
     router: Arc<Router>,
     vfio: Arc<Vfio>,
@@ -50,6 +51,7 @@ impl Running {
             vcpus: None,
             pages: None,
             slots: Some(memory.listen(Stage::Guest, kvm_slots.clone())?),
+            doorbells: Some(memory.listen(Stage::Guest, KvmDoorbells::new(vm.clone()))?),
             kvm_slots,
             router: router.clone(),
             vfio: vfio.clone(),
@@ -115,6 +117,7 @@ impl Drop for Running {
         // The order that crate::kvm asks for. Stopped and joined first.
         self.vcpus = None;
         self.pages = None;
+        self.doorbells = None;
         self.slots = None;
         if let Err(error) = self.vfio.set_kvm(None) {
             crate::log::warn(format_args!("{error}"));

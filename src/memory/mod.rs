@@ -16,6 +16,8 @@ mod transaction;
 use std::ops::Range;
 use std::sync::Arc;
 
+use nix::sys::eventfd::EventFd;
+
 pub use flat::{FlatRange, FlatView};
 pub use host::{HostMem, HostSlice};
 pub use transaction::{Listening, Memory};
@@ -29,6 +31,21 @@ pub trait IoHandler: Send + Sync {
     fn read(&self, offset: u64, data: &mut [u8]);
     /// Writes `data` (1, 2, 4 or 8 bytes) at `offset` from the start of the handler's range.
     fn write(&self, offset: u64, data: &[u8]);
+
+    /// The offsets whose writes only wake somebody. KVM does that without an exit; a write that reaches `write` all the
+    /// same must do what KVM would have done.
+    fn doorbells(&self) -> &[Doorbell] {
+        &[]
+    }
+}
+
+/// A place in a trapped range where a write, whatever its value, signals an eventfd.
+#[derive(Debug, Clone)]
+pub struct Doorbell {
+    /// Offset from the start of the handler's range.
+    pub offset: u64,
+    /// What is signalled.
+    pub bell: Arc<EventFd>,
 }
 
 /// The two address spaces of an x86 processor.

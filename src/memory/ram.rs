@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
 
-use super::{Backing, FlatView, HostMem};
+use super::{Backing, FlatView, HostMem, Memory, Space};
 use crate::error::{Code, Error, Result};
 
 /// A snapshot of the guest's RAM. It keeps the mappings alive that it points into.
@@ -40,10 +41,42 @@ impl GuestRam {
     }
 }
 
+/// The guest's RAM as it is now, for a device that reads and writes it for as long as the guest runs. Asking costs two
+/// atomic loads while the memory map stays as it is.
+pub struct LiveRam {
+    memory: Arc<Memory>,
+    /// The last answer, with the view that it was made of.
+    last: ArcSwapOption<(Arc<FlatView>, Arc<GuestRam>)>,
+}
+
+impl LiveRam {
+    /// The RAM of `memory`.
+    pub fn new(memory: Arc<Memory>) -> Arc<LiveRam> {
+        Arc::new(LiveRam { memory, last: ArcSwapOption::empty() })
+    }
+
+    /// The RAM. What the owner keeps of it stays mapped, and is not the guest's any more when the map has changed: ask
+    /// again for each batch of work.
+    ///
+    /// # Errors
+    /// As [`GuestRam::of`].
+    pub fn now(&self) -> Result<Arc<GuestRam>> {
+        let view = self.memory.view(Space::Mmio);
+        if let Some(last) = &*self.last.load()
+            && Arc::ptr_eq(&last.0, &view)
+        {
+            return Ok(last.1.clone());
+        }
+        let ram = Arc::new(GuestRam::of(&view)?);
+        self.last.store(Some(Arc::new((view, ram.clone()))));
+        Ok(ram)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::host::PageSize;
-    use super::super::{Memory, PRIORITY_PLATFORM, Region, Space};
+    use super::super::{PRIORITY_PLATFORM, Region};
     use super::*;
     use vm_memory::{Bytes, GuestAddress};
 
@@ -59,6 +92,30 @@ mod tests {
         memory.read(Space::Mmio, 0x10004, &mut data);
         assert_eq!(u32::from_le_bytes(data), 0x1234_5678);
         assert!(ram.memory().write_obj(1u8, GuestAddress(0x12000)).is_err());
+    }
+
+    #[test]
+    fn live_ram_follows_the_map() {
+        let memory = Memory::new();
+        let live = LiveRam::new(memory.clone());
+        assert!(live.now().is_err());
+        let region = || {
+            let mem = Arc::new(HostMem::anonymous(4096, PageSize::Small).unwrap());
+            Region::whole("ram", 4096, PRIORITY_PLATFORM, Backing::Ram(mem.slice()))
+        };
+        let first = memory.update(|layout| layout.add(Space::Mmio, 0, region())).unwrap();
+        let before = live.now().unwrap();
+        assert!(Arc::ptr_eq(&before, &live.now().unwrap()));
+        memory
+            .update(|layout| {
+                layout.remove(first);
+                layout.add(Space::Mmio, 0x10000, region());
+            })
+            .unwrap();
+        let after = live.now().unwrap();
+        assert!(after.memory().write_obj(1u8, GuestAddress(0)).is_err());
+        assert!(after.memory().write_obj(1u8, GuestAddress(0x10000)).is_ok());
+        assert!(before.memory().write_obj(1u8, GuestAddress(0)).is_ok(), "what is held stays mapped");
     }
 
     #[test]
