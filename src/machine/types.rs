@@ -7,7 +7,7 @@ use crate::backends::net::NETDEVS;
 use crate::device::{Cx, ObjectCx, Plug};
 use crate::error::Result;
 use crate::object::{Catalogue, Common, Create, Kind, Props, Registry, TypeInfo, prop_enum, props};
-use crate::{pci, vfio};
+use crate::{pci, vfio, virtio};
 
 /// The device types of `--device`, grouped as help lists them.
 pub static DEVICES: Registry<Plug, Cx> = Registry {
@@ -15,7 +15,7 @@ pub static DEVICES: Registry<Plug, Cx> = Registry {
     option: "--device",
     key: "driver",
     common: Common::TABLE,
-    types: &[&pci::root_port::TYPE, &vfio::front_end::TYPE],
+    types: &[&pci::root_port::TYPE, &vfio::front_end::TYPE, &virtio::rng::TYPE],
 };
 
 /// The object types of `--object`.

@@ -33,7 +33,7 @@ mod root;
 pub mod root_port;
 pub mod slot;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod vectors;
 pub mod vga;
 pub mod view;

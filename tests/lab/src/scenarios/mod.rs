@@ -26,6 +26,7 @@ mod sriov;
 mod start;
 pub mod steps;
 mod vga;
+mod virtio;
 
 use crate::scenario::Scenario;
 
@@ -54,6 +55,7 @@ static TABLES: &[&[Scenario]] = &[
     interrupts::SCENARIOS,
     rom::SCENARIOS,
     vga::SCENARIOS,
+    virtio::SCENARIOS,
 ];
 
 /// Every scenario, in the order in which they run.

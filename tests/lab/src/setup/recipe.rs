@@ -90,7 +90,12 @@ pub const L2_FAT_MODULES: &[&str] = &[
     "snd-hda-intel",
     "uio_pci_generic",
     "usb-storage",
+    "virtio-rng",
+    "virtio_balloon",
+    "virtio_blk",
+    "virtio_console",
     "virtio_net",
+    "virtio_pci",
     "xhci-pci",
 ];
 

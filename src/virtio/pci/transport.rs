@@ -1,0 +1,307 @@
+//! The registers of a device as the guest reaches them, and the device behind them: who may run, and when.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use parking_lot::Mutex;
+
+use super::common::{Action, Common, Live};
+use super::layout::{Block, Layout, NOTIFY_MULTIPLIER};
+use crate::error::{Error, Result};
+use crate::guest_error;
+use crate::irq::Router;
+use crate::memory::ram::LiveRam;
+use crate::memory::{Backing, Doorbell, IoHandler, Memory, Piece};
+use crate::pci::PciCore;
+use crate::virtio::interrupt::Interrupts;
+use crate::virtio::queue::VirtQueue;
+use crate::virtio::{Activation, VirtioDevice, VirtioInfo, feature};
+
+/// What lies between the guest's registers and the device.
+pub struct Transport {
+    core: Arc<PciCore>,
+    device: Arc<dyn VirtioDevice>,
+    info: VirtioInfo,
+    interrupts: Arc<Interrupts>,
+    ram: Arc<LiveRam>,
+    layout: Layout,
+    /// One for each queue.
+    doorbells: Vec<Doorbell>,
+    /// Held while the device starts and stops. Workers never take it.
+    state: Mutex<State>,
+}
+
+struct State {
+    common: Common,
+    /// The queues since the driver was ready; they keep their place when the device stands still for a while.
+    queues: Option<Vec<Option<Arc<VirtQueue>>>>,
+    active: bool,
+    /// It is gone for good.
+    unplugged: bool,
+}
+
+impl Transport {
+    /// The transport of `device`, which may offer `transport_features` of its rings.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::SystemFailed`]: no descriptor is left for a doorbell.
+    pub fn new(
+        core: Arc<PciCore>,
+        device: Arc<dyn VirtioDevice>,
+        transport_features: u64,
+        memory: &Arc<Memory>,
+        router: &Arc<Router>,
+    ) -> Result<Arc<Transport>> {
+        let info = device.info();
+        let bell = |index: u16| {
+            let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+                .map_err(|error| Error::system("make an eventfd", &error.into()))?;
+            Ok(Doorbell { offset: u64::from(index) * u64::from(NOTIFY_MULTIPLIER), bell: Arc::new(bell) })
+        };
+        let doorbells: Result<Vec<Doorbell>> = (0..info.queues).map(bell).collect();
+        let vectors = core.msix().map_or(0, |msix| msix.spec().vectors);
+        let offered = info.features | transport_features | feature::VERSION_1;
+        let state = State {
+            common: Common::new(offered, info.queues, info.queue_size, vectors),
+            queues: None,
+            active: false,
+            unplugged: false,
+        };
+        Ok(Arc::new(Transport {
+            interrupts: Interrupts::new(core.clone(), router.clone(), info.queues),
+            core,
+            device,
+            info,
+            ram: LiveRam::new(memory.clone()),
+            layout: Layout::new(info.config_len, info.queues),
+            doorbells: doorbells?,
+            state: Mutex::new(state),
+        }))
+    }
+
+    /// The interrupts, for what changes the pin.
+    pub fn interrupts(&self) -> &Interrupts {
+        &self.interrupts
+    }
+
+    /// The blocks as trapped pieces of their BAR.
+    pub fn pieces(self: &Arc<Self>) -> Vec<Piece> {
+        let piece = |(block, range): &(Block, Range<u64>)| {
+            let io: Arc<dyn IoHandler> = Arc::new(BlockIo { transport: self.clone(), block: *block });
+            Piece { range: range.clone(), backing: Backing::io(io) }
+        };
+        self.layout.blocks.iter().map(piece).collect()
+    }
+
+    /// Size of that BAR.
+    pub fn bar_size(&self) -> u64 {
+        self.layout.bar_size
+    }
+
+    /// Reads at an offset of the BAR by way of configuration space; what is not in one block reads as ones.
+    pub fn bar_read(&self, offset: u64, data: &mut [u8]) {
+        match self.locate(offset, data.len()) {
+            Some((block, offset)) => self.read(block, offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    /// Writes as [`Transport::bar_read`] reads.
+    pub fn bar_write(&self, offset: u64, data: &[u8]) {
+        if let Some((block, offset)) = self.locate(offset, data.len()) {
+            self.write(block, offset, data);
+        }
+    }
+
+    fn locate(&self, offset: u64, len: usize) -> Option<(Block, u64)> {
+        let end = offset.checked_add(len as u64)?;
+        let mut blocks = self.layout.blocks.iter();
+        let (block, range) = blocks.find(|(_, range)| range.start <= offset && end <= range.end)?;
+        Some((*block, offset - range.start))
+    }
+
+    fn read(&self, block: Block, offset: u64, data: &mut [u8]) {
+        match block {
+            Block::Common => {
+                let live =
+                    Live { needs_reset: self.interrupts.needs_reset(), generation: self.interrupts.generation() };
+                self.state.lock().common.read(offset, data, live);
+            }
+            Block::Isr => {
+                data.fill(0);
+                if offset == 0
+                    && let Some(first) = data.first_mut()
+                {
+                    *first = self.interrupts.take_isr();
+                }
+            }
+            Block::Device => {
+                data.fill(0xff);
+                if let Some((at, len)) = self.inside_config(offset, data.len()) {
+                    self.device.read_config(at, &mut data[..len]);
+                }
+            }
+            // A doorbell has nothing to say.
+            Block::Notify => data.fill(0),
+        }
+    }
+
+    fn write(&self, block: Block, offset: u64, data: &[u8]) {
+        match block {
+            Block::Common => {
+                let mut state = self.state.lock();
+                for action in state.common.write(offset, data) {
+                    self.act(&mut state, action);
+                }
+            }
+            Block::Device => {
+                let state = self.state.lock();
+                if let Some((at, len)) = self.inside_config(offset, data.len()).filter(|_| !state.unplugged) {
+                    self.device.write_config(at, &data[..len]);
+                }
+            }
+            // KVM rings it without an exit; where it could not, this does.
+            Block::Notify => {
+                let rung = self.doorbells.iter().find(|doorbell| doorbell.offset == offset);
+                // EAGAIN would mean that the counter is at its maximum: rung all the same.
+                rung.map(|doorbell| doorbell.bell.write(1));
+            }
+            Block::Isr => {}
+        }
+    }
+
+    /// An access to the device's configuration space, as offset and length, cut at its end.
+    fn inside_config(&self, offset: u64, len: usize) -> Option<(usize, usize)> {
+        let left = u64::from(self.info.config_len).checked_sub(offset).filter(|left| *left > 0)?;
+        Some((offset as usize, len.min(usize::try_from(left).unwrap_or(usize::MAX))))
+    }
+
+    fn act(&self, state: &mut State, action: Action) {
+        match action {
+            Action::ConfigVector(vector) => self.interrupts.set_config_vector(vector),
+            Action::QueueVector(index, vector) => self.interrupts.set_queue_vector(index, vector),
+            Action::Status => self.settle(state),
+            Action::Reset => self.forget(state),
+        }
+    }
+
+    /// The command register or the power state has changed.
+    pub fn follow(&self) {
+        self.settle(&mut self.state.lock());
+    }
+
+    /// As after power-on. Returns when no queue is touched any more.
+    pub fn reset(&self) {
+        let mut state = self.state.lock();
+        state.common.reset();
+        self.forget(&mut state);
+    }
+
+    /// The device does nothing from now on.
+    pub fn unplug(&self) {
+        let mut state = self.state.lock();
+        state.unplugged = true;
+        self.settle(&mut state);
+    }
+
+    /// What goes with a reset of the registers.
+    fn forget(&self, state: &mut State) {
+        self.settle(state);
+        state.queues = None;
+        self.device.reset();
+        self.interrupts.reset();
+        for Doorbell { bell, .. } in &self.doorbells {
+            // EAGAIN: it was not rung.
+            let _ = bell.read();
+        }
+    }
+
+    /// Lets the device run if it may: the driver is ready, and the function may reach memory. It stands still otherwise.
+    fn settle(&self, state: &mut State) {
+        let may = state.common.runs() && !state.unplugged;
+        let runs = may && self.core.bus_master() && self.core.power_state() == 0;
+        if state.active && !runs {
+            self.device.deactivate();
+            state.active = false;
+        } else if !state.active && runs && !self.interrupts.needs_reset() {
+            state.active = self.activate(state);
+            if !state.active {
+                self.interrupts.need_reset();
+            }
+        }
+    }
+
+    fn activate(&self, state: &mut State) -> bool {
+        let queues = match state.queues.clone().map_or_else(|| self.make_queues(&state.common), Some) {
+            Some(queues) => state.queues.insert(queues).clone(),
+            None => return false,
+        };
+        let run = Activation { features: state.common.agreed(), queues, interrupts: self.interrupts.clone() };
+        let activated = self.device.activate(run);
+        if let Err(error) = &activated {
+            guest_error!(self.core.name(), "cannot run: {error}");
+        }
+        activated.is_ok()
+    }
+
+    /// The queues that the driver has enabled; `None` if one of them cannot be.
+    fn make_queues(&self, common: &Common) -> Option<Vec<Option<Arc<VirtQueue>>>> {
+        let event_idx = common.agreed() & feature::EVENT_IDX != 0;
+        let make = |(index, (registers, doorbell)): (usize, (&super::common::QueueRegisters, &Doorbell))| {
+            if !registers.enabled {
+                return Some(None);
+            }
+            let (ram, interrupts) = (self.ram.clone(), self.interrupts.clone());
+            let (index, kick) = (index as u16, doorbell.bell.clone());
+            match VirtQueue::new(index, common.max_size(), registers.rings, event_idx, ram, interrupts, kick) {
+                Ok(queue) => Some(Some(queue)),
+                Err(broken) => {
+                    guest_error!(self.core.name(), "queue {index} cannot be used: {}", broken.0);
+                    None
+                }
+            }
+        };
+        common.queues().iter().zip(&self.doorbells).enumerate().map(make).collect()
+    }
+
+    /// What there is to say of it now, for people.
+    pub fn facts(&self) -> Vec<(&'static str, String)> {
+        let state = self.state.lock();
+        let enabled = state.common.queues().iter().filter(|queue| queue.enabled).count();
+        let driver = match (state.active, self.interrupts.needs_reset()) {
+            (_, true) => "has to reset it".to_owned(),
+            (true, false) => "drives it".to_owned(),
+            (false, false) if state.common.status().is_empty() => "none".to_owned(),
+            (false, false) => "is not ready".to_owned(),
+        };
+        vec![
+            ("driver", driver),
+            ("features", format!("{:#x}", state.common.agreed())),
+            ("queues", format!("{enabled} of {} in use", self.info.queues)),
+        ]
+    }
+}
+
+/// One block as a trapped piece.
+struct BlockIo {
+    transport: Arc<Transport>,
+    block: Block,
+}
+
+impl IoHandler for BlockIo {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.transport.read(self.block, offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.transport.write(self.block, offset, data);
+    }
+
+    fn doorbells(&self) -> &[Doorbell] {
+        match self.block {
+            Block::Notify => &self.transport.doorbells,
+            _ => &[],
+        }
+    }
+}

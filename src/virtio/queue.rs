@@ -1,0 +1,200 @@
+//! Split virtqueues (virtio 2.7), by the crate virtio-queue with what it leaves out: the driver's flag against interrupts,
+//! and what to do about a ring that contradicts itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use nix::sys::eventfd::EventFd;
+use parking_lot::Mutex;
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::chain::{Broken, Chain};
+use super::interrupt::Interrupts;
+use crate::guest_error;
+use crate::memory::ram::LiveRam;
+
+/// Where the driver has put a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rings {
+    /// Number of descriptors.
+    pub size: u16,
+    /// Guest address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest address of the available ring, which the driver writes.
+    pub available: u64,
+    /// Guest address of the used ring, which the device writes.
+    pub used: u64,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// It is done, and so many bytes were written into its buffers.
+    Done(u32),
+    /// It cannot be served now and stays first in the queue, whose owner will look again by itself.
+    Later,
+}
+
+/// What became of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drained {
+    /// Nothing is left, and the driver kicks for the next request.
+    Empty,
+    /// A request waits ([`Served::Later`]).
+    Waiting,
+    /// The queue wants to be looked at again at once; it has kicked itself.
+    Again,
+    /// The driver has broken it.
+    Broken,
+}
+
+/// A queue that the driver has enabled.
+pub struct VirtQueue {
+    index: u16,
+    ram: Arc<LiveRam>,
+    interrupts: Arc<Interrupts>,
+    kick: Arc<EventFd>,
+    ring: Mutex<Ring>,
+}
+
+struct Ring {
+    queue: Queue,
+    available: GuestAddress,
+    event_idx: bool,
+    broken: bool,
+}
+
+impl VirtQueue {
+    /// The queue of the driver's description.
+    ///
+    /// # Errors
+    /// What is wrong with that: a size that is no power of two or more than `max_size`, rings that are not in memory or
+    /// not aligned.
+    pub(super) fn new(
+        index: u16,
+        max_size: u16,
+        rings: Rings,
+        event_idx: bool,
+        ram: Arc<LiveRam>,
+        interrupts: Arc<Interrupts>,
+        kick: Arc<EventFd>,
+    ) -> Result<Arc<VirtQueue>, Broken> {
+        let ring = Ring::new(max_size, rings, event_idx)?;
+        let now = ram.now().map_err(|error| Broken::new(error.to_string()))?;
+        if !ring.queue.is_valid(now.memory()) {
+            return Err(Broken::new("its rings are not in memory"));
+        }
+        Ok(Arc::new(VirtQueue { index, ram, interrupts, kick, ring: Mutex::new(ring) }))
+    }
+
+    /// Its index in the device.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// What the driver's kick signals.
+    pub fn kick(&self) -> &Arc<EventFd> {
+        &self.kick
+    }
+
+    /// Serves what is available, with an interrupt after each request where the driver wants one. At most as many requests
+    /// as the queue has descriptors, so that the thread hears of a stop however fast the driver is.
+    ///
+    /// `serve` is called with the queue's lock held: it must not use the same queue.
+    pub fn drain(&self, mut serve: impl FnMut(Chain<'_>) -> Served) -> Drained {
+        let mut ring = self.ring.lock();
+        if ring.broken {
+            return Drained::Broken;
+        }
+        let drained = match self.ram.now() {
+            Ok(ram) => ring.drain(ram.memory(), &mut serve, || self.interrupts.queue(self.index)),
+            Err(error) => Err(Broken::new(error.to_string())),
+        };
+        match drained {
+            Ok(drained) => {
+                if drained == Drained::Again {
+                    // EAGAIN would mean that the counter is at its maximum: readable all the same.
+                    let _ = self.kick.write(1);
+                }
+                drained
+            }
+            Err(Broken(what)) => {
+                ring.broken = true;
+                guest_error!(self.interrupts.name(), "queue {}: {what}; the device needs a reset", self.index);
+                self.interrupts.need_reset();
+                Drained::Broken
+            }
+        }
+    }
+}
+
+impl Ring {
+    fn new(max_size: u16, rings: Rings, event_idx: bool) -> Result<Ring, Broken> {
+        let mut queue = Queue::new(max_size)?;
+        queue.try_set_size(rings.size)?;
+        queue.try_set_desc_table_address(GuestAddress(rings.descriptors))?;
+        queue.try_set_avail_ring_address(GuestAddress(rings.available))?;
+        queue.try_set_used_ring_address(GuestAddress(rings.used))?;
+        queue.set_event_idx(event_idx);
+        queue.set_ready(true);
+        Ok(Ring { queue, available: GuestAddress(rings.available), event_idx, broken: false })
+    }
+
+    fn drain(
+        &mut self,
+        ram: &GuestMemoryMmap,
+        serve: &mut dyn FnMut(Chain<'_>) -> Served,
+        interrupt: impl Fn(),
+    ) -> Result<Drained, Broken> {
+        let mut left = self.queue.size();
+        loop {
+            self.queue.disable_notification(ram)?;
+            // The iterator refuses an index that is further ahead than the queue is long.
+            while let Some(found) = self.queue.iter(ram)?.next() {
+                if left == 0 {
+                    self.put_back();
+                    return Ok(Drained::Again);
+                }
+                left -= 1;
+                let head = found.head_index();
+                match serve(Chain::parse(found, ram)?) {
+                    Served::Done(written) => {
+                        self.queue.add_used(ram, head, written)?;
+                        if self.wants_interrupt(ram)? {
+                            interrupt();
+                        }
+                    }
+                    Served::Later => {
+                        self.put_back();
+                        return Ok(Drained::Waiting);
+                    }
+                }
+            }
+            // Says whether something came between the last look and the driver's leave to kick.
+            if !self.queue.enable_notification(ram)? {
+                return Ok(Drained::Empty);
+            }
+        }
+    }
+
+    /// The request that was taken last is the next one again.
+    fn put_back(&mut self) {
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
+    }
+
+    /// Whether the driver wants to hear of what was used since it was last asked (virtio 2.7.7).
+    fn wants_interrupt(&mut self, ram: &GuestMemoryMmap) -> Result<bool, Broken> {
+        if self.event_idx {
+            return Ok(self.queue.needs_notification(ram)?);
+        }
+        // The used index must be visible before the flag is read: the driver clears the flag, then looks at the index.
+        fence(Ordering::SeqCst);
+        let flags: u16 = ram.load(self.available, Ordering::Relaxed).map_err(|error| Broken::new(error.to_string()))?;
+        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests;
