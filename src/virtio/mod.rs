@@ -13,6 +13,7 @@
 //! ring, which is its worker's for the length of a batch; the interrupt's. A worker never takes the transport's lock:
 //! the transport waits for workers with it.
 
+pub mod blk;
 mod chain;
 mod interrupt;
 pub mod pci;

@@ -2,7 +2,7 @@
 //! and what to do about a ring that contradicts itself.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use nix::sys::eventfd::EventFd;
 use parking_lot::Mutex;
@@ -35,6 +35,8 @@ pub enum Served {
     Done(u32),
     /// It cannot be served now and stays first in the queue, whose owner will look again by itself.
     Later,
+    /// It is none that the device knows how to answer: the queue is broken. What is wrong with it, for people.
+    Malformed(&'static str),
 }
 
 /// What became of a batch.
@@ -42,7 +44,7 @@ pub enum Served {
 pub enum Drained {
     /// Nothing is left, and the driver kicks for the next request.
     Empty,
-    /// A request waits ([`Served::Later`]).
+    /// A request waits ([`Served::Later`]), or the device is being stopped.
     Waiting,
     /// The queue wants to be looked at again at once; it has kicked itself.
     Again,
@@ -56,6 +58,8 @@ pub struct VirtQueue {
     ram: Arc<LiveRam>,
     interrupts: Arc<Interrupts>,
     kick: Arc<EventFd>,
+    /// No further request is taken: the device is being stopped.
+    halted: AtomicBool,
     ring: Mutex<Ring>,
 }
 
@@ -86,7 +90,7 @@ impl VirtQueue {
         if !ring.queue.is_valid(now.memory()) {
             return Err(Broken::new("its rings are not in memory"));
         }
-        Ok(Arc::new(VirtQueue { index, ram, interrupts, kick, ring: Mutex::new(ring) }))
+        Ok(Arc::new(VirtQueue { index, ram, interrupts, kick, halted: AtomicBool::new(false), ring: Mutex::new(ring) }))
     }
 
     /// Its index in the device.
@@ -99,6 +103,11 @@ impl VirtQueue {
         &self.kick
     }
 
+    /// Makes the worker take no further request, or lets it again.
+    pub(super) fn halt(&self, on: bool) {
+        self.halted.store(on, Ordering::Release);
+    }
+
     /// Serves what is available, with an interrupt after each request where the driver wants one. At most as many requests
     /// as the queue has descriptors, so that the thread hears of a stop however fast the driver is.
     ///
@@ -109,7 +118,7 @@ impl VirtQueue {
             return Drained::Broken;
         }
         let drained = match self.ram.now() {
-            Ok(ram) => ring.drain(ram.memory(), &mut serve, || self.interrupts.queue(self.index)),
+            Ok(ram) => ring.drain(ram.memory(), &self.halted, &mut serve, || self.interrupts.queue(self.index)),
             Err(error) => Err(Broken::new(error.to_string())),
         };
         match drained {
@@ -145,6 +154,7 @@ impl Ring {
     fn drain(
         &mut self,
         ram: &GuestMemoryMmap,
+        halted: &AtomicBool,
         serve: &mut dyn FnMut(Chain<'_>) -> Served,
         interrupt: impl Fn(),
     ) -> Result<Drained, Broken> {
@@ -153,6 +163,10 @@ impl Ring {
             self.queue.disable_notification(ram)?;
             // The iterator refuses an index that is further ahead than the queue is long.
             while let Some(found) = self.queue.iter(ram)?.next() {
+                if halted.load(Ordering::Acquire) {
+                    self.put_back();
+                    return Ok(Drained::Waiting);
+                }
                 if left == 0 {
                     self.put_back();
                     return Ok(Drained::Again);
@@ -170,6 +184,7 @@ impl Ring {
                         self.put_back();
                         return Ok(Drained::Waiting);
                     }
+                    Served::Malformed(what) => return Err(Broken::new(what)),
                 }
             }
             // Says whether something came between the last look and the driver's leave to kick.

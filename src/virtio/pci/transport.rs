@@ -41,6 +41,12 @@ struct State {
     unplugged: bool,
 }
 
+impl State {
+    fn halt(&self, on: bool) {
+        self.queues.iter().flatten().flatten().for_each(|queue| queue.halt(on));
+    }
+}
+
 impl Transport {
     /// The transport of `device`, which may offer `transport_features` of its rings.
     ///
@@ -222,6 +228,8 @@ impl Transport {
         let may = state.common.runs() && !state.unplugged;
         let runs = may && self.core.bus_master() && self.core.power_state() == 0;
         if state.active && !runs {
+            // The request that a worker is at is the last one that the device waits for.
+            state.halt(true);
             self.device.deactivate();
             state.active = false;
         } else if !state.active && runs && !self.interrupts.needs_reset() {
@@ -237,6 +245,7 @@ impl Transport {
             Some(queues) => state.queues.insert(queues).clone(),
             None => return false,
         };
+        state.halt(false);
         let run = Activation { features: state.common.agreed(), queues, interrupts: self.interrupts.clone() };
         let activated = self.device.activate(run);
         if let Err(error) = &activated {

@@ -1,0 +1,155 @@
+//! One request to a disk: what it asks for, and its answer (virtio 5.2.6).
+
+use std::io;
+use std::ops::Range;
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+};
+
+use super::config::{MAX_RANGE, MAX_RANGES, SECTOR, bit};
+use super::{ErrorPolicy, Medium};
+use crate::error::explain_io;
+use crate::guest_error;
+use crate::virtio::{Buffers, Chain, Served};
+
+/// Length of struct virtio_blk_req's header.
+const HEADER: usize = 16;
+/// Length of struct virtio_blk_discard_write_zeroes.
+const RANGE: usize = 16;
+/// The range's memory may be given back.
+const FLAG_UNMAP: u32 = 1;
+/// Length of the serial number.
+pub const ID_LEN: usize = VIRTIO_BLK_ID_BYTES as usize;
+
+/// Why a request was not done.
+#[derive(Debug)]
+enum Failure {
+    /// The device does not know it, or has not offered it.
+    Unsupported,
+    /// The driver asks for what there is not: beyond the end, no whole sectors, a write to what is read-only.
+    Refused,
+    /// The back end says so.
+    Reading(io::Error),
+    Writing(io::Error),
+}
+
+/// Serves one request of a driver that has agreed on `features`.
+pub fn serve(medium: &Medium, features: u64, mut chain: Chain<'_>) -> Served {
+    let total = chain.writable.len();
+    let Some(mut status) = chain.writable.split_last(1) else { return Served::Malformed("a request has no status") };
+    let Some(header) = chain.readable.read_array::<HEADER>() else {
+        return Served::Malformed("a request has no header");
+    };
+    let [a, b, c, d, _, _, _, _, sector @ ..] = header;
+    let (kind, sector) = (u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(sector));
+    let done = answer(medium, features, kind, sector, chain);
+    status.write(&[code(medium, done) as u8]);
+    // A chain is less than 4 GiB long.
+    Served::Done(u32::try_from(total).unwrap_or(u32::MAX))
+}
+
+fn answer(medium: &Medium, features: u64, kind: u32, sector: u64, mut chain: Chain<'_>) -> Result<(), Failure> {
+    match kind {
+        VIRTIO_BLK_T_IN => {
+            let offset = medium.place(sector, chain.writable.len())?.start;
+            medium.node.read(offset, chain.writable.slices()).map_err(Failure::Reading)
+        }
+        VIRTIO_BLK_T_OUT => {
+            let range = medium.place(sector, chain.readable.len())?;
+            medium.changes()?;
+            medium.node.write(range.start, chain.readable.slices()).map_err(Failure::Writing)?;
+            medium.settle()
+        }
+        // A driver that has not agreed on it writes through, and need not be told.
+        VIRTIO_BLK_T_FLUSH => match medium.node.info().read_only {
+            true => Ok(()),
+            false => medium.node.flush().map_err(Failure::Writing),
+        },
+        VIRTIO_BLK_T_GET_ID => {
+            chain.writable.write(&medium.serial);
+            Ok(())
+        }
+        VIRTIO_BLK_T_DISCARD if features & bit::DISCARD != 0 => {
+            medium.changes()?;
+            for (range, flags) in ranges(medium, &mut chain.readable)? {
+                match flags {
+                    0 => medium.node.discard(range).map_err(Failure::Writing)?,
+                    _ => return Err(Failure::Unsupported),
+                }
+            }
+            medium.settle()
+        }
+        VIRTIO_BLK_T_WRITE_ZEROES if features & bit::WRITE_ZEROES != 0 => {
+            medium.changes()?;
+            for (range, flags) in ranges(medium, &mut chain.readable)? {
+                match flags & !FLAG_UNMAP {
+                    0 => medium.node.write_zeroes(range, flags & FLAG_UNMAP != 0).map_err(Failure::Writing)?,
+                    _ => return Err(Failure::Unsupported),
+                }
+            }
+            medium.settle()
+        }
+        _ => Err(Failure::Unsupported),
+    }
+}
+
+/// The ranges of a request to discard or to zero, with their flags; all are checked before anything is done.
+fn ranges(medium: &Medium, from: &mut Buffers<'_>) -> Result<Vec<(Range<u64>, u32)>, Failure> {
+    let count = from.len() / RANGE as u64;
+    if count == 0 || count > u64::from(MAX_RANGES) || !from.len().is_multiple_of(RANGE as u64) {
+        return Err(Failure::Refused);
+    }
+    let mut ranges = Vec::with_capacity(count as usize);
+    while let Some(range) = from.read_array::<RANGE>() {
+        let [s0, s1, s2, s3, s4, s5, s6, s7, c0, c1, c2, c3, flags @ ..] = range;
+        let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+        let count = u32::from_le_bytes([c0, c1, c2, c3]);
+        if count > MAX_RANGE {
+            return Err(Failure::Refused);
+        }
+        ranges.push((medium.place(sector, u64::from(count) * SECTOR)?, u32::from_le_bytes(flags)));
+    }
+    Ok(ranges)
+}
+
+impl Medium {
+    /// The bytes of so many from a sector on, if they are whole sectors inside the disk.
+    fn place(&self, sector: u64, len: u64) -> Result<Range<u64>, Failure> {
+        let start = sector.checked_mul(SECTOR).ok_or(Failure::Refused)?;
+        let end = start.checked_add(len).ok_or(Failure::Refused)?;
+        // The capacity that the driver knows has no part of a sector at its end.
+        let capacity = self.node.info().len / SECTOR * SECTOR;
+        if len % SECTOR != 0 || end > capacity { Err(Failure::Refused) } else { Ok(start..end) }
+    }
+
+    /// Whether the disk may be changed.
+    fn changes(&self) -> Result<(), Failure> {
+        if self.node.info().read_only { Err(Failure::Refused) } else { Ok(()) }
+    }
+
+    /// Without a write cache what was changed is on the medium when the driver hears of it.
+    fn settle(&self) -> Result<(), Failure> {
+        match self.write_back() {
+            true => Ok(()),
+            false => self.node.flush().map_err(Failure::Writing),
+        }
+    }
+}
+
+/// The status byte. What the back end could not do is told to the user, and to the guest as the user wants it.
+fn code(medium: &Medium, done: Result<(), Failure>) -> u32 {
+    let (policy, doing, error) = match done {
+        Ok(()) => return VIRTIO_BLK_S_OK,
+        Err(Failure::Unsupported) => return VIRTIO_BLK_S_UNSUPP,
+        Err(Failure::Refused) => return VIRTIO_BLK_S_IOERR,
+        Err(Failure::Reading(error)) => (medium.rerror, "read", error),
+        Err(Failure::Writing(error)) => (medium.werror, "write", error),
+    };
+    guest_error!(medium.id, "cannot {doing}: {}", explain_io(&error));
+    match policy {
+        ErrorPolicy::Report => VIRTIO_BLK_S_IOERR,
+        ErrorPolicy::Ignore => VIRTIO_BLK_S_OK,
+    }
+}
