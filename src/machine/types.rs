@@ -15,7 +15,7 @@ pub static DEVICES: Registry<Plug, Cx> = Registry {
     option: "--device",
     key: "driver",
     common: Common::TABLE,
-    types: &[&pci::root_port::TYPE, &vfio::front_end::TYPE, &virtio::rng::TYPE],
+    types: &[&pci::root_port::TYPE, &vfio::front_end::TYPE, &virtio::blk::TYPE, &virtio::rng::TYPE],
 };
 
 /// The object types of `--object`.

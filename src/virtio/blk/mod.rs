@@ -1,6 +1,7 @@
 //! virtio-blk: a disk on a node of the block graph (virtio 5.2).
 
 mod config;
+mod front_end;
 mod request;
 
 use std::sync::Arc;
@@ -9,10 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use config::{LEN, Shape, WRITEBACK, bit};
+pub use front_end::TYPE;
 use request::ID_LEN;
 
 use super::{Activation, Serve, Source, VirtQueue, VirtioDevice, VirtioInfo, Worker, read_bytes};
 use crate::backends::block::BlockNode;
+use crate::backends::table::Claim;
 use crate::error::Result;
 use crate::object::prop_enum;
 
@@ -32,7 +35,7 @@ prop_enum! {
 }
 
 /// What the queues' workers share.
-pub struct Medium {
+struct Medium {
     id: Arc<str>,
     node: Arc<dyn BlockNode>,
     serial: [u8; ID_LEN],
@@ -50,15 +53,15 @@ impl Medium {
 
 /// A disk's properties that are no property of its shape.
 #[derive(Debug, Clone)]
-pub struct Options {
+struct Options {
     /// What the guest calls it, up to 20 bytes.
-    pub serial: String,
+    serial: String,
     /// After a failed read.
-    pub rerror: ErrorPolicy,
+    rerror: ErrorPolicy,
     /// After a failed write.
-    pub werror: ErrorPolicy,
+    werror: ErrorPolicy,
     /// Whether the write cache is on after a reset.
-    pub write_cache: bool,
+    write_cache: bool,
 }
 
 /// The device.
@@ -68,11 +71,26 @@ pub struct Blk {
     shape: Shape,
     write_cache: bool,
     medium: Arc<Medium>,
+    /// Keeps others from the node for as long as the device lives.
+    _claim: Option<Claim<dyn BlockNode>>,
+}
+
+/// The node of a disk: one of the machine's, which no other may use meanwhile, or one of a test's.
+pub struct Drive {
+    node: Arc<dyn BlockNode>,
+    claim: Option<Claim<dyn BlockNode>>,
+}
+
+impl From<Claim<dyn BlockNode>> for Drive {
+    fn from(claim: Claim<dyn BlockNode>) -> Drive {
+        Drive { node: claim.back().clone(), claim: Some(claim) }
+    }
 }
 
 impl Blk {
-    /// A disk on `node`.
-    pub fn new(id: Arc<str>, node: Arc<dyn BlockNode>, shape: Shape, options: Options) -> Arc<Blk> {
+    /// A disk on a node.
+    fn new(id: Arc<str>, drive: Drive, shape: Shape, options: Options) -> Arc<Blk> {
+        let Drive { node, claim } = drive;
         let mut serial = [0; ID_LEN];
         serial.iter_mut().zip(options.serial.bytes()).for_each(|(to, from)| *to = from);
         let write_cache = options.write_cache && node.info().write_back;
@@ -84,7 +102,7 @@ impl Blk {
             werror: options.werror,
             write_back: AtomicBool::new(write_cache),
         };
-        Arc::new(Blk { workers: Mutex::default(), shape, write_cache, medium: Arc::new(medium) })
+        Arc::new(Blk { workers: Mutex::default(), shape, write_cache, medium: Arc::new(medium), _claim: claim })
     }
 }
 

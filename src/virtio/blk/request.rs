@@ -121,7 +121,7 @@ impl Medium {
         let end = start.checked_add(len).ok_or(Failure::Refused)?;
         // The capacity that the driver knows has no part of a sector at its end.
         let capacity = self.node.info().len / SECTOR * SECTOR;
-        if len % SECTOR != 0 || end > capacity { Err(Failure::Refused) } else { Ok(start..end) }
+        if !len.is_multiple_of(SECTOR) || end > capacity { Err(Failure::Refused) } else { Ok(start..end) }
     }
 
     /// Whether the disk may be changed.

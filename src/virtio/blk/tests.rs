@@ -83,7 +83,7 @@ impl BlockNode for Counted {
 }
 
 fn start(node: &Arc<Counted>, options: Options, features: u64) -> Driver {
-    let blk = Blk::new("disk0".into(), node.clone(), SHAPE, options);
+    let blk = Blk::new("disk0".into(), Drive { node: node.clone(), claim: None }, SHAPE, options);
     let mut driver = Driver::new(blk, &PciOptions::default());
     driver.start(features);
     driver

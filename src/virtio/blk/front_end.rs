@@ -1,0 +1,145 @@
+//! The device type `virtio-blk-pci`: its properties, and how one is made of them.
+
+use super::config::Shape;
+use super::request::ID_LEN;
+use super::{Blk, ErrorPolicy, Options};
+use crate::device::{Cx, Plug};
+use crate::error::{Code, Error, Result};
+use crate::object::{Create, Int, NodeRef, TypeInfo};
+use crate::virtio::pci::{self, virtio_props};
+
+/// The row of the table of device types.
+pub static TYPE: TypeInfo<Plug, Cx> = TypeInfo::of::<BlkType>();
+
+/// Block sizes that a guest may be shown.
+const BLOCK_SIZES: std::ops::RangeInclusive<u32> = 512..=2 << 20;
+/// The sizes of a queue: at least header, data and status fit.
+const QUEUE_SIZES: std::ops::RangeInclusive<u64> = 4..=1024;
+
+virtio_props! {
+    /// A disk on a block node.
+    struct BlkProps {
+        /// The block node that it is on
+        drive: NodeRef,
+        /// Serial number that the guest is told, up to 20 bytes
+        serial: Option<String>,
+        /// Number of queues; each is served by a thread
+        #[name = "num-queues"]
+        queues: Int<1, 64> = "1",
+        /// Descriptors of each queue, a power of two
+        #[name = "queue-size"]
+        queue_size: Int<4, 1024> = "256",
+        /// Bytes of a block that the guest addresses, a power of two
+        #[name = "logical_block_size"]
+        logical: u32 = "512",
+        /// Bytes of a block that the medium writes at once, a power of two; by default as the node says
+        #[name = "physical_block_size"]
+        physical: Option<u32>,
+        /// Whether the guest may say what it does not need any more, if the node can use that
+        discard: bool = "on",
+        /// Whether the guest may have zeros written, if the node can do that without writing them
+        #[name = "write-zeroes"]
+        write_zeroes: bool = "on",
+        /// Whether a write is done before it is on the medium; the guest flushes then
+        #[name = "write-cache"]
+        write_cache: bool = "on",
+        /// Whether the guest may switch the write cache
+        #[name = "config-wce"]
+        config_wce: bool = "on",
+        /// What the guest is told of a failed read: report tells it, ignore does not
+        rerror: ErrorPolicy = "report",
+        /// What the guest is told of a failed write
+        werror: ErrorPolicy = "report",
+    }
+}
+
+struct BlkType;
+
+impl Create<Plug, Cx> for BlkType {
+    const NAME: &'static str = "virtio-blk-pci";
+    const GROUP: &'static str = "Disks";
+    const BUS: Option<&'static str> = Some("PCI");
+    type Props = BlkProps;
+
+    fn check(props: &BlkProps) -> Result<()> {
+        props.pci().check()?;
+        let sizes = [("logical_block_size", Some(props.logical)), ("physical_block_size", props.physical)];
+        for (name, size) in sizes.into_iter().filter_map(|(name, size)| Some((name, size?))) {
+            if !size.is_power_of_two() || !BLOCK_SIZES.contains(&size) {
+                return Err(
+                    bad(format!("{name}={size} is no size of a block")).fix("write a power of two from 512 to 2097152")
+                );
+            }
+        }
+        if props.physical.is_some_and(|physical| physical < props.logical) {
+            return Err(bad("physical_block_size= is less than logical_block_size=")
+                .fix("leave physical_block_size= out, or make it as large"));
+        }
+        if !props.queue_size.get().is_power_of_two() {
+            let (least, most) = QUEUE_SIZES.into_inner();
+            return Err(bad(format!("queue-size={} is no power of two", props.queue_size.get()))
+                .fix(format!("write a power of two from {least} to {most}")));
+        }
+        if let Some(serial) = props.serial.as_ref().filter(|serial| serial.len() > ID_LEN) {
+            return Err(bad(format!("serial={serial} is longer than {ID_LEN} bytes")).fix("write a shorter one"));
+        }
+        Ok(())
+    }
+
+    fn create(props: BlkProps, cx: &Cx) -> Result<Plug> {
+        let options = props.pci();
+        let claim = cx.backends.nodes.claim(props.drive.as_str(), &cx.id)?;
+        let shape = Shape {
+            logical: props.logical,
+            physical: props.physical,
+            queues: props.queues.get() as u16,
+            queue_size: props.queue_size.get() as u16,
+            discard: props.discard,
+            write_zeroes: props.write_zeroes,
+            config_wce: props.config_wce,
+        };
+        let own = Options {
+            serial: props.serial.unwrap_or_default(),
+            rerror: props.rerror,
+            werror: props.werror,
+            write_cache: props.write_cache,
+        };
+        pci::plug(Blk::new(cx.id.clone(), claim.into(), shape, own), &options, cx)
+    }
+}
+
+fn bad(cause: impl Into<String>) -> Error {
+    Error::new(Code::BadProperty, cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::{Args, Props};
+
+    fn check(text: &str) -> Result<()> {
+        let mut args = Args::parse("--device", Some("driver"), &format!("virtio-blk-pci,{text}"))?;
+        args.take("driver");
+        let props = BlkProps::parse(&mut args)?;
+        args.finish()?;
+        BlkType::check(&props)
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_before_anything_is_made() {
+        check("drive=d0,serial=abc,num-queues=4,queue-size=128,logical_block_size=4096").unwrap();
+        for wrong in [
+            "serial=abc",
+            "drive=d0,queue-size=100",
+            "drive=d0,num-queues=0",
+            "drive=d0,logical_block_size=256",
+            "drive=d0,logical_block_size=513",
+            "drive=d0,logical_block_size=4096,physical_block_size=512",
+            "drive=d0,serial=123456789012345678901",
+            "drive=d0,werror=stop",
+            "drive=d0,disable-legacy=off",
+        ] {
+            assert_eq!(check(wrong).unwrap_err().code(), Code::BadProperty, "{wrong}");
+        }
+    }
+}
