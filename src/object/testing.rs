@@ -23,7 +23,7 @@ pub(crate) fn check_props(owner: &str, props: &[Prop]) {
     for (index, prop) in props.iter().enumerate() {
         let name = prop.name;
         assert!(!prop.doc.is_empty(), "{owner}.{name} is undocumented");
-        assert!(!name.contains(['_', '=', ',']), "{owner}.{name} cannot be written by a user");
+        assert!(!name.contains(['=', ',']), "{owner}.{name} cannot be written by a user");
         assert!(props[..index].iter().all(|other| other.name != name), "{owner}.{name} is declared twice");
         if let Preset::Text(text) = prop.preset {
             let checked = (prop.check)(text);
