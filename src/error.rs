@@ -295,6 +295,9 @@ codes! {
         "A `[[usb]]` in /etc/passthru/devices.d claims a USB device for guests: udev gives its node to the group passthru and takes \
          the host's drivers off it, whenever it is plugged in. What the host itself needs (a mounted disk, a network interface \
          with a route) is left alone.";
+    ChardevFailed = 72, Host, "a character back end cannot be made",
+        "A socket's address may be taken, its server may not be there, or the system may have no pseudo-terminals; standard \
+         input and output serve one back end (mux=on lets several front ends share it). The evidence has the system's answer.";
     ControlFailed = 75, Host, "a running guest does not answer",
         "`passthru ctl` and `passthru list` speak with the process of the guest by its control socket. It refused the \
          connection, closed it, or did not answer in time: it may be ending, or stuck in the kernel with a device. Its own \

@@ -4,10 +4,12 @@ pub mod block;
 pub mod chardev;
 pub mod net;
 pub mod table;
+pub mod unix_listener;
 
 use std::sync::Arc;
 
 use block::BlockNode;
+use chardev::Chardev;
 use net::Netdev;
 use table::Table;
 
@@ -16,6 +18,8 @@ use crate::object::Kind;
 
 /// The back ends of one machine.
 pub struct Backends {
+    /// Those of `--chardev`.
+    pub chardevs: Arc<Table<dyn Chardev>>,
     /// Those of `--blockdev`.
     pub nodes: Arc<Table<dyn BlockNode>>,
     /// Those of `--netdev`.
@@ -24,7 +28,8 @@ pub struct Backends {
 
 impl Default for Backends {
     fn default() -> Self {
-        Backends { nodes: Table::new(Kind::Node), netdevs: Table::new(Kind::Netdev) }
+        let chardevs = Table::new(Kind::Chardev);
+        Backends { chardevs, nodes: Table::new(Kind::Node), netdevs: Table::new(Kind::Netdev) }
     }
 }
 

@@ -1,20 +1,23 @@
 //! Back ends and objects of the command line (`--chardev`, `--blockdev`, `--netdev`, `--object`): what devices name but is no
 //! device. Checked without the host, then made before the first device.
 
+use std::io::{self, IsTerminal};
 use std::sync::Arc;
 
-use super::options::RunOptions;
+use super::options::{RunOptions, serial};
 use super::places::Place;
 use super::references::{Named, Planned, Targets, plan};
 use super::types::OBJECTS;
 use crate::backends::block::{self, BLOCKDEVS, BlockNode};
+use crate::backends::chardev::shorthand::Target;
+use crate::backends::chardev::{self, CHARDEVS, Chardev};
 use crate::backends::net::{self, NETDEVS, Netdev};
 use crate::backends::table::Table;
 use crate::backends::{BackendCx, Backends};
 use crate::device::ObjectCx;
 use crate::error::Result;
 use crate::event_loop::LoopHandle;
-use crate::object::{Id, Kind, props};
+use crate::object::{Id, Kind, Refers, props};
 use crate::vfio::Vfio;
 
 props! {
@@ -27,6 +30,14 @@ props! {
 
 impl Named for ObjectCommon {
     const KIND: Kind = Kind::Object;
+
+    fn name(&self) -> Arc<str> {
+        self.id.as_str().into()
+    }
+}
+
+impl Named for chardev::Common {
+    const KIND: Kind = Kind::Chardev;
 
     fn name(&self) -> Arc<str> {
         self.id.as_str().into()
@@ -51,7 +62,10 @@ impl Named for net::Common {
 
 /// What is to be made before the devices.
 pub struct BackEnds {
+    /// The one of the board's serial port, if there is a port.
+    serial: Option<String>,
     objects: Vec<Planned<(), ObjectCx>>,
+    chardevs: Vec<Planned<Arc<dyn Chardev>, BackendCx>>,
     nodes: Vec<Planned<Arc<dyn BlockNode>, BackendCx>>,
     netdevs: Vec<Planned<Arc<dyn Netdev>, BackendCx>>,
 }
@@ -62,7 +76,13 @@ impl BackEnds {
     /// # Errors
     /// [`crate::error::Code::UnknownType`], [`crate::error::Code::BadProperty`], [`crate::error::Code::DuplicateId`].
     pub fn plan(options: &RunOptions) -> Result<BackEnds> {
+        let mut chardevs = options.back_ends(Kind::Chardev).to_vec();
+        if let Target::New(new) = &options.serial {
+            chardevs.push(new.clone().resolve(io::stdin().is_terminal()));
+        }
         Ok(BackEnds {
+            serial: serial::back_end(&options.serial),
+            chardevs: plan::<chardev::Common, _, _>(&CHARDEVS, &chardevs)?,
             objects: plan::<ObjectCommon, _, _>(&OBJECTS, options.back_ends(Kind::Object))?,
             nodes: plan::<block::Common, _, _>(&BLOCKDEVS, options.back_ends(Kind::Node))?,
             netdevs: plan::<net::Common, _, _>(&NETDEVS, options.back_ends(Kind::Netdev))?,
@@ -76,11 +96,21 @@ impl BackEnds {
     pub fn check_uses(&self, places: &[Place]) -> Result<()> {
         let mut targets = Targets::default();
         targets.add(Kind::Object, &self.objects, |_| false);
+        targets.add(Kind::Chardev, &self.chardevs, |planned| chardev::is_shared(&planned.line));
         targets.add(Kind::Node, &self.nodes, |_| false);
         targets.add(Kind::Netdev, &self.netdevs, |_| false);
         // A node that another stands on is no device's: its parent comes first.
         targets.check(&self.nodes)?;
+        if let Some(id) = &self.serial {
+            let serial = targets.take(&serial::ID.into(), Refers::to(Kind::Chardev), id);
+            serial.map_err(|error| error.evidence(format!("--serial chardev:{id}")))?;
+        }
         targets.check_devices(places)
+    }
+
+    /// The name of the back end of the board's serial port, if there is a port.
+    pub fn serial(&self) -> Option<&str> {
+        self.serial.as_deref()
     }
 
     /// Makes all of them.
@@ -94,8 +124,12 @@ impl BackEnds {
             event_loop: event_loop.clone(),
             backends: backends.clone(),
         };
-        for Planned { of_type, mut args, name } in self.objects {
+        for Planned { of_type, mut args, name, .. } in self.objects {
             of_type.create(&mut args, &ObjectCx { id: name, vfio: vfio.clone() })?;
+        }
+        for Planned { line, .. } in self.chardevs {
+            let made = chardev::create(line, event_loop, &backends)?;
+            backends.chardevs.add(made.name, made.of_type, made.back, made.shared)?;
         }
         add(self.nodes, &backends.nodes, cx)?;
         add(self.netdevs, &backends.netdevs, cx)?;
@@ -109,7 +143,7 @@ fn add<T: ?Sized>(
     table: &Table<T>,
     cx: impl Fn(&Arc<str>) -> BackendCx,
 ) -> Result<()> {
-    for Planned { of_type, mut args, name } in planned {
+    for Planned { of_type, mut args, name, .. } in planned {
         let made = of_type.create(&mut args, &cx(&name))?;
         table.add(name, of_type.name(), made, false)?;
     }
@@ -129,7 +163,8 @@ mod tests {
         let devices: Vec<Args> = devices.iter().map(parse("--device", "driver")).collect::<Result<_>>()?;
         let (_, places) = places::plan(&devices, &crate::host::testtree::TestTree::new().host())?;
         let objects = plan::<ObjectCommon, _, _>(&OBJECTS, &objects)?;
-        BackEnds { objects, nodes: Vec::new(), netdevs: Vec::new() }.check_uses(&places)
+        BackEnds { serial: None, objects, chardevs: Vec::new(), nodes: Vec::new(), netdevs: Vec::new() }
+            .check_uses(&places)
     }
 
     #[test]

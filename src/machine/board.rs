@@ -1,7 +1,6 @@
 //! The board: the devices of the machine that sit in no slot, at the ports where every PC has them.
 
-use std::cell::{Cell, OnceCell};
-use std::io;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +8,8 @@ use std::time::Duration;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::signal::Signal;
 
-use super::options::SerialOption;
-use crate::backends::chardev::stdio::{RoomSignal, Stdio};
-use crate::backends::chardev::{CharSink, Null, Output};
+use crate::backends::chardev::{Chardev, stdio};
+use crate::backends::table::Claim;
 use crate::boot::layout::PM_BASE;
 use crate::devices::pm::{AcpiPm, PM_PORTS};
 use crate::devices::power::{PowerEvent, PowerSender};
@@ -44,7 +42,7 @@ pub struct Board {
 /// The serial port and what it is connected to.
 struct Console {
     serial: Arc<Serial>,
-    sink: Arc<dyn CharSink>,
+    chardev: Claim<dyn Chardev>,
 }
 
 impl Board {
@@ -55,8 +53,7 @@ impl Board {
         router: &Arc<Router>,
         event_loop: &mut EventLoop,
         events: &Arc<VmEvents>,
-        signals: &Signals,
-        serial: &SerialOption,
+        serial: Option<Claim<dyn Chardev>>,
     ) -> Result<Board> {
         let sender = events.clone();
         let power = PowerSender::new(move |event| {
@@ -68,7 +65,7 @@ impl Board {
         let rtc = Rtc::new(router.line(RTC_IRQ)).map_err(|error| Error::system("make the RTC's timer", &error))?;
         rtc.attach(event_loop).map_err(|error| Error::system("wait for the RTC's timer", &error))?;
         let board = Board {
-            console: Console::new(serial, router.line(COM1_IRQ), event_loop, signals)?,
+            console: serial.map(|chardev| Console::new(chardev, router.line(COM1_IRQ))),
             rtc,
             pm: Arc::new(AcpiPm::new(router.line(SCI_IRQ), power.clone())),
             reset_control: Arc::new(ResetControl::new(power.clone())),
@@ -122,7 +119,7 @@ impl Board {
 impl Drop for Board {
     fn drop(&mut self) {
         if let Some(console) = &self.console
-            && !console.sink.flush(FLUSH_LIMIT)
+            && !console.chardev.flush(FLUSH_LIMIT)
         {
             crate::log::warn(format_args!("the last output of the serial port was not read in time and is lost"));
         }
@@ -130,28 +127,8 @@ impl Drop for Board {
 }
 
 impl Console {
-    fn new(
-        option: &SerialOption,
-        line: IrqLine,
-        event_loop: &mut EventLoop,
-        signals: &Signals,
-    ) -> Result<Option<Console>> {
-        let sink: Arc<dyn CharSink> = match option {
-            SerialOption::None => return Ok(None),
-            SerialOption::Null => Arc::new(Null),
-            SerialOption::File(path) => Arc::new(Output::file(path)?),
-            SerialOption::Stdio => Arc::new(Output::stdout()?),
-        };
-        let room = RoomSignal::new().map_err(|error| Error::system("make an eventfd", &error))?;
-        let on_room = room.clone();
-        let serial = Serial::new(sink.clone(), line, move || on_room.raise());
-        if *option == SerialOption::Stdio {
-            let stdio = Stdio::attach(event_loop, io::stdin(), serial.clone(), room, sink.clone(), EventLoop::stop)
-                .map_err(|error| Error::system("read standard input", &error))?;
-            // Set once: a process has one console.
-            let _ = signals.terminal.set(stdio);
-        }
-        Ok(Some(Console { serial, sink }))
+    fn new(chardev: Claim<dyn Chardev>, line: IrqLine) -> Console {
+        Console { serial: Serial::new(chardev.back().clone(), move |high| line.set(high)), chardev }
     }
 }
 
@@ -169,8 +146,6 @@ pub fn event_loop(events: &Arc<VmEvents>, signals: &Rc<Signals>) -> Result<Event
 /// What the signals meet. They are waited for before most of it is there.
 #[derive(Default)]
 pub struct Signals {
-    /// The reader of the terminal, if there is one.
-    terminal: OnceCell<Stdio>,
     /// SIGTERM asks for the guest's end and does not bring it.
     asks: Cell<bool>,
     asked: Cell<bool>,
@@ -189,15 +164,13 @@ impl Signals {
 
     /// The signals of job control stop and continue the process, all others end it.
     fn take(&self, event_loop: &mut EventLoop, signal: Signal) {
-        match (signal, self.terminal.get()) {
-            (Signal::SIGTSTP | Signal::SIGCONT, Some(stdio)) => {
-                if let Err(error) = stdio.job_control(event_loop, signal) {
+        match signal {
+            Signal::SIGTSTP | Signal::SIGCONT => {
+                if let Err(error) = stdio::job_control(event_loop, signal) {
                     crate::log::warn(format_args!("the terminal cannot be used any more: {error}"));
                 }
             }
-            (Signal::SIGTSTP, None) => crate::terminal::suspend(),
-            (Signal::SIGCONT, None) => {}
-            (Signal::SIGTERM, _) if self.asks.get() => {
+            Signal::SIGTERM if self.asks.get() => {
                 self.asked.set(true);
                 event_loop.yield_now();
             }

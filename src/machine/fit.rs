@@ -162,7 +162,7 @@ mod tests {
             machine: parsed("-M", "type", "q35"),
             devices: vec![device.clone()],
             back_ends: Default::default(),
-            serial: options::SerialOption::None,
+            serial: crate::backends::chardev::shorthand::Target::None,
             qmp: None,
             no_reboot: false,
             shutdown_timeout: None,

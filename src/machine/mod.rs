@@ -69,6 +69,7 @@ use running::Running;
 use service::Service;
 use shutdown::{Shutdown, Step};
 
+use crate::backends::Backends;
 use crate::boot::layout::{self, Layout};
 use crate::boot::linux::LinuxImage;
 use crate::boot_trace::{self, phases};
@@ -142,6 +143,8 @@ pub struct Machine {
     status: Status,
     /// How a client of the control socket wants this start of the guest to end.
     wish: Option<End>,
+    /// After all devices, which use them.
+    backends: Arc<Backends>,
     kvm: Kvm,
     cpus: CpuPlan,
     image: LinuxImage,
@@ -196,9 +199,17 @@ impl Machine {
         let arrived = inbox.clone();
         vfio.tell_of_interrupts(Arc::new(move |device| arrived.post(Task::Interrupts(device))));
         vfio.set_pinning(pinning::at_start(machine.dma_map, options.smp.cpus(), &inbox));
-        let board = Board::new(&memory, &router, &mut event_loop, &events, &signals, &options.serial)?;
+        let serial = back_ends.serial().map(str::to_owned);
         let backends = back_ends.make(&vfio, &event_loop.handle())?;
-        let parts = Parts { memory: memory.clone(), router: router.clone(), decode, vfio: vfio.clone(), backends };
+        let serial = serial.map(|id| backends.chardevs.claim(&id, options::serial::ID)).transpose()?;
+        let board = Board::new(&memory, &router, &mut event_loop, &events, serial)?;
+        let parts = Parts {
+            memory: memory.clone(),
+            router: router.clone(),
+            decode,
+            vfio: vfio.clone(),
+            backends: backends.clone(),
+        };
         let plugged = Plugged::new(&root, parts, &mut places)?;
 
         boot_trace::lap(phases::DEVICES);
@@ -249,6 +260,7 @@ impl Machine {
             service,
             status: Status::Prelaunch,
             wish: None,
+            backends,
             kvm,
             cpus,
             image,
@@ -265,6 +277,9 @@ impl Machine {
     pub fn run(&mut self) -> Result<()> {
         self.report();
         if self.wait && self.monitor.wait_for_client(&mut self.event_loop)? == Return::Stopped {
+            return Ok(());
+        }
+        if self.wait_for_peers()? == Return::Stopped {
             return Ok(());
         }
         self.listen_unasked();
@@ -309,6 +324,22 @@ impl Machine {
                 }
             }
         }
+    }
+
+    /// Runs the loop until everybody is there whom a character back end waits for, or until the user ends the process.
+    fn wait_for_peers(&mut self) -> Result<Return> {
+        for chardev in self.backends.chardevs.list() {
+            if chardev.back.is_awaited() {
+                crate::log::note(format_args!("waiting for a client at {}", chardev.back.peer().place));
+            }
+            while chardev.back.is_awaited() {
+                let returned = self.event_loop.run().map_err(|error| Error::system("wait for a client", &error))?;
+                if returned == Return::Stopped {
+                    return Ok(returned);
+                }
+            }
+        }
+        Ok(Return::Yielded)
     }
 
     /// Waits for events and does what they ask for, until this start of the guest ends.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::places::Place;
 use crate::backends::table::twice;
 use crate::error::Result;
-use crate::object::{Args, Kind, Prop, Props, Registry, TypeInfo, did_you_mean};
+use crate::object::{Args, Kind, Prop, Props, Refers, Registry, TypeInfo, did_you_mean};
 
 /// A back end or an object that is to be made, with everything about it checked that needs no host.
 pub struct Planned<O: 'static, C: 'static> {
@@ -13,6 +13,8 @@ pub struct Planned<O: 'static, C: 'static> {
     pub of_type: &'static TypeInfo<O, C>,
     /// Its properties; the type's name and its own are taken.
     pub args: Args,
+    /// All of what the user wrote.
+    pub line: Args,
     /// Its name.
     pub name: Arc<str>,
 }
@@ -44,10 +46,11 @@ pub fn plan<N: Named, O, C>(registry: &'static Registry<O, C>, lines: &[Args]) -
 
 /// [`plan`] of one line.
 pub fn plan_one<N: Named, O, C>(registry: &'static Registry<O, C>, mut args: Args) -> Result<Planned<O, C>> {
+    let line = args.clone();
     let of_type = registry.take_type(&mut args)?;
     let name = N::parse(&mut args)?.name();
     of_type.check(&args)?;
-    Ok(Planned { of_type, args, name })
+    Ok(Planned { of_type, args, line, name })
 }
 
 /// Something that a property can name.
@@ -104,26 +107,33 @@ impl Targets {
     pub fn name(&mut self, user: &Arc<str>, props: &[Prop], args: &Args) -> Result<()> {
         for prop in props {
             let (Some(refers), Some(name)) = (prop.refers, args.peek(prop.name)) else { continue };
-            let fits = |target: &Target| {
-                target.kind == refers.kind && (refers.types.is_empty() || refers.types.contains(&target.of_type))
-            };
-            let named = |target: &&mut Target| &*target.name == name;
-            let failed = match self.0.iter_mut().filter(|target| fits(target)).find(named) {
-                Some(Target { user: Some(first), shared: false, .. }) if !refers.shared => refers.taken(name, first),
-                Some(target) => {
-                    target.user.get_or_insert_with(|| user.clone());
-                    continue;
-                }
-                None => match self.0.iter().find(|target| &*target.name == name) {
-                    Some(other) => refers.wrong(name, other.kind, other.of_type),
-                    None => {
-                        let fitting = self.0.iter().filter(|target| fits(target)).map(|target| &*target.name);
-                        refers.absent(name, &did_you_mean(name, fitting))
-                    }
-                },
-            };
-            return Err(failed.evidence(args.written()));
+            self.take(user, refers, name).map_err(|error| error.evidence(args.written()))?;
         }
         Ok(())
+    }
+
+    /// `user` takes what is called `name`.
+    ///
+    /// # Errors
+    /// Those of [`Targets::name`].
+    pub fn take(&mut self, user: &Arc<str>, refers: Refers, name: &str) -> Result<()> {
+        let fits = |target: &Target| {
+            target.kind == refers.kind && (refers.types.is_empty() || refers.types.contains(&target.of_type))
+        };
+        let named = |target: &&mut Target| &*target.name == name;
+        Err(match self.0.iter_mut().filter(|target| fits(target)).find(named) {
+            Some(Target { user: Some(first), shared: false, .. }) if !refers.shared => refers.taken(name, first),
+            Some(target) => {
+                target.user.get_or_insert_with(|| user.clone());
+                return Ok(());
+            }
+            None => match self.0.iter().find(|target| &*target.name == name) {
+                Some(other) => refers.wrong(name, other.kind, other.of_type),
+                None => {
+                    let fitting = self.0.iter().filter(|target| fits(target)).map(|target| &*target.name);
+                    refers.absent(name, &did_you_mean(name, fitting))
+                }
+            },
+        })
     }
 }

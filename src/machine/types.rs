@@ -1,10 +1,11 @@
 //! The tables of types: what `-M` and `--device` choose from, and what `help` is made of.
 
 use super::back_ends::ObjectCommon;
-use crate::backends::BackendCx;
 use crate::backends::block::BLOCKDEVS;
+use crate::backends::chardev::CHARDEVS;
 use crate::backends::net::NETDEVS;
 use crate::device::{Cx, ObjectCx, Plug};
+use crate::devices::serial;
 use crate::error::Result;
 use crate::object::{Catalogue, Common, Create, Kind, Props, Registry, TypeInfo, prop_enum, props};
 use crate::{pci, vfio, virtio};
@@ -15,7 +16,13 @@ pub static DEVICES: Registry<Plug, Cx> = Registry {
     option: "--device",
     key: "driver",
     common: Common::TABLE,
-    types: &[&pci::root_port::TYPE, &vfio::front_end::TYPE, &virtio::blk::TYPE, &virtio::rng::TYPE],
+    types: &[
+        &pci::root_port::TYPE,
+        &vfio::front_end::TYPE,
+        &virtio::blk::TYPE,
+        &virtio::rng::TYPE,
+        &serial::pci::TYPE,
+    ],
 };
 
 /// The object types of `--object`.
@@ -36,10 +43,6 @@ pub fn back_ends(kind: Kind) -> &'static dyn Catalogue {
         Kind::Netdev => &NETDEVS,
     }
 }
-
-/// The types of `--chardev`.
-static CHARDEVS: Registry<(), BackendCx> =
-    Registry { what: "character back end", option: "--chardev", key: "backend", common: &[], types: &[] };
 
 /// The machine types of `-M`.
 pub static MACHINES: Registry<Q35, ()> =

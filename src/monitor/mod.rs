@@ -7,7 +7,7 @@
 //! | [`commands`] | the table of commands; one file for each group |
 //! | [`control`] | what the commands need of a machine; a fake in tests |
 //! | [`folder`] | where every guest's own socket is, without being asked for |
-//! | [`listener`], [`client`] | a socket's file, and a connection with bounded buffers |
+//! | [`client`] | a connection with bounded buffers |
 //!
 //! Everything happens on the main thread. The callbacks of the event loop only move bytes and yield;
 //! [`Monitor::serve`] then runs what was asked for, with the whole machine at hand. Up to [`MAX_CLIENTS`] clients are
@@ -17,7 +17,6 @@ mod client;
 pub mod commands;
 pub mod control;
 pub mod folder;
-mod listener;
 pub mod message;
 pub mod options;
 
@@ -30,13 +29,13 @@ use std::time::Duration;
 use nix::sys::epoll::EpollFlags;
 use serde_json::{Value, json};
 
-use crate::error::{Error, Result};
+use crate::backends::unix_listener::{self, UnixListener};
+use crate::error::{Code, Error, Result, explain_io};
 use crate::event_loop::{EventLoop, Return, Token};
 use client::Client;
 use commands::Reply;
 pub use control::Control;
 use control::Ticket;
-use listener::Listener;
 use message::{Failure, Parsed};
 pub use options::QmpOptions;
 
@@ -69,9 +68,14 @@ impl Monitor {
     /// Makes a socket and lets `event_loop` wait for clients.
     ///
     /// # Errors
-    /// [`crate::error::Code::ControlSocket`] if the socket cannot be made.
+    /// [`Code::ControlSocket`] if the socket cannot be made.
     pub fn listen(&self, path: &Path, event_loop: &mut EventLoop) -> Result<()> {
-        let listener = Rc::new(Listener::new(path)?);
+        let listener = UnixListener::new(path).map_err(|error| {
+            Error::new(Code::ControlSocket, format!("the control socket {} cannot be made", path.display()))
+                .evidence(explain_io(&error))
+                .fix(unix_listener::mend(&error))
+        })?;
+        let listener = Rc::new(listener);
         let (accepts, accepted) = (self.clone(), listener.clone());
         let token = event_loop
             .add(listener, EpollFlags::EPOLLIN, move |event_loop, _| accepts.accept(&accepted, event_loop))
@@ -161,7 +165,7 @@ impl Monitor {
         }
     }
 
-    fn accept(&self, listener: &Listener, event_loop: &mut EventLoop) {
+    fn accept(&self, listener: &UnixListener, event_loop: &mut EventLoop) {
         if self.0.borrow().clients.len() >= MAX_CLIENTS {
             return;
         }

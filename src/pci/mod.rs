@@ -27,6 +27,7 @@ pub mod intx;
 mod msi;
 mod msix;
 pub mod pages;
+pub mod pin;
 pub mod regs;
 pub mod rom;
 mod root;

@@ -11,9 +11,12 @@ use super::host_bridge::{self, HostBridge};
 use super::regs::{BAR0, COMMAND, INTERRUPT_PIN};
 use super::root_port::RootPort;
 use super::{BarContent, BarKind, BarSpec, Changes, ConfigSpace, Decode, Devfn, PciCore, PciFunction, PciRoot, Slot};
-use crate::device::Device;
+use crate::backends::Backends;
+use crate::device::{Cx, Device};
+use crate::host::testtree::TestTree;
 use crate::irq::Router;
 use crate::memory::{Backing, FlatView, HostSlice, IoHandler, Memory, Piece, Space};
+use crate::vfio::Vfio;
 
 /// Reads as one byte everywhere.
 pub struct Filled(pub u8);
@@ -124,6 +127,20 @@ impl Bench {
         let decode = Decode::new(memory.clone());
         let root = PciRoot::new("pcie.0", &decode);
         Bench { memory, decode, router: Router::new(), root, slots: Mutex::default() }
+    }
+
+    /// What a device with this id is made with.
+    pub fn cx(&self, id: &str, backends: &Arc<Backends>) -> Cx {
+        Cx {
+            id: id.into(),
+            on_root_bus: true,
+            next_slot: 1,
+            memory: self.memory.clone(),
+            router: self.router.clone(),
+            decode: self.decode.clone(),
+            vfio: Vfio::new(TestTree::new().host(), self.memory.clone()),
+            backends: backends.clone(),
+        }
     }
 
     /// Attaches to the root bus and keeps it there.

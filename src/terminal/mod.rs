@@ -6,8 +6,6 @@
 //! The original modes live in a static that is written once, because a panic hook and a signal handler must reach
 //! them without a lock: `tcgetattr(3)` and `tcsetattr(3)` are async-signal-safe.
 
-pub mod escape;
-
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,13 +27,15 @@ static TERMINAL: OnceLock<Modes> = OnceLock::new();
 struct Modes {
     fd: OwnedFd,
     original: libc::termios,
+    /// The raw modes leave the keys that make signals to the terminal.
+    signals: bool,
     raw: AtomicBool,
 }
 
 impl Modes {
-    fn of(fd: OwnedFd) -> io::Result<Modes> {
+    fn of(fd: OwnedFd, signals: bool) -> io::Result<Modes> {
         let original = termios::tcgetattr(&fd)?.into();
-        Ok(Modes { fd, original, raw: AtomicBool::new(false) })
+        Ok(Modes { fd, original, signals, raw: AtomicBool::new(false) })
     }
 
     fn enter_raw(&self) -> io::Result<()> {
@@ -52,9 +52,10 @@ impl Modes {
         );
         // Output processing stays on: passthru's own messages, and those of other programs, end with a plain line feed.
         modes.output_flags.insert(OutputFlags::OPOST);
-        modes
-            .local_flags
-            .remove(LocalFlags::ECHO | LocalFlags::ECHONL | LocalFlags::ICANON | LocalFlags::IEXTEN | LocalFlags::ISIG);
+        modes.local_flags.remove(LocalFlags::ECHO | LocalFlags::ECHONL | LocalFlags::ICANON | LocalFlags::IEXTEN);
+        if !self.signals {
+            modes.local_flags.remove(LocalFlags::ISIG);
+        }
         modes.control_flags.remove(ControlFlags::CSIZE | ControlFlags::PARENB);
         modes.control_flags.insert(ControlFlags::CS8);
         for (index, value) in [(SpecialCharacterIndices::VMIN, 1), (SpecialCharacterIndices::VTIME, 0)] {
@@ -101,16 +102,17 @@ extern "C" fn restore_on_abort(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void
 pub struct Terminal(());
 
 impl Terminal {
-    /// Makes the terminal behind `fd` raw; `Ok(None)` if `fd` is no terminal. In the background of a shell this stops
+    /// Makes the terminal behind `fd` raw; `Ok(None)` if `fd` is no terminal. `signals`: whether its keys still make
+    /// signals (Ctrl-C). In the background of a shell this stops
     /// the process until it is brought to the foreground, as with any program that wants the terminal.
     ///
     /// # Errors
     /// The terminal's modes cannot be read or set, or the process has one already.
-    pub fn open(fd: impl AsFd) -> io::Result<Option<Terminal>> {
+    pub fn open(fd: impl AsFd, signals: bool) -> io::Result<Option<Terminal>> {
         if !nix::unistd::isatty(&fd).unwrap_or(false) {
             return Ok(None);
         }
-        let modes = Modes::of(fd.as_fd().try_clone_to_owned()?)?;
+        let modes = Modes::of(fd.as_fd().try_clone_to_owned()?, signals)?;
         if TERMINAL.set(modes).is_err() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -163,7 +165,7 @@ mod tests {
     fn modes_go_and_come_back() {
         let pty = nix::pty::openpty(None, None).unwrap();
         let before: libc::termios = termios::tcgetattr(&pty.slave).unwrap().into();
-        let modes = Modes::of(pty.slave.try_clone().unwrap()).unwrap();
+        let modes = Modes::of(pty.slave.try_clone().unwrap(), false).unwrap();
         for _ in 0..2 {
             modes.enter_raw().unwrap();
             assert!(is_raw(pty.slave.as_fd()));
@@ -176,7 +178,7 @@ mod tests {
     #[test]
     fn restore_leaves_a_terminal_alone_that_is_not_raw() {
         let pty = nix::pty::openpty(None, None).unwrap();
-        let modes = Modes::of(pty.slave.try_clone().unwrap()).unwrap();
+        let modes = Modes::of(pty.slave.try_clone().unwrap(), false).unwrap();
         let mut others = termios::tcgetattr(&pty.slave).unwrap();
         others.local_flags.remove(LocalFlags::ECHO);
         termios::tcsetattr(&pty.slave, SetArg::TCSANOW, &others).unwrap();
@@ -188,10 +190,10 @@ mod tests {
     #[test]
     fn panic_of_any_thread_and_drop_restore() {
         let null = std::fs::File::open("/dev/null").unwrap();
-        assert!(Terminal::open(&null).unwrap().is_none());
+        assert!(Terminal::open(&null, false).unwrap().is_none());
 
         let pty = nix::pty::openpty(None, None).unwrap();
-        let terminal = Terminal::open(&pty.slave).unwrap().unwrap();
+        let terminal = Terminal::open(&pty.slave, false).unwrap().unwrap();
         assert!(is_raw(pty.slave.as_fd()));
         std::thread::spawn(|| panic!("on purpose")).join().unwrap_err();
         assert!(!is_raw(pty.slave.as_fd()));
@@ -199,7 +201,7 @@ mod tests {
         terminal.enter_raw().unwrap();
         assert!(is_raw(pty.slave.as_fd()));
         assert!(!terminal.is_foreground(), "the pty is not the controlling terminal");
-        assert!(Terminal::open(&pty.slave).is_err());
+        assert!(Terminal::open(&pty.slave, false).is_err());
         assert!(is_raw(pty.slave.as_fd()));
         drop(terminal);
         assert!(!is_raw(pty.slave.as_fd()));

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use passthru::backends::block::BLOCKDEVS;
+use passthru::backends::chardev::CHARDEVS;
 use passthru::backends::net::NETDEVS;
 use passthru::cli::reference::{self, page};
 use passthru::machine::types;
@@ -15,6 +16,7 @@ fn the_page_of_devices_is_what_the_code_says() {
     let pages = [
         page("Machine types", &types::MACHINES),
         page("Device types", &types::DEVICES),
+        page("Character back ends", &CHARDEVS),
         page("Block drivers", &BLOCKDEVS),
         page("Network back ends", &NETDEVS),
         page("Object types", &types::OBJECTS),

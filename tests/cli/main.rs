@@ -126,7 +126,7 @@ const CASES: &[(&str, &[&str])] = &[
     ("smp-bad-product", &["run", "--kernel", "x", "--smp", "8,sockets=1,cores=2,threads=2"]),
     ("cpu-unknown-model", &["run", "--kernel", "x", "--cpu", "hots"]),
     ("cpu-bad-feature", &["run", "--kernel", "x", "--cpu", "host,+"]),
-    ("serial-bad", &["run", "--kernel", "x", "--serial", "tcp::4444"]),
+    ("serial-bad", &["run", "--kernel", "x", "--serial", "vc"]),
     ("name-unknown-key", &["run", "--kernel", "x", "--name", "a,process=b"]),
     ("device-bad-grammar", &["run", "--kernel", "x", "--device", "vfio-pci,=1"]),
     ("device-bad-json", &["run", "--kernel", "x", "--device", "{\"driver\":"]),

@@ -1,9 +1,12 @@
-//! A sink that writes to a file descriptor from a thread of its own, so that a slow one never blocks a vCPU.
+//! A descriptor that a thread of its own writes, so that a slow one never blocks a vCPU.
 //!
-//! Bytes wait in a bounded queue. When it is full the sink is not ready, which a serial port shows to its guest as a
+//! Bytes wait in a bounded queue. When it is full the back end is not ready, which a serial port shows to its guest as a
 //! full transmitter: a slow reader slows the guest's console down and loses nothing. When the descriptor takes nothing
-//! for [`STALL`] (a terminal after Ctrl-S, a pipe whose reader sleeps) and the guest still asks, the sink claims to be
+//! for [`STALL`] (a terminal after Ctrl-S, a pipe whose reader sleeps) and the guest still asks, the back end claims to be
 //! ready and drops what does not fit: a guest must not be held up by its console for ever. The loss is told once.
+//!
+//! The descriptor may come and go, as the client of a socket does. Without one all bytes are dropped, as by a cable that
+//! leads nowhere.
 //!
 //! The lock protects the queue alone; it is never held during a system call or a callback.
 
@@ -12,15 +15,16 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::{CharSink, ReadyCallback};
+use super::Attached;
 use crate::error::{Code, Error, Result, explain_io};
 use crate::log::warn;
 
@@ -28,7 +32,7 @@ use crate::log::warn;
 const MAX_QUEUED: usize = 64 << 10;
 /// The queue counts as full from here on: the UART's FIFO, and what the guest sends before it looks again, must fit.
 const HIGH_WATER: usize = MAX_QUEUED - 4096;
-/// A sink that was full is ready again from here on.
+/// A back end that was full is ready again from here on.
 const LOW_WATER: usize = MAX_QUEUED / 2;
 /// How long a full queue may stand still before its bytes are dropped.
 const STALL: Duration = Duration::from_secs(1);
@@ -40,7 +44,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// The thread needs little stack: its buffer is on the heap.
 const STACK_SIZE: usize = 64 << 10;
 
-/// A file, pipe or terminal that bytes are written to. Dropping it writes what waits, for at most 2 s.
+/// What bytes are written to: a file, pipe, terminal or socket. Dropping it writes what waits, for at most 2 s.
 pub struct Output {
     shared: Arc<Shared>,
 }
@@ -52,12 +56,22 @@ struct Shared {
     wake: Condvar,
     /// Wakes `flush`: everything is written, or the writer has ended.
     idle: Condvar,
-    on_ready: OnceLock<ReadyCallback>,
+    /// Whom to tell that there is room again.
+    front: Arc<Attached>,
+}
+
+/// A descriptor that is written to.
+struct Target {
+    fd: Arc<OwnedFd>,
+    /// Readable when nothing more shall be written.
+    stop: EventFd,
 }
 
 #[derive(Default)]
 struct Queue {
     bytes: VecDeque<u8>,
+    /// Where they go; `None`: nowhere.
+    target: Option<Arc<Target>>,
     /// The writer holds bytes that it has taken out of `bytes`.
     writing: bool,
     /// The writer sleeps until there are bytes.
@@ -67,71 +81,100 @@ struct Queue {
     closing: bool,
     /// Since when the queue has been full without a byte leaving it.
     full_since: Option<Instant>,
-    /// The sink has said that it is not ready.
+    /// The back end has said that it is not ready.
     refused: bool,
     dropped: u64,
 }
 
 impl Output {
-    /// The sink that writes to standard output.
+    /// What writes to standard output.
     ///
     /// # Errors
     /// The system refuses a descriptor or a thread.
-    pub fn stdout() -> Result<Output> {
+    pub fn stdout(front: &Arc<Attached>) -> Result<Output> {
         let fd = io::stdout()
             .as_fd()
             .try_clone_to_owned()
             .map_err(|error| Error::system("duplicate standard output", &error))?;
-        Output::named("standard output", fd)
+        Output::to("standard output", Arc::new(fd), front)
     }
 
-    /// The sink that writes to a file, which is made or emptied.
+    /// What writes to a file, which is made, and emptied unless `append` says otherwise.
     ///
     /// # Errors
     /// [`Code::FileUnusable`] if the file cannot be written; or the system refuses a thread.
-    pub fn file(path: &Path) -> Result<Output> {
-        let file =
-            File::create(path).map_err(|error| {
-                Error::new(Code::FileUnusable, "the file for the serial port's output cannot be written")
-                    .evidence(format!("{}: {}", path.display(), explain_io(&error)))
-            })?;
-        Output::named(&path.display().to_string(), file.into())
-    }
-
-    fn named(name: &str, fd: OwnedFd) -> Result<Output> {
-        Output::new(name, fd).map_err(|error| Error::system(format!("start the thread that writes {name}"), &error))
+    pub fn file(path: &Path, append: bool, front: &Arc<Attached>) -> Result<Output> {
+        let opened = File::options().write(true).create(true).append(append).truncate(!append).open(path);
+        let file = opened.map_err(|error| {
+            Error::new(Code::FileUnusable, "the file for a character back end's output cannot be written")
+                .evidence(format!("{}: {}", path.display(), explain_io(&error)))
+        })?;
+        Output::to(&path.display().to_string(), Arc::new(file.into()), front)
     }
 
     /// Starts the writer of `fd`; `name` names it in warnings.
     ///
     /// # Errors
-    /// The thread cannot be started.
-    pub fn new(name: &str, fd: OwnedFd) -> io::Result<Output> {
+    /// The system refuses a thread or a descriptor.
+    pub fn to(name: &str, fd: Arc<OwnedFd>, front: &Arc<Attached>) -> Result<Output> {
+        let output = Output::unconnected(name, front)?;
+        output.connect(fd)?;
+        Ok(output)
+    }
+
+    /// Starts a writer that has nothing to write to yet.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub fn unconnected(name: &str, front: &Arc<Attached>) -> Result<Output> {
         let shared = Arc::new(Shared {
             name: name.to_owned(),
             queue: Mutex::default(),
             wake: Condvar::new(),
             idle: Condvar::new(),
-            on_ready: OnceLock::new(),
+            front: front.clone(),
         });
-        let writer = Writer { shared: Arc::clone(&shared), fd, told_loss: false, told_error: false };
-        thread::Builder::new().name("chardev".to_owned()).stack_size(STACK_SIZE).spawn(move || writer.run())?;
+        let writer = Writer { shared: Arc::clone(&shared), told_loss: false, told_error: false };
+        thread::Builder::new()
+            .name("chardev".to_owned())
+            .stack_size(STACK_SIZE)
+            .spawn(move || writer.run())
+            .map_err(|error| Error::system(format!("start the thread that writes {name}"), &error))?;
         Ok(Output { shared })
     }
-}
 
-impl Drop for Output {
-    fn drop(&mut self) {
-        self.flush(CLOSE_LIMIT);
-        // A writer that hangs in a system call is left to the end of the process.
-        self.shared.queue.lock().closing = true;
-        self.shared.wake.notify_one();
+    /// Bytes go to `fd` from now on.
+    ///
+    /// # Errors
+    /// The system refuses a descriptor.
+    pub fn connect(&self, fd: Arc<OwnedFd>) -> Result<()> {
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|errno| Error::system("make an eventfd", &errno.into()))?;
+        self.shared.queue.lock().target = Some(Arc::new(Target { fd, stop }));
+        Ok(())
     }
-}
 
-impl CharSink for Output {
-    fn write(&self, data: &[u8]) {
+    /// Bytes go nowhere from now on; those that wait are dropped.
+    pub fn disconnect(&self) {
         let mut queue = self.shared.queue.lock();
+        if let Some(target) = queue.target.take() {
+            // Fails only if the counter is about to overflow, and then it is readable.
+            let _ = target.stop.write(1);
+        }
+        queue.bytes.clear();
+        let announce = queue.progressed();
+        drop(queue);
+        if announce {
+            self.shared.announce();
+        }
+    }
+
+    /// Takes bytes; see [`super::Chardev::write`].
+    pub fn write(&self, data: &[u8]) {
+        let mut queue = self.shared.queue.lock();
+        if queue.target.is_none() {
+            return;
+        }
         let room = MAX_QUEUED.saturating_sub(queue.bytes.len());
         queue.bytes.extend(data.iter().take(room));
         let dropped = data.len().saturating_sub(room);
@@ -143,16 +186,13 @@ impl CharSink for Output {
         }
     }
 
-    fn ready(&self) -> bool {
+    /// See [`super::Chardev::ready`].
+    pub fn ready(&self) -> bool {
         self.shared.queue.lock().ready(Instant::now)
     }
 
-    fn on_ready(&self, callback: ReadyCallback) {
-        // One device owns a sink; a second callback would be a bug in the machine's wiring and changes nothing.
-        let _ = self.shared.on_ready.set(callback);
-    }
-
-    fn flush(&self, limit: Duration) -> bool {
+    /// See [`super::Chardev::flush`].
+    pub fn flush(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let mut queue = self.shared.queue.lock();
         queue.hurry = true;
@@ -167,12 +207,34 @@ impl CharSink for Output {
     }
 }
 
+impl Drop for Output {
+    fn drop(&mut self) {
+        self.flush(CLOSE_LIMIT);
+        let mut queue = self.shared.queue.lock();
+        queue.closing = true;
+        // A writer that waits for room is woken; one that hangs in a system call is left to the end of the process.
+        if let Some(target) = queue.target.take() {
+            let _ = target.stop.write(1);
+        }
+        drop(queue);
+        self.shared.wake.notify_one();
+    }
+}
+
+impl Shared {
+    fn announce(&self) {
+        if let Some(front) = self.front.get() {
+            front.output_ready();
+        }
+    }
+}
+
 impl Queue {
     fn is_idle(&self) -> bool {
         self.bytes.is_empty() && !self.writing
     }
 
-    /// See [`CharSink::ready`]. The clock is only read while the queue is full.
+    /// See [`super::Chardev::ready`]. The clock is only read while the queue is full.
     fn ready(&mut self, now: impl FnOnce() -> Instant) -> bool {
         if self.bytes.len() < HIGH_WATER {
             return true;
@@ -184,7 +246,7 @@ impl Queue {
         stalled
     }
 
-    /// Notes that bytes have left; says whether the sink has to announce that it is ready again.
+    /// Notes that bytes have left; says whether it has to be announced that there is room again.
     fn progressed(&mut self) -> bool {
         self.full_since = None;
         self.refused && self.bytes.len() <= LOW_WATER && std::mem::take(&mut self.refused)
@@ -194,7 +256,6 @@ impl Queue {
 /// The thread's side.
 struct Writer {
     shared: Arc<Shared>,
-    fd: OwnedFd,
     told_loss: bool,
     told_error: bool,
 }
@@ -210,13 +271,14 @@ impl Writer {
                 return;
             }
             std::mem::swap(&mut queue.bytes, &mut batch);
+            let target = queue.target.clone();
             queue.writing = true;
             let announce = queue.progressed();
             drop(queue);
-            if announce && let Some(callback) = shared.on_ready.get() {
-                callback();
+            if announce {
+                shared.announce();
             }
-            let result = self.write_all(batch.make_contiguous());
+            let result = target.map_or(Ok(()), |target| target.write_all(batch.make_contiguous()));
             batch.clear();
             queue = shared.queue.lock();
             queue.writing = false;
@@ -232,7 +294,7 @@ impl Writer {
         }
     }
 
-    /// Returns with bytes in the queue, or with none when the sink is closed.
+    /// Returns with bytes in the queue, or with none when it is closed.
     fn wait_for_bytes(&self, queue: &mut MutexGuard<'_, Queue>) {
         while queue.bytes.is_empty() {
             if queue.closing {
@@ -248,27 +310,6 @@ impl Writer {
         }
     }
 
-    /// Writes everything, however long the descriptor takes.
-    fn write_all(&self, mut bytes: &[u8]) -> nix::Result<()> {
-        while !bytes.is_empty() {
-            match nix::unistd::write(&self.fd, bytes) {
-                Ok(0) => return Err(Errno::EIO),
-                Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
-                Err(Errno::EINTR) => {}
-                // Somebody else who shares the open file (a shell, a parent) has made it non-blocking.
-                Err(Errno::EAGAIN) => {
-                    let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLOUT)];
-                    match nix::poll::poll(&mut fds, PollTimeout::NONE) {
-                        Ok(_) | Err(Errno::EINTR) => {}
-                        Err(errno) => return Err(errno),
-                    }
-                }
-                Err(errno) => return Err(errno),
-            }
-        }
-        Ok(())
-    }
-
     /// Warns once of a loss and once of an error. Called when the descriptor has moved again, because standard error
     /// is often the same terminal.
     fn tell(&mut self, dropped: u64, result: nix::Result<()>) {
@@ -276,10 +317,43 @@ impl Writer {
         if dropped > 0 && !std::mem::replace(&mut self.told_loss, true) {
             warn(format_args!("{name}: it took no bytes for too long, {dropped} of the guest's bytes were lost"));
         }
+        // A client that goes away while it is written to is nothing to tell of.
+        let gone = [Errno::EPIPE, Errno::ECONNRESET, Errno::ECANCELED];
         if let Err(errno) = result
+            && !gone.contains(&errno)
             && !std::mem::replace(&mut self.told_error, true)
         {
             warn(format_args!("{name}: bytes were lost: {} ({errno:?})", errno.desc()));
+        }
+    }
+}
+
+impl Target {
+    /// Writes everything, however long the descriptor takes.
+    fn write_all(&self, mut bytes: &[u8]) -> nix::Result<()> {
+        while !bytes.is_empty() {
+            match nix::unistd::write(&*self.fd, bytes) {
+                Ok(0) => return Err(Errno::EIO),
+                Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+                Err(Errno::EINTR) => {}
+                // A socket; or somebody else who shares the open file (a shell, a parent) has made it non-blocking.
+                Err(Errno::EAGAIN) => self.wait_for_room()?,
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_for_room(&self) -> nix::Result<()> {
+        let room = PollFd::new(self.fd.as_fd(), PollFlags::POLLOUT);
+        let mut fds = [room, PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
+        match nix::poll::poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        match fds[1].any() {
+            Some(true) => Err(Errno::ECANCELED),
+            _ => Ok(()),
         }
     }
 }
@@ -290,13 +364,18 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+    use crate::backends::chardev::FrontEnd;
 
     const LONG: Duration = Duration::from_secs(60);
+
+    fn output(fd: OwnedFd) -> Output {
+        Output::to("test", Arc::new(fd), &Arc::default()).unwrap()
+    }
 
     #[test]
     fn bytes_arrive_in_order_without_a_flush() {
         let (reader, writer) = nix::unistd::pipe().unwrap();
-        let output = Output::new("test", writer).unwrap();
+        let output = output(writer);
         let mut seen = [0; 3];
         for byte in *b"abc" {
             output.write(&[byte]);
@@ -308,7 +387,7 @@ mod tests {
     #[test]
     fn drop_writes_what_waits() {
         let mut file = tempfile::tempfile().unwrap();
-        let output = Output::new("test", file.try_clone().unwrap().into()).unwrap();
+        let output = output(file.try_clone().unwrap().into());
         let bytes: Vec<u8> = (0..50_000u32).map(|n| n as u8).collect();
         bytes.chunks(7).for_each(|chunk| output.write(chunk));
         drop(output);
@@ -323,20 +402,37 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("console");
         std::fs::write(&path, "old content").unwrap();
-        let output = Output::file(&path).unwrap();
-        output.write(b"new");
-        assert!(output.flush(LONG));
-        assert_eq!(std::fs::read(&path).unwrap(), b"new");
-        let error = Output::file(&folder.path().join("no/console")).map(drop).unwrap_err();
+        for (append, text, content) in [(false, &b"new"[..], &b"new"[..]), (true, b"er", b"newer")] {
+            let output = Output::file(&path, append, &Arc::default()).unwrap();
+            output.write(text);
+            assert!(output.flush(LONG));
+            assert_eq!(std::fs::read(&path).unwrap(), content);
+        }
+        let error = Output::file(&folder.path().join("no/console"), false, &Arc::default()).map(drop).unwrap_err();
         assert_eq!(error.code(), Code::FileUnusable);
+    }
+
+    /// A front end that only tells that it was called back.
+    struct Teller(Mutex<mpsc::Sender<()>>);
+
+    impl FrontEnd for Teller {
+        fn room(&self) -> usize {
+            0
+        }
+        fn input(&self, _: &[u8]) {}
+        fn output_ready(&self) {
+            self.0.lock().send(()).unwrap();
+        }
     }
 
     #[test]
     fn slow_reader_is_waited_for_and_announced() {
         let (reader, writer) = nix::unistd::pipe().unwrap();
-        let output = Output::new("test", writer).unwrap();
         let (sender, receiver) = mpsc::channel();
-        output.on_ready(Box::new(move || sender.send(()).unwrap()));
+        let teller: Arc<dyn FrontEnd> = Arc::new(Teller(Mutex::new(sender)));
+        let front = Arc::new(Attached::default());
+        front.set(Arc::downgrade(&teller));
+        let output = Output::to("test", Arc::new(writer), &front).unwrap();
         let mut sent = 0u64;
         while output.ready() {
             output.write(&[1; 1000]);
@@ -352,7 +448,7 @@ mod tests {
     #[test]
     fn full_queue_drops_and_never_grows() {
         let (_reader, writer) = nix::unistd::pipe().unwrap();
-        let output = Output::new("test", writer).unwrap();
+        let output = output(writer);
         // Until the pipe is full too, and the writer hangs.
         while output.flush(Duration::from_millis(100)) {
             for _ in 0..1000 {
@@ -379,10 +475,39 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_descriptor_drops_and_is_ready() {
+        let output = Output::unconnected("test", &Arc::default()).unwrap();
+        output.write(b"nobody hears this");
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        output.connect(Arc::new(writer)).unwrap();
+        output.write(b"first");
+        assert!(output.flush(LONG));
+        output.disconnect();
+        output.write(b"nor this");
+        assert!(output.ready() && output.flush(LONG));
+        let mut seen = Vec::new();
+        File::from(reader).read_to_end(&mut seen).unwrap();
+        assert_eq!(seen, b"first");
+    }
+
+    #[test]
+    fn a_writer_that_waits_for_room_lets_go() {
+        let (reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
+        writer.set_nonblocking(true).unwrap();
+        let output = output(writer.into());
+        while output.flush(Duration::from_millis(100)) {
+            (0..1000).for_each(|_| output.write(&[1; 1000]));
+        }
+        output.disconnect();
+        assert!(output.flush(LONG), "although nobody has read");
+        drop(reader);
+    }
+
+    #[test]
     fn reader_that_is_gone_is_no_obstacle() {
         let (reader, writer) = nix::unistd::pipe().unwrap();
         drop(reader);
-        let output = Output::new("test", writer).unwrap();
+        let output = output(writer);
         output.write(b"lost");
         assert!(output.flush(LONG));
         assert!(output.ready());

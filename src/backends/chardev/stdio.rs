@@ -1,240 +1,245 @@
-//! Standard input as the source of a serial port's bytes: a terminal, a pipe or socket, a file, or nothing at all.
+//! `stdio`: the process's standard input and output, a terminal or not. Only one back end has them.
 //!
-//! * A **terminal** is raw, its escape keys work ([`crate::terminal::escape`]), and it is read even while the guest
-//!   takes nothing, so that Ctrl-A x ends a guest that hangs; what the guest has no room for is dropped.
-//! * A **pipe or socket** is read as fast as the guest takes it; nothing is lost.
-//! * A **file** or /dev/null cannot be waited for (epoll answers EPERM): it is read in steps as the guest makes room.
-//!
-//! The end of the input, or an error, ends the input and not the guest.
+//! A terminal is raw while the back end lives. The end of the input, or an error, ends the input and not the guest.
 
-use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
-use std::sync::Arc;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::epoll::EpollFlags;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
+use parking_lot::Mutex;
 
-use super::CharSink;
-use crate::event_loop::{EventLoop, Token};
-use crate::terminal::escape::{Action, Escape, HELP};
+use super::input::Input;
+use super::output::Output;
+use super::{Attached, Chardev, FrontEnd, Peer};
+use crate::backends::BackendCx;
+use crate::error::{Code, Error, Result};
+use crate::event_loop::EventLoop;
+use crate::object::{Create, TypeInfo, props};
 use crate::terminal::{self, Terminal};
 
-/// Most bytes taken by one read.
-const CHUNK: usize = 256;
+/// The row of the table of character back ends.
+pub static TYPE: TypeInfo<Arc<dyn Chardev>, BackendCx> = TypeInfo::of::<StdioType>();
 
-/// What takes the input: a serial port.
-pub trait CharInput: Send + Sync {
-    /// How many bytes it will take now. After an answer of 0 it announces room.
-    fn room(&self) -> usize;
+/// The one back end that has standard input. The lock is never held while anything else is called.
+static CONSOLE: Mutex<Weak<Stdio>> = Mutex::new(Weak::new());
 
-    /// Takes bytes; drops those beyond `room`.
-    fn input(&self, bytes: &[u8]);
-
-    /// Takes a break.
-    fn input_break(&self);
-}
-
-/// Wakes the reader when the guest has made room; the device's side, for any thread.
-#[derive(Clone)]
-pub struct RoomSignal(Arc<EventFd>);
-
-impl RoomSignal {
-    /// A signal that nobody has raised.
-    ///
-    /// # Errors
-    /// The system is out of descriptors.
-    pub fn new() -> io::Result<RoomSignal> {
-        let fd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(RoomSignal(Arc::new(fd)))
-    }
-
-    /// There is room again.
-    pub fn raise(&self) {
-        // Fails only if the counter is about to overflow, and then the reader is awake.
-        let _ = self.0.write(1);
+props! {
+    /// Standard input and output.
+    struct StdioProps {
+        /// Whether Ctrl-C and Ctrl-Z on the terminal are for passthru; off: for the guest
+        signal: bool = "on",
     }
 }
 
-/// What has been found out about the input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    /// Waited for by epoll.
-    Polled(Token),
-    /// Always ready: read when there is room.
-    Direct,
-    /// There is no more input.
-    Ended,
+struct StdioType;
+
+impl Create<Arc<dyn Chardev>, BackendCx> for StdioType {
+    const NAME: &'static str = "stdio";
+    const GROUP: &'static str = "Character back ends";
+    type Props = StdioProps;
+
+    fn create(props: StdioProps, cx: &BackendCx) -> Result<Arc<dyn Chardev>> {
+        let stdio: Arc<dyn Chardev> = Stdio::new(props.signal, cx)?;
+        Ok(stdio)
+    }
 }
 
-/// The reader of standard input; lives on the main thread. Dropping it restores the terminal, the loop's callbacks
-/// notwithstanding.
-pub struct Stdio {
-    reader: Rc<RefCell<Reader>>,
+/// Standard input and output. Dropping it restores the terminal.
+struct Stdio {
+    output: Output,
+    input: Input,
+    front: Arc<Attached>,
     terminal: Option<Terminal>,
 }
 
-struct Reader {
-    fd: Option<Rc<OwnedFd>>,
-    mode: Mode,
-    /// The escape keys of a terminal.
-    escape: Option<Escape>,
-    port: Arc<dyn CharInput>,
-    room: RoomSignal,
-    echo: Arc<dyn CharSink>,
-}
-
 impl Stdio {
-    /// Reads `fd` (standard input) for `port` from now on, in raw mode if it is a terminal. `room` is what `port`
-    /// raises when it has room again, `echo` where the help of the escape keys goes, `on_quit` what Ctrl-A x does.
-    ///
-    /// # Errors
-    /// The terminal's modes cannot be set, or the system is out of descriptors or memory.
-    pub fn attach(
-        event_loop: &mut EventLoop,
-        fd: impl AsFd,
-        port: Arc<dyn CharInput>,
-        room: RoomSignal,
-        echo: Arc<dyn CharSink>,
-        on_quit: impl Fn(&mut EventLoop) + 'static,
-    ) -> io::Result<Stdio> {
-        let owned = match fd.as_fd().try_clone_to_owned() {
-            Ok(owned) => Some(Rc::new(owned)),
+    fn new(signals: bool, cx: &BackendCx) -> Result<Arc<Stdio>> {
+        let mut console = CONSOLE.lock();
+        if console.strong_count() > 0 {
+            return Err(Error::new(Code::ChardevFailed, "standard input and output have a character back end already")
+                .fix("let several front ends share it: `--chardev stdio,mux=on,id=...`"));
+        }
+        let failed = |error: io::Error| Error::system("read standard input", &error);
+        let fd = match io::stdin().as_fd().try_clone_to_owned() {
+            Ok(fd) => Some(Arc::new(fd)),
             // A closed standard input is one without bytes.
             Err(error) if error.raw_os_error() == Some(Errno::EBADF as i32) => None,
-            Err(error) => return Err(error),
+            Err(error) => return Err(failed(error)),
         };
-        let terminal = owned.as_ref().map_or(Ok(None), Terminal::open)?;
-        let reader = Reader {
-            fd: owned.clone(),
-            mode: Mode::Ended,
-            escape: terminal.is_some().then(Escape::default),
-            port,
-            room: room.clone(),
-            echo,
-        };
-        let stdio = Stdio { reader: Rc::new(RefCell::new(reader)), terminal };
-        let Some(fd) = owned else { return Ok(stdio) };
-
-        let on_quit: Rc<dyn Fn(&mut EventLoop)> = Rc::new(on_quit);
-        let step = |on_quit: Rc<dyn Fn(&mut EventLoop)>| {
-            let reader = Rc::clone(&stdio.reader);
-            move |event_loop: &mut EventLoop, resume: bool| {
-                let quit = reader.borrow_mut().step(event_loop, resume);
-                if quit {
-                    on_quit(event_loop);
-                }
-            }
-        };
-        let (on_readable, on_room) = (step(Rc::clone(&on_quit)), step(on_quit));
-        let polled = event_loop.add(fd, EpollFlags::EPOLLIN, move |event_loop, _| on_readable(event_loop, false));
-        let mode = match polled {
-            Ok(token) => Mode::Polled(token),
-            Err(error) if error.raw_os_error() == Some(Errno::EPERM as i32) => Mode::Direct,
-            Err(error) => return Err(error),
-        };
-        stdio.reader.borrow_mut().mode = mode;
-        let eventfd = Arc::clone(&room.0);
-        event_loop.add(Arc::clone(&eventfd), EpollFlags::EPOLLIN, move |event_loop, _| {
-            // Empties the counter; fails only if somebody else has.
-            let _ = eventfd.read();
-            on_room(event_loop, true);
-        })?;
-        if mode == Mode::Direct {
-            room.raise();
+        let front = Arc::new(Attached::default());
+        let output = Output::stdout(&front)?;
+        let terminal = fd.as_ref().map_or(Ok(None), |fd| Terminal::open(fd, signals)).map_err(failed)?;
+        let input = Input::new(&cx.event_loop, &front, |_| ());
+        if let Some(fd) = fd {
+            input.start_soon(fd);
         }
+        let stdio = Arc::new(Stdio { output, input, front, terminal });
+        *console = Arc::downgrade(&stdio);
         Ok(stdio)
-    }
-
-    /// Job control, for the event loop's signal callback: stops on SIGTSTP with the terminal restored, and takes the
-    /// terminal again on SIGCONT, unless the shell has continued the process in the background.
-    ///
-    /// # Errors
-    /// The terminal is gone.
-    pub fn job_control(&self, event_loop: &mut EventLoop, signal: Signal) -> io::Result<()> {
-        match (signal, &self.terminal) {
-            (Signal::SIGTSTP, _) => terminal::suspend(),
-            (Signal::SIGCONT, Some(terminal)) => {
-                let foreground = terminal.is_foreground();
-                if foreground {
-                    terminal.enter_raw()?;
-                }
-                if let Mode::Polled(token) = self.reader.borrow().mode {
-                    // Reading in the background would stop the process (SIGTTIN).
-                    let interest = if foreground { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
-                    event_loop.set_interest(token, interest)?;
-                }
-            }
-            _ => {}
-        }
-        Ok(())
     }
 }
 
-impl Reader {
-    /// Moves at most one chunk of input on; says whether the user wants to quit. `resume`: the port has room again.
-    fn step(&mut self, event_loop: &mut EventLoop, resume: bool) -> bool {
-        if self.mode == Mode::Ended {
-            return false;
-        }
-        if resume && let Mode::Polled(token) = self.mode {
-            // If the kernel is out of memory the input stays paused, and the guest goes on.
-            let _ = event_loop.set_interest(token, EpollFlags::EPOLLIN);
-            return false;
-        }
-        let room = if self.escape.is_some() { CHUNK } else { self.port.room().min(CHUNK) };
-        if room == 0 {
-            if let Mode::Polled(token) = self.mode {
-                let _ = event_loop.set_interest(token, EpollFlags::empty());
-            }
-            return false;
-        }
-        let mut chunk = [0; CHUNK];
-        let (Some(fd), Some(buffer)) = (&self.fd, chunk.get_mut(..room)) else { return false };
-        let count = match nix::unistd::read(fd, buffer) {
-            // Spurious: somebody else reads the same pipe, or has made it non-blocking.
-            Err(Errno::EINTR | Errno::EAGAIN) => return false,
-            Ok(count) if count > 0 => count,
-            Ok(_) | Err(_) => {
-                self.end(event_loop);
-                return false;
-            }
-        };
-        if self.mode == Mode::Direct {
-            self.room.raise();
-        }
-        self.deliver(buffer.get(..count).unwrap_or_default())
+impl Chardev for Stdio {
+    fn write(&self, data: &[u8]) {
+        self.output.write(data);
     }
 
-    fn end(&mut self, event_loop: &mut EventLoop) {
-        if let Mode::Polled(token) = self.mode {
-            event_loop.remove(token);
-        }
-        self.mode = Mode::Ended;
-        self.fd = None;
+    fn ready(&self) -> bool {
+        self.output.ready()
     }
 
-    fn deliver(&mut self, bytes: &[u8]) -> bool {
-        let Some(escape) = &mut self.escape else {
-            self.port.input(bytes);
-            return false;
-        };
-        let mut quit = false;
-        for action in escape.feed(bytes) {
-            match action {
-                Action::Send(bytes) => self.port.input(&bytes),
-                Action::Break => self.port.input_break(),
-                Action::Help => self.echo.write(HELP.as_bytes()),
-                Action::Quit => quit = true,
-            }
-        }
-        quit
+    fn flush(&self, limit: Duration) -> bool {
+        self.output.flush(limit)
     }
+
+    fn attach(&self, front_end: Weak<dyn FrontEnd>) {
+        self.front.set(front_end);
+        self.input.resume();
+    }
+
+    fn resume(&self) {
+        self.input.resume();
+    }
+
+    fn peer(&self) -> Peer {
+        Peer::always("stdio")
+    }
+}
+
+/// Job control, for the event loop's signal callback: stops on SIGTSTP with the terminal restored, and takes the terminal
+/// again on SIGCONT, unless the shell has continued the process in the background.
+///
+/// # Errors
+/// The terminal is gone.
+pub fn job_control(event_loop: &mut EventLoop, signal: Signal) -> io::Result<()> {
+    let console = CONSOLE.lock().upgrade();
+    match (signal, console) {
+        (Signal::SIGTSTP, _) => terminal::suspend(),
+        (Signal::SIGCONT, Some(stdio)) => {
+            let Some(terminal) = &stdio.terminal else { return Ok(()) };
+            let foreground = terminal.is_foreground();
+            if foreground {
+                terminal.enter_raw()?;
+            }
+            // Reading in the background would stop the process (SIGTTIN).
+            stdio.input.set_asleep(!foreground, event_loop);
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 #[cfg(test)]
-#[path = "stdio_tests.rs"]
-mod tests;
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+    use std::process::{Command, Stdio as Pipes};
+
+    use nix::fcntl::OFlag;
+    use nix::sys::termios::{LocalFlags, tcgetattr};
+
+    use super::super::testing::{Port, cx, event_loop, run_until, settle};
+    use super::super::{CHARDEVS, mux::Mux};
+    use super::*;
+    use crate::object::Args;
+
+    /// Runs one of the ignored tests below in a process of its own, with the given redirection of a shell: a process has
+    /// one standard input.
+    fn run_alone(test: &str, redirection: &str) {
+        let exe = std::env::current_exe().unwrap();
+        let output = Command::new("sh")
+            .args(["-c", &format!("exec \"$0\" \"$@\" {redirection}")])
+            .arg(exe)
+            .args(["--ignored", "--exact", &format!("backends::chardev::stdio::tests::{test}")])
+            .stdin(Pipes::null())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    }
+
+    /// A terminal that is this process's standard input, and its user's side.
+    fn terminal() -> File {
+        nix::unistd::setsid().unwrap();
+        let master = nix::pty::posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY).unwrap();
+        nix::pty::grantpt(&master).unwrap();
+        nix::pty::unlockpt(&master).unwrap();
+        let slave = File::options().read(true).write(true).open(nix::pty::ptsname_r(&master).unwrap()).unwrap();
+        nix::unistd::dup2_stdin(&slave).unwrap();
+        let user = master.as_fd().try_clone_to_owned().unwrap();
+        // Closing it would end this process by SIGHUP before it can report.
+        std::mem::forget(master);
+        user.into()
+    }
+
+    #[test]
+    fn closed_standard_input_ends_quietly() {
+        run_alone("closed_input", "<&-");
+    }
+
+    #[test]
+    #[ignore = "run by closed_standard_input_ends_quietly"]
+    fn closed_input() {
+        let mut event_loop = event_loop();
+        let stdio = Stdio::new(false, &cx(&event_loop)).unwrap();
+        let port = Port::new(100);
+        stdio.attach(port.weak());
+        settle(&mut event_loop);
+        assert!(!stdio.input.is_live());
+        let mut args = Args::parse("--chardev", Some("backend"), "stdio").unwrap();
+        let second = CHARDEVS.take_type(&mut args).unwrap().create(&mut args, &cx(&event_loop)).map(drop);
+        assert_eq!(second.unwrap_err().code(), Code::ChardevFailed);
+    }
+
+    #[test]
+    fn terminal_keys_work_while_the_guest_takes_nothing() {
+        run_alone("a_terminal", "");
+    }
+
+    #[test]
+    #[ignore = "run by terminal_keys_work_while_the_guest_takes_nothing"]
+    fn a_terminal() {
+        let mut user = terminal();
+        let mut event_loop = event_loop();
+        let mux = Mux::new(Stdio::new(false, &cx(&event_loop)).unwrap(), event_loop.handle());
+        let port = Port::new(0);
+        mux.attach(port.weak());
+        user.write_all(b"a\x03\x01\x01\x01b").unwrap();
+        run_until(&mut event_loop, || port.breaks.load(std::sync::atomic::Ordering::SeqCst) == 1);
+        assert!(port.seen().is_empty());
+        port.room.store(100, std::sync::atomic::Ordering::SeqCst);
+        mux.resume();
+        run_until(&mut event_loop, || port.seen() == b"a\x03\x01");
+        user.write_all(b"\x01x").unwrap();
+        event_loop.run().unwrap();
+    }
+
+    #[test]
+    fn being_stopped_restores_the_terminal_until_the_process_continues() {
+        run_alone("stopped_and_continued", "");
+    }
+
+    #[test]
+    #[ignore = "run by being_stopped_restores_the_terminal_until_the_process_continues"]
+    fn stopped_and_continued() {
+        let _user = terminal();
+        let is_raw = || !tcgetattr(io::stdin()).unwrap().local_flags.contains(LocalFlags::ICANON);
+        let mut event_loop = event_loop();
+        let stdio = Stdio::new(false, &cx(&event_loop)).unwrap();
+        assert!(is_raw());
+        let me = std::process::id();
+        let shell = format!("while kill -CONT {me} 2>/dev/null; do sleep 0.05; done");
+        let mut waker = Command::new("sh").args(["-c", &shell]).spawn().unwrap();
+        job_control(&mut event_loop, Signal::SIGTSTP).unwrap();
+        assert!(!is_raw(), "restored before it stopped, and left alone");
+        job_control(&mut event_loop, Signal::SIGCONT).unwrap();
+        assert!(is_raw(), "it is in the foreground");
+        drop(stdio);
+        assert!(!is_raw());
+        waker.kill().unwrap();
+        waker.wait().unwrap();
+    }
+}

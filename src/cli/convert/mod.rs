@@ -181,12 +181,12 @@ id = "i""#
     fn what_passthru_has_not_is_listed() {
         let (file, left) = of_qemu(
             "-cpu host,kvm=off -device virtio-nothing,x=1 -device vfio-pci,host=01:00.0,x-no-such=1 -spice port=1 \
-             -serial tcp::4444 -vga std disk.img",
+             -serial vc -vga std disk.img",
         );
         assert_eq!(file, "[[device]]\ndriver = \"vfio-pci\"\nhost = \"01:00.0\"");
         let begins =
             ["-cpu host,kvm=off: ", "-device virtio-nothing,x=1: ", "x-no-such=1 of -device ", "-spice port=1: "];
-        let more = ["-serial tcp::4444: ", "-vga std: ", "disk.img: "];
+        let more = ["-serial vc: ", "-vga std: ", "disk.img: "];
         assert_eq!(left.len(), begins.len() + more.len(), "{left:#?}");
         for (line, begin) in left.iter().zip(begins.iter().chain(&more)) {
             assert!(line.starts_with(begin), "{line}");

@@ -74,7 +74,8 @@ pub struct RunArgs {
     /// Adds a network back end; may be given many times
     #[arg(long, value_name = "TYPE[,KEY=VALUE...]", action = ArgAction::Append)]
     netdev: Vec<String>,
-    /// Where the serial port goes: stdio, file:PATH, null (attached to nothing) or none (no port)
+    /// Where the serial port goes: stdio, pty, file:PATH, unix:PATH, tcp:HOST:PORT, chardev:ID, null (attached to nothing) or
+    /// none (no port)
     #[arg(long, value_name = "TO", default_value = "stdio")]
     serial: String,
     /// Socket by which programs control the running guest (QMP)

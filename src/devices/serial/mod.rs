@@ -1,11 +1,12 @@
-//! A serial port: the 16550A of [`uart`] between a [`CharSink`] and an interrupt line, at a PC's COM1 by convention.
+//! A serial port: the 16550A of [`uart`] between a [`Chardev`] and an interrupt line, at a PC's COM1 by convention or
+//! behind a PCI function ([`pci`]).
 //!
 //! One lock protects the registers, the bytes that wait for the receiver, and the order of the line's levels. It is held
-//! while the line is driven and while a byte goes into the sink's queue; neither blocks or calls back. `on_room` is
-//! called with no lock held.
+//! while the line is driven and while a byte goes into the back end's queue; neither blocks or calls back.
 //!
 //! What a guest's access costs: one uncontended lock and, where the interrupt's level changes, one call of the line.
 
+pub mod pci;
 pub mod uart;
 
 use std::collections::VecDeque;
@@ -13,10 +14,8 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use crate::backends::chardev::CharSink;
-use crate::backends::chardev::stdio::CharInput;
+use crate::backends::chardev::{Chardev, FrontEnd};
 use crate::boot_trace::{self, phases};
-use crate::irq::IrqLine;
 use crate::memory::IoHandler;
 use uart::{FIFO_SIZE, RBR_THR_DLL, Uart};
 
@@ -35,13 +34,15 @@ const RESUME_ROOM: usize = MAX_BACKLOG / 2;
 /// A serial port.
 pub struct Serial {
     state: Mutex<State>,
-    sink: Arc<dyn CharSink>,
-    on_room: Box<dyn Fn() + Send + Sync>,
+    chardev: Arc<dyn Chardev>,
 }
+
+/// Sets the level of the port's interrupt; called with the port's lock held.
+type Drive = Box<dyn FnMut(bool) + Send>;
 
 struct State {
     uart: Uart,
-    line: IrqLine,
+    drive: Drive,
     /// Input that has not yet found room in the UART; at most [`MAX_BACKLOG`] bytes.
     backlog: VecDeque<u8>,
     /// The source of the input has been told that there is no room.
@@ -49,20 +50,13 @@ struct State {
 }
 
 impl Serial {
-    /// A serial port that sends to `sink`. `on_room` is called, from any thread, after [`CharInput::room`] has answered
-    /// 0 and there is room again.
-    pub fn new(sink: Arc<dyn CharSink>, line: IrqLine, on_room: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
-        let serial = Arc::new(Serial {
-            state: Mutex::new(State { uart: Uart::default(), line, backlog: VecDeque::new(), source_waits: false }),
-            sink,
-            on_room: Box::new(on_room),
-        });
-        let weak: Weak<Serial> = Arc::downgrade(&serial);
-        serial.sink.on_ready(Box::new(move || {
-            if let Some(serial) = weak.upgrade() {
-                serial.update(|state| state.uart.set_ready(serial.sink.ready()));
-            }
-        }));
+    /// A serial port on `chardev`; `drive` sets the level of its interrupt.
+    pub fn new(chardev: Arc<dyn Chardev>, drive: impl FnMut(bool) + Send + 'static) -> Arc<Self> {
+        let (uart, backlog) = (Uart::default(), VecDeque::new());
+        let state = State { uart, drive: Box::new(drive), backlog, source_waits: false };
+        let serial = Arc::new(Serial { state: Mutex::new(state), chardev });
+        let front_end: Weak<Serial> = Arc::downgrade(&serial);
+        serial.chardev.attach(front_end);
         serial
     }
 
@@ -70,7 +64,7 @@ impl Serial {
     pub fn reset(&self) {
         self.update(|state| {
             state.uart = Uart::default();
-            state.uart.set_ready(self.sink.ready());
+            state.uart.set_ready(self.chardev.ready());
         });
     }
 
@@ -80,21 +74,22 @@ impl Serial {
         let result = f(&mut state);
         state.refill();
         // Under the lock, so that two threads cannot leave the line at a stale level.
-        state.line.set(state.uart.interrupt());
+        let level = state.uart.interrupt();
+        (state.drive)(level);
         let announce = state.source_waits && MAX_BACKLOG.saturating_sub(state.backlog.len()) >= RESUME_ROOM;
         if announce {
             state.source_waits = false;
         }
         drop(state);
         if announce {
-            (self.on_room)();
+            self.chardev.resume();
         }
         result
     }
 
     fn read_register(&self, state: &mut State, register: u8) -> u8 {
         if register == uart::LSR {
-            state.uart.set_ready(self.sink.ready());
+            state.uart.set_ready(self.chardev.ready());
         }
         let value = state.uart.read(register);
         // A guest may empty the FIFO by one access of several bytes: the next byte must be there.
@@ -107,13 +102,13 @@ impl Serial {
     fn write_register(&self, state: &mut State, register: u8, value: u8) {
         if let Some(byte) = state.uart.write(register, value) {
             boot_trace::moment(phases::CONSOLE);
-            self.sink.write(&[byte]);
-            state.uart.set_ready(self.sink.ready());
+            self.chardev.write(&[byte]);
+            state.uart.set_ready(self.chardev.ready());
         }
     }
 }
 
-impl CharInput for Serial {
+impl FrontEnd for Serial {
     fn room(&self) -> usize {
         let mut state = self.state.lock();
         let room = MAX_BACKLOG.saturating_sub(state.backlog.len());
@@ -131,6 +126,10 @@ impl CharInput for Serial {
     /// The break overtakes input that still waits.
     fn input_break(&self) {
         self.update(|state| state.uart.receive_break());
+    }
+
+    fn output_ready(&self) {
+        self.update(|state| state.uart.set_ready(self.chardev.ready()));
     }
 }
 
@@ -173,57 +172,30 @@ impl IoHandler for Serial {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::atomic::Ordering;
 
     use proptest::prelude::*;
 
     use super::uart::{IER_DLM, IIR_FCR, LSR};
     use super::*;
-    use crate::backends::chardev::ReadyCallback;
+    use crate::backends::chardev::testing::Recorder;
     use crate::irq::Router;
     use crate::irq::testing::Recorder as Chip;
-
-    /// A sink that keeps what it gets and is ready when told so.
-    #[derive(Default)]
-    struct Recorder {
-        bytes: Mutex<Vec<u8>>,
-        full: AtomicBool,
-        on_ready: Mutex<Option<ReadyCallback>>,
-    }
-
-    impl CharSink for Recorder {
-        fn write(&self, data: &[u8]) {
-            self.bytes.lock().extend_from_slice(data);
-        }
-        fn ready(&self) -> bool {
-            !self.full.load(Ordering::SeqCst)
-        }
-        fn on_ready(&self, callback: ReadyCallback) {
-            *self.on_ready.lock() = Some(callback);
-        }
-        fn flush(&self, _limit: std::time::Duration) -> bool {
-            true
-        }
-    }
 
     struct Bench {
         serial: Arc<Serial>,
         sink: Arc<Recorder>,
         chip: Arc<Chip>,
-        rooms: Arc<AtomicUsize>,
     }
 
     fn bench() -> Bench {
-        let (sink, chip, rooms) =
-            (Arc::new(Recorder::default()), Arc::new(Chip::default()), Arc::new(AtomicUsize::new(0)));
+        let (sink, chip) = (Arc::new(Recorder::default()), Arc::new(Chip::default()));
         let router = Router::new();
         router.set_chip(chip.clone()).unwrap();
         chip.take();
-        let counter = Arc::clone(&rooms);
-        let serial = Serial::new(Arc::clone(&sink) as Arc<dyn CharSink>, router.line(COM1_IRQ), move || {
-            counter.fetch_add(1, Ordering::SeqCst);
-        });
-        Bench { serial, sink, chip, rooms }
+        let line = router.line(COM1_IRQ);
+        let serial = Serial::new(sink.clone(), move |high| line.set(high));
+        Bench { serial, sink, chip }
     }
 
     impl Bench {
@@ -275,9 +247,7 @@ mod tests {
         assert_eq!(bench.read(LSR) & 0x60, 0);
         assert_eq!(bench.chip.take(), ["level 4 true", "level 4 false"]);
         bench.sink.full.store(false, Ordering::SeqCst);
-        if let Some(callback) = bench.sink.on_ready.lock().as_ref() {
-            callback();
-        }
+        bench.sink.front.get().unwrap().output_ready();
         assert_eq!(bench.chip.take(), ["level 4 true"]);
         assert_eq!(bench.read(LSR) & 0x60, 0x60);
     }
@@ -293,7 +263,7 @@ mod tests {
         for _ in 0..MAX_BACKLOG {
             assert_eq!(bench.read(RBR_THR_DLL), 7);
         }
-        assert_eq!(bench.rooms.load(Ordering::SeqCst), 1);
+        assert_eq!(bench.sink.resumed.load(Ordering::SeqCst), 1);
         assert!(bench.serial.room() > 0);
     }
 

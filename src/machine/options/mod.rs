@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use memory::{HugePages, MemoryOptions};
-pub use serial::SerialOption;
 
+use crate::backends::chardev::shorthand::Target;
 use crate::cpu::{Model, Topology};
 use crate::monitor::QmpOptions;
 use crate::object::{Args, Kind};
@@ -42,7 +42,7 @@ pub struct RunOptions {
     /// The types and properties of back ends and objects in the user's order, for the registry of each kind.
     pub back_ends: BTreeMap<Kind, Vec<Args>>,
     /// Where the serial port goes.
-    pub serial: SerialOption,
+    pub serial: Target,
     /// The control socket.
     pub qmp: Option<QmpOptions>,
     /// A reboot of the guest ends the process.

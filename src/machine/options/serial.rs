@@ -1,52 +1,21 @@
 //! `--serial`: where the guest's serial port goes.
 
-use std::path::PathBuf;
+use crate::backends::chardev::shorthand::{self, Target};
+use crate::error::Result;
 
-use crate::error::{Code, Error, Result};
-
-/// Where the guest's serial port goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SerialOption {
-    /// The process's standard input and output.
-    Stdio,
-    /// Output goes to a file, which is made or emptied; there is no input.
-    File(PathBuf),
-    /// A port that is attached to nothing.
-    Null,
-    /// No port at all.
-    None,
-}
+/// The id of the back end that is made for the port, as QEMU has it, and the port's own name.
+pub const ID: &str = "serial0";
 
 /// Reads the option.
-pub fn parse(text: &str) -> Result<SerialOption> {
-    match (text, text.strip_prefix("file:")) {
-        // QEMU's name for a console whose escape keys (Ctrl-A) work, as ours always do.
-        ("stdio" | "mon:stdio", _) => Ok(SerialOption::Stdio),
-        ("null", _) => Ok(SerialOption::Null),
-        ("none", _) => Ok(SerialOption::None),
-        (_, Some(path)) if !path.is_empty() => Ok(SerialOption::File(PathBuf::from(path))),
-        _ => Err(Error::new(Code::Usage, format!("the serial port cannot go to `{text}`"))
-            .fix("use one of `--serial stdio`, `--serial file:PATH`, `--serial null`, `--serial none`")),
-    }
+pub fn parse(text: &str) -> Result<Target> {
+    shorthand::parse("--serial", text, ID)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_places() {
-        for (text, expected) in [
-            ("stdio", SerialOption::Stdio),
-            ("mon:stdio", SerialOption::Stdio),
-            ("null", SerialOption::Null),
-            ("none", SerialOption::None),
-            ("file:/tmp/a,b", SerialOption::File("/tmp/a,b".into())),
-        ] {
-            assert_eq!(parse(text).unwrap(), expected, "{text}");
-        }
-        for text in ["", "file:", "tcp::4444", "Stdio"] {
-            assert_eq!(parse(text).unwrap_err().code(), Code::Usage, "{text}");
-        }
+/// The name of the port's back end, if there is a port.
+pub fn back_end(target: &Target) -> Option<String> {
+    match target {
+        Target::None => None,
+        Target::Named(id) => Some(id.to_string()),
+        Target::New(_) => Some(ID.to_owned()),
     }
 }

@@ -1,57 +1,52 @@
-//! The socket's file: made, found stale and replaced, removed at the end.
+//! A listening unix socket and its file: made, found stale and replaced, removed at the end.
 
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixListener as Socket, UnixStream};
 use std::path::{Path, PathBuf};
 
-use crate::error::{Code, Error, Result, explain_io};
-
 /// A listening socket and its file.
-pub(super) struct Listener {
-    socket: UnixListener,
+pub struct UnixListener {
+    socket: Socket,
     path: PathBuf,
     /// Device and inode of the file: one that somebody else has put in its place is not removed.
     file: Option<(u64, u64)>,
 }
 
-impl Listener {
+impl UnixListener {
     /// Makes the file `path`. A socket that nobody listens on, which a process that was killed has left, is replaced.
     ///
     /// # Errors
-    /// [`Code::ControlSocket`].
-    pub(super) fn new(path: &Path) -> Result<Listener> {
-        let refuse = |error: &io::Error| {
-            Error::new(Code::ControlSocket, format!("the control socket {} cannot be made", path.display()))
-                .evidence(explain_io(error))
-        };
-        let socket = match UnixListener::bind(path) {
+    /// The kernel's; [`mend`] says what helps.
+    pub fn new(path: &Path) -> io::Result<UnixListener> {
+        let socket = match Socket::bind(path) {
             Err(error) if error.kind() == ErrorKind::AddrInUse && is_stale(path) => {
-                fs::remove_file(path).map_err(|error| refuse(&error))?;
-                UnixListener::bind(path)
+                fs::remove_file(path)?;
+                Socket::bind(path)
             }
             other => other,
-        };
-        let socket = socket.map_err(|error| {
-            let fix = match error.kind() {
-                ErrorKind::AddrInUse => "another process listens there, or it is no socket: choose another path",
-                ErrorKind::InvalidInput => "choose a path of at most 107 bytes",
-                _ => "choose a path in a folder that you may write to",
-            };
-            refuse(&error).fix(fix)
-        })?;
-        socket.set_nonblocking(true).map_err(|error| refuse(&error))?;
+        }?;
+        socket.set_nonblocking(true)?;
         let file = fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()));
-        Ok(Listener { socket, path: path.to_owned(), file })
+        Ok(UnixListener { socket, path: path.to_owned(), file })
     }
 
     /// The next client, if one waits.
-    pub(super) fn accept(&self) -> Option<UnixStream> {
+    pub fn accept(&self) -> Option<UnixStream> {
         let (stream, _) = self.socket.accept().ok()?;
         stream.set_nonblocking(true).ok()?;
         Some(stream)
+    }
+}
+
+/// What helps where a socket cannot be made.
+pub fn mend(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::AddrInUse => "another process listens there, or it is no socket: choose another path",
+        ErrorKind::InvalidInput => "choose a path of at most 107 bytes",
+        _ => "choose a path in a folder that you may write to",
     }
 }
 
@@ -61,13 +56,13 @@ fn is_stale(path: &Path) -> bool {
     socket && UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
-impl AsFd for Listener {
+impl AsFd for UnixListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-impl Drop for Listener {
+impl Drop for UnixListener {
     fn drop(&mut self) {
         let now = fs::symlink_metadata(&self.path).ok().map(|file| (file.dev(), file.ino()));
         if self.file.is_some() && self.file == now {
@@ -85,11 +80,11 @@ mod tests {
     fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("qmp");
-        drop(UnixListener::bind(&path).unwrap());
+        drop(Socket::bind(&path).unwrap());
         assert!(path.exists(), "left behind");
-        let live = Listener::new(&path).unwrap();
-        let error = Listener::new(&path).err().unwrap();
-        assert_eq!(error.code(), Code::ControlSocket);
+        let live = UnixListener::new(&path).unwrap();
+        let error = UnixListener::new(&path).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::AddrInUse);
         UnixStream::connect(&path).unwrap();
         drop(live);
         assert!(!path.exists());
@@ -100,10 +95,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("qmp");
         fs::write(&path, "data").unwrap();
-        assert!(Listener::new(&path).is_err());
+        assert!(UnixListener::new(&path).is_err());
         assert_eq!(fs::read(&path).unwrap(), b"data");
         fs::remove_file(&path).unwrap();
-        let live = Listener::new(&path).unwrap();
+        let live = UnixListener::new(&path).unwrap();
         fs::remove_file(&path).unwrap();
         fs::write(&path, "another's").unwrap();
         drop(live);
