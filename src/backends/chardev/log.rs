@@ -20,7 +20,7 @@ impl Logged {
     ///
     /// # Errors
     /// [`crate::error::Code::FileUnusable`] if the file cannot be written.
-    pub fn new(inner: Arc<dyn Chardev>, path: &Path, append: bool) -> Result<Arc<dyn Chardev>> {
+    pub fn around(inner: Arc<dyn Chardev>, path: &Path, append: bool) -> Result<Arc<dyn Chardev>> {
         let front = Arc::new(Attached::default());
         Ok(Arc::new(Logged { inner, file: Output::file(path, append, &front)?, front }))
     }
@@ -73,7 +73,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         let inner = Arc::new(Recorder::default());
-        let logged = Logged::new(inner.clone(), &path, false).unwrap();
+        let logged = Logged::around(inner.clone(), &path, false).unwrap();
         logged.write(b"hello");
         assert!(logged.flush(Duration::from_secs(60)));
         assert_eq!((std::fs::read(&path).unwrap(), inner.bytes.lock().clone()), (b"hello".to_vec(), b"hello".to_vec()));

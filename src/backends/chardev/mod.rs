@@ -156,10 +156,10 @@ pub fn create(mut args: Args, event_loop: &LoopHandle, backends: &Arc<Backends>)
     let cx = BackendCx { name: name.clone(), event_loop: event_loop.clone(), backends: backends.clone() };
     let back = of_type.create(&mut args, &cx)?;
     let back = match logfile {
-        Some(path) => log::Logged::new(back, &path, logappend)?,
+        Some(path) => log::Logged::around(back, &path, logappend)?,
         None => back,
     };
-    let back = if mux { mux::Mux::new(back, cx.event_loop) } else { back };
+    let back = if mux { mux::Mux::around(back, cx.event_loop) } else { back };
     Ok(Made { name, of_type: of_type.name(), back, shared: mux })
 }
 

@@ -204,7 +204,7 @@ mod tests {
     fn a_terminal() {
         let mut user = terminal();
         let mut event_loop = event_loop();
-        let mux = Mux::new(Stdio::new(false, &cx(&event_loop)).unwrap(), event_loop.handle());
+        let mux = Mux::around(Stdio::new(false, &cx(&event_loop)).unwrap(), event_loop.handle());
         let port = Port::new(0);
         mux.attach(port.weak());
         user.write_all(b"a\x03\x01\x01\x01b").unwrap();

@@ -49,7 +49,7 @@ struct Front {
 
 impl Mux {
     /// Puts a mux around `inner`.
-    pub fn new(inner: Arc<dyn Chardev>, event_loop: LoopHandle) -> Arc<dyn Chardev> {
+    pub fn around(inner: Arc<dyn Chardev>, event_loop: LoopHandle) -> Arc<dyn Chardev> {
         let mux = Arc::new(Mux {
             inner: inner.clone(),
             event_loop,
@@ -233,7 +233,7 @@ mod tests {
     impl Bench {
         fn new() -> Bench {
             let (event_loop, inner) = (event_loop(), Arc::new(Recorder::default()));
-            let mux = Mux::new(inner.clone(), event_loop.handle());
+            let mux = Mux::around(inner.clone(), event_loop.handle());
             Bench { event_loop, inner, mux }
         }
 
