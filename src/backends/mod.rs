@@ -7,6 +7,7 @@ pub mod table;
 pub mod unix_listener;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use block::BlockNode;
 use chardev::Chardev;
@@ -14,6 +15,7 @@ use net::Netdev;
 use table::Table;
 
 use crate::event_loop::LoopHandle;
+use crate::host::setting::Mac;
 use crate::object::Kind;
 
 /// The back ends of one machine.
@@ -24,12 +26,26 @@ pub struct Backends {
     pub nodes: Arc<Table<dyn BlockNode>>,
     /// Those of `--netdev`.
     pub netdevs: Arc<Table<dyn Netdev>>,
+    /// How many network devices were given an address.
+    macs: AtomicU8,
+}
+
+impl Backends {
+    /// The address of a network device whose user gave none: QEMU's, counted up.
+    pub fn next_mac(&self) -> Mac {
+        let count = self.macs.fetch_add(1, Ordering::Relaxed);
+        Mac([0x52, 0x54, 0x00, 0x12, 0x34, 0x56_u8.wrapping_add(count)])
+    }
 }
 
 impl Default for Backends {
     fn default() -> Self {
-        let chardevs = Table::new(Kind::Chardev);
-        Backends { chardevs, nodes: Table::new(Kind::Node), netdevs: Table::new(Kind::Netdev) }
+        Backends {
+            chardevs: Table::new(Kind::Chardev),
+            nodes: Table::new(Kind::Node),
+            netdevs: Table::new(Kind::Netdev),
+            macs: AtomicU8::new(0),
+        }
     }
 }
 

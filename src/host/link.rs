@@ -42,11 +42,6 @@ pub fn join(name: &str, bridge: &str) -> io::Result<()> {
     set(link)
 }
 
-/// The interface's MTU.
-pub fn mtu(name: &str) -> Option<u16> {
-    std::fs::read_to_string(folder(name).join("mtu")).ok()?.trim().parse().ok()
-}
-
 fn is_up(name: &str) -> bool {
     let flags = std::fs::read_to_string(folder(name).join("flags")).unwrap_or_default();
     let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap_or(0);
@@ -64,7 +59,6 @@ mod tests {
     #[test]
     fn the_kernel_is_asked() {
         up("lo").unwrap();
-        assert!(mtu("lo").is_none_or(|mtu| mtu > 1000));
         assert_eq!(join("lo", "no-such-bridge").unwrap_err().raw_os_error(), Some(libc::ENODEV));
         assert!(up("no-such-link").is_err());
     }

@@ -16,7 +16,14 @@ pub static DEVICES: Registry<Plug, Cx> = Registry {
     option: "--device",
     key: "driver",
     common: Common::TABLE,
-    types: &[&pci::root_port::TYPE, &vfio::front_end::TYPE, &virtio::blk::TYPE, &virtio::rng::TYPE, &serial::pci::TYPE],
+    types: &[
+        &pci::root_port::TYPE,
+        &vfio::front_end::TYPE,
+        &virtio::blk::TYPE,
+        &virtio::net::TYPE,
+        &virtio::rng::TYPE,
+        &serial::pci::TYPE,
+    ],
 };
 
 /// The object types of `--object`.

@@ -16,6 +16,7 @@
 pub mod blk;
 mod chain;
 mod interrupt;
+pub mod net;
 pub mod pci;
 mod queue;
 pub mod rng;
@@ -27,7 +28,7 @@ use std::sync::Arc;
 
 pub use chain::{Buffers, Chain};
 pub use interrupt::Interrupts;
-pub use queue::{Served, VirtQueue};
+pub use queue::{Given, Served, VirtQueue};
 pub use worker::{Serve, Source, Worker};
 
 use crate::error::Result;

@@ -8,7 +8,11 @@ use nix::sys::eventfd::EventFd;
 use parking_lot::Mutex;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
+
+mod give;
+
+pub use give::Given;
 
 use super::chain::{Broken, Chain};
 use super::interrupt::Interrupts;
@@ -66,6 +70,9 @@ pub struct VirtQueue {
 struct Ring {
     queue: Queue,
     available: GuestAddress,
+    used: GuestAddress,
+    /// Up to where the driver's wish for interrupts was looked at.
+    asked: u16,
     event_idx: bool,
     broken: bool,
 }
@@ -129,13 +136,18 @@ impl VirtQueue {
                 }
                 drained
             }
-            Err(Broken(what)) => {
-                ring.broken = true;
-                guest_error!(self.interrupts.name(), "queue {}: {what}; the device needs a reset", self.index);
-                self.interrupts.need_reset();
+            Err(broken) => {
+                self.breaks(&mut ring, &broken);
                 Drained::Broken
             }
         }
+    }
+
+    /// The driver has broken the queue: it is served no more before a reset.
+    fn breaks(&self, ring: &mut Ring, Broken(what): &Broken) {
+        ring.broken = true;
+        guest_error!(self.interrupts.name(), "queue {}: {what}; the device needs a reset", self.index);
+        self.interrupts.need_reset();
     }
 }
 
@@ -148,7 +160,14 @@ impl Ring {
         queue.try_set_used_ring_address(GuestAddress(rings.used))?;
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
-        Ok(Ring { queue, available: GuestAddress(rings.available), event_idx, broken: false })
+        Ok(Ring {
+            queue,
+            available: GuestAddress(rings.available),
+            used: GuestAddress(rings.used),
+            asked: 0,
+            event_idx,
+            broken: false,
+        })
     }
 
     fn drain(
@@ -199,15 +218,23 @@ impl Ring {
         self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
     }
 
-    /// Whether the driver wants to hear of what was used since it was last asked (virtio 2.7.7).
+    /// Whether the driver wants to hear of what was used since it was last asked (virtio 2.7.7.1). Not the crate's, which
+    /// does not know the flag, nor what it has not put into the used ring itself.
     fn wants_interrupt(&mut self, ram: &GuestMemoryMmap) -> Result<bool, Broken> {
-        if self.event_idx {
-            return Ok(self.queue.needs_notification(ram)?);
-        }
-        // The used index must be visible before the flag is read: the driver clears the flag, then looks at the index.
+        let load = |at: GuestAddress| ram.load(at, Ordering::Relaxed).map(u16::from_le);
+        let failed = |error: vm_memory::GuestMemoryError| Broken::new(error.to_string());
+        // The used index must be visible before the wish is read: the driver says what it wants, then looks at the index.
         fence(Ordering::SeqCst);
-        let flags: u16 = ram.load(self.available, Ordering::Relaxed).map_err(|error| Broken::new(error.to_string()))?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        let used = self.queue.next_used();
+        let asked = std::mem::replace(&mut self.asked, used);
+        if !self.event_idx {
+            let flags = load(self.available).map_err(failed)?;
+            return Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0);
+        }
+        // Behind flags, index and entries of the available ring: its place was found to be in memory with the ring.
+        let at = self.available.unchecked_add(4 + 2 * u64::from(self.queue.size()));
+        let event = load(at).map_err(failed)?;
+        Ok(used.wrapping_sub(event).wrapping_sub(1) < used.wrapping_sub(asked))
     }
 }
 

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, explain_io};
 
 /// Events taken by one system call.
 const BATCH: usize = 16;
@@ -26,6 +26,11 @@ const STOP: u64 = u64::MAX;
 pub trait Serve: Send {
     /// The source with this index is ready. Eventfds were emptied before.
     fn ready(&mut self, source: usize);
+
+    /// Whether this source, a descriptor that becomes readable, is not waited for now. Asked after each call.
+    fn paused(&self, _source: usize) -> bool {
+        false
+    }
 
     /// When [`Serve::expired`] is to be called, if at all.
     fn deadline(&self) -> Option<Instant> {
@@ -96,8 +101,12 @@ fn prepare(stop: &EventFd, sources: &[Source]) -> io::Result<Epoll> {
 
 fn run(epoll: &Epoll, sources: &[Source], mut serve: impl Serve) {
     (0..sources.len()).for_each(|index| serve.ready(index));
+    let mut armed = vec![true; sources.len()];
     let mut events = [EpollEvent::empty(); BATCH];
     loop {
+        if let Err(error) = rearm(epoll, sources, &mut armed, &serve) {
+            return crate::log::warn(format_args!("a device's thread cannot wait: {}", explain_io(&error)));
+        }
         let count = match epoll.wait(&mut events, timeout(serve.deadline())) {
             Ok(count) => count,
             Err(Errno::EINTR) => continue,
@@ -120,6 +129,20 @@ fn run(epoll: &Epoll, sources: &[Source], mut serve: impl Serve) {
             serve.ready(index);
         }
     }
+}
+
+/// Waits for what the worker wants to hear of. A descriptor that it does not is taken out: a hang-up would be told else.
+fn rearm(epoll: &Epoll, sources: &[Source], armed: &mut [bool], serve: &impl Serve) -> io::Result<()> {
+    for (index, (source, armed)) in sources.iter().zip(armed).enumerate() {
+        let wanted = !matches!(source, Source::Readable(_)) || !serve.paused(index);
+        match (*armed, wanted) {
+            (false, true) => epoll.add(source, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?,
+            (true, false) => epoll.delete(source)?,
+            _ => {}
+        }
+        *armed = wanted;
+    }
+    Ok(())
 }
 
 /// Rounded up, so that the deadline is over when the time is.

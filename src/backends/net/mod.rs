@@ -68,11 +68,6 @@ pub trait Netdev: Send + Sync {
     /// The kernel refuses.
     fn set_pairs(&self, count: usize) -> io::Result<()>;
 
-    /// The MTU that the guest is told, if the back end knows it.
-    fn mtu(&self) -> Option<u16> {
-        None
-    }
-
     /// Where the packets go, for people.
     fn place(&self) -> String;
 }

@@ -80,7 +80,6 @@ struct Tap {
     name: String,
     queues: Vec<Arc<Queue>>,
     pairs: Vec<Arc<dyn NetQueue>>,
-    mtu: Option<u16>,
 }
 
 impl Tap {
@@ -107,9 +106,8 @@ impl Tap {
             .evidence(props.br.as_ref().map_or_else(|| format!("tap {name}"), |bridge| format!("bridge {}", bridge.0)))
             .fix(format!("as root: ip tuntap add {name} mode tap user USER && ip link set {name} up"))
         })?;
-        let mtu = link::mtu(&name);
         let pairs = queues.iter().map(|queue| queue.clone() as Arc<dyn NetQueue>).collect();
-        Ok(Tap { name, queues, pairs, mtu })
+        Ok(Tap { name, queues, pairs })
     }
 }
 
@@ -158,10 +156,6 @@ impl Netdev for Tap {
             _ => Ok(()),
         };
         self.queues.iter().enumerate().skip(1).try_for_each(switch)
-    }
-
-    fn mtu(&self) -> Option<u16> {
-        self.mtu
     }
 
     fn place(&self) -> String {

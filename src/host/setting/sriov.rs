@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result, explain_io};
 use crate::host::{Host, PciDevice, bounded, read};
+use crate::object::{Invalid, PropValue};
 
 /// Highest VLAN number (IEEE 802.1Q: 4095 is reserved); 0 is none.
 pub const MAX_VLAN: i64 = 4094;
@@ -57,6 +58,14 @@ impl FromStr for Mac {
             }
             _ => Ok(mac),
         }
+    }
+}
+
+impl PropValue for Mac {
+    const KIND: &'static str = "mac address";
+
+    fn parse(text: &str) -> Result<Self, Invalid> {
+        text.parse().map_err(|why: String| Invalid::new(why))
     }
 }
 

@@ -1,0 +1,141 @@
+//! The thread of one pair of queues: packets from the back end into the driver's buffers, and the driver's to the back end.
+
+use std::sync::Arc;
+
+use super::config::bit;
+use super::control;
+use super::{Link, Shared};
+use crate::backends::net::{HEADER, MAX_PACKET, NetQueue};
+use crate::error::explain_io;
+use crate::virtio::{Buffers, Given, Serve, Served, Source, VirtQueue};
+
+/// Packets that are taken from the back end before the thread looks at anything else.
+const BATCH: usize = 64;
+/// Where a packet's header has the number of buffers that it lies in (num_buffers).
+const NUM_BUFFERS: usize = 10;
+
+/// What the worker of one pair does.
+pub struct Pair {
+    pub shared: Arc<Shared>,
+    pub features: u64,
+    pub back: Arc<dyn NetQueue>,
+    /// To the driver.
+    pub receive: Option<Arc<VirtQueue>>,
+    /// From the driver.
+    pub transmit: Option<Arc<VirtQueue>>,
+    /// The control queue, which the first pair's worker serves, too.
+    pub control: Option<Arc<VirtQueue>>,
+    pub buffers: Packets,
+}
+
+/// The packets that a worker has at hand.
+pub struct Packets {
+    incoming: Vec<u8>,
+    /// Bytes of a packet that came and that the driver had no room for yet.
+    waiting: usize,
+    outgoing: Vec<u8>,
+}
+
+impl Default for Packets {
+    fn default() -> Self {
+        Packets { incoming: vec![0; MAX_PACKET], waiting: 0, outgoing: vec![0; MAX_PACKET] }
+    }
+}
+
+/// What a worker's sources are, in their order.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Event {
+    Receive,
+    Transmit,
+    Packet,
+    Control,
+}
+
+const EVENTS: [Event; 4] = [Event::Receive, Event::Transmit, Event::Packet, Event::Control];
+
+impl Pair {
+    /// What the worker waits for: the order is that of [`EVENTS`], where a queue that the driver does not use has a
+    /// descriptor that never becomes readable.
+    pub fn sources(&self, never: &Arc<nix::sys::eventfd::EventFd>) -> Vec<Source> {
+        let kick =
+            |queue: &Option<Arc<VirtQueue>>| Source::Event(queue.as_ref().map_or(never, |queue| queue.kick()).clone());
+        vec![
+            kick(&self.receive),
+            kick(&self.transmit),
+            Source::Readable(self.back.watch().clone()),
+            kick(&self.control),
+        ]
+    }
+
+    /// Packets for the driver, as long as there are some and it has room.
+    fn receive(&mut self) {
+        let Some(queue) = &self.receive else { return };
+        let most = if self.features & bit::MRG_RXBUF != 0 { u16::MAX } else { 1 };
+        for _ in 0..BATCH {
+            let Packets { incoming, waiting, .. } = &mut self.buffers;
+            if *waiting == 0 {
+                match self.back.receive(incoming) {
+                    Ok(Some(len)) => *waiting = len,
+                    Ok(None) => return,
+                    Err(error) => return self.shared.set_link(Link::Down(explain_io(&error))),
+                }
+            }
+            let packet = &mut incoming[..*waiting];
+            let given = queue.give(packet.len() as u64, most, |count, mut to| {
+                packet[NUM_BUFFERS..HEADER].copy_from_slice(&count.to_le_bytes());
+                let mut rest = &packet[..];
+                to.iter_mut().for_each(|buffers| {
+                    let written = buffers.write(rest);
+                    rest = &rest[written..];
+                });
+            });
+            match given {
+                Given::Done | Given::TooLong => *waiting = 0,
+                // Its kick comes when there is room.
+                Given::NoRoom => return,
+                Given::Broken => return,
+            }
+        }
+        // There may be more: the back end's descriptor is still readable.
+    }
+
+    fn transmit(&mut self) {
+        let Some(queue) = &self.transmit else { return };
+        let (back, outgoing, shared) = (&self.back, &mut self.buffers.outgoing, &self.shared);
+        queue.drain(|chain| send(&**back, outgoing, shared, chain.readable));
+    }
+
+    fn control(&mut self) {
+        let Some(queue) = &self.control else { return };
+        queue.drain(|chain| control::serve(self.features, chain, |request| self.shared.act(request)));
+    }
+}
+
+/// Sends one packet. What is too long for a packet, or shorter than its header, is lost.
+fn send(back: &dyn NetQueue, outgoing: &mut [u8], shared: &Shared, mut from: Buffers<'_>) -> Served {
+    let fits = (HEADER as u64..=MAX_PACKET as u64).contains(&from.len());
+    if fits && shared.is_up() {
+        let len = from.read(outgoing);
+        if let Err(error) = back.send(&outgoing[..len]) {
+            shared.set_link(Link::Down(explain_io(&error)));
+        }
+    }
+    Served::Done(0)
+}
+
+impl Serve for Pair {
+    fn ready(&mut self, source: usize) {
+        match EVENTS.get(source) {
+            Some(Event::Receive | Event::Packet) => self.receive(),
+            Some(Event::Transmit) => self.transmit(),
+            Some(Event::Control) => self.control(),
+            None => {}
+        }
+    }
+
+    fn paused(&self, source: usize) -> bool {
+        // As long as the driver has no room, the packets wait in the back end; a link that is gone stays readable.
+        EVENTS.get(source) == Some(&Event::Packet)
+            && (self.buffers.waiting > 0 || self.receive.is_none() || !self.shared.is_up())
+    }
+}

@@ -1,0 +1,212 @@
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+
+use super::config::{SHAPE, bit};
+use super::*;
+use crate::backends::net::{HEADER, MAX_PACKET, NetQueue};
+use crate::backends::table::Table;
+use crate::object::Kind;
+use crate::virtio::pci::PciOptions;
+use crate::virtio::testing::{Buffer, CONFIG, Driver};
+
+const RX: u16 = 0;
+const TX: u16 = 1;
+const CTRL: u16 = 2;
+/// Where the tests put buffers.
+const AT: u64 = 0x20000;
+
+/// A back end whose other end is the test's.
+struct Fake {
+    pairs: Vec<Arc<dyn NetQueue>>,
+    said: Mutex<Vec<String>>,
+}
+
+struct FakeQueue(UnixDatagram, Arc<OwnedFd>);
+
+impl NetQueue for FakeQueue {
+    fn watch(&self) -> &Arc<OwnedFd> {
+        &self.1
+    }
+    fn receive(&self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        match self.0.recv(into) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(len) => Ok(Some(len)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+    fn send(&self, packet: &[u8]) -> io::Result<bool> {
+        self.0.send(packet).map(|_| true)
+    }
+}
+
+impl Netdev for Fake {
+    fn pairs(&self) -> &[Arc<dyn NetQueue>] {
+        &self.pairs
+    }
+    fn offloads(&self) -> Offloads {
+        Offloads::all()
+    }
+    fn set_offloads(&self, on: Offloads) -> io::Result<()> {
+        self.said.lock().push(format!("{on:?}"));
+        Ok(())
+    }
+    fn set_pairs(&self, count: usize) -> io::Result<()> {
+        self.said.lock().push(format!("{count} pairs"));
+        Ok(())
+    }
+    fn place(&self) -> String {
+        "fake".into()
+    }
+}
+
+struct Wire {
+    driver: Driver,
+    fake: Arc<Fake>,
+    ends: Vec<UnixDatagram>,
+}
+
+fn wire(shape: Shape, features: u64) -> Wire {
+    let (mut pairs, mut ends): (Vec<Arc<dyn NetQueue>>, _) = (Vec::new(), Vec::new());
+    for _ in 0..shape.pairs {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+        let watch = Arc::new(ours.try_clone().unwrap().into());
+        pairs.push(Arc::new(FakeQueue(ours, watch)));
+        ends.push(theirs);
+    }
+    let fake = Arc::new(Fake { pairs, said: Mutex::default() });
+    let table: Arc<Table<dyn Netdev>> = Table::new(Kind::Netdev);
+    table.add("n0".into(), "fake", fake.clone(), false).unwrap();
+    let claim = table.claim("n0", "net0").unwrap();
+    let mut driver = Driver::new(Net::new("net0".into(), claim, shape), &PciOptions::default());
+    driver.start(features);
+    Wire { driver, fake, ends }
+}
+
+/// A packet with an empty header and this body.
+fn packet(body: &[u8]) -> Vec<u8> {
+    [&[0; HEADER], body].concat()
+}
+
+fn room(at: u64, len: u32) -> Buffer {
+    (at, len, true)
+}
+
+#[test]
+fn packets_go_both_ways() {
+    let Wire { mut driver, ends, .. } = wire(SHAPE, bit::MRG_RXBUF);
+    driver.put(AT, &packet(b"from the guest"));
+    assert_eq!(driver.request(TX, &[(AT, 12, false), (AT + 12, 14, false)]), 0);
+    let mut buffer = [0; 100];
+    let len = ends[0].recv(&mut buffer).unwrap();
+    assert_eq!(&buffer[..len], packet(b"from the guest"));
+    driver.submit(RX, &[room(AT, 100)]);
+    driver.kick(RX);
+    ends[0].send(&packet(b"from the host")).unwrap();
+    assert_eq!(driver.used(RX), (0, 25));
+    assert_eq!(driver.bytes(AT + 10, 15), b"\x01\0from the host", "the header has the number of buffers");
+}
+
+#[test]
+fn a_long_packet_lies_in_several_buffers_that_are_used_at_once() {
+    let Wire { mut driver, ends, .. } = wire(SHAPE, bit::MRG_RXBUF);
+    let body: Vec<u8> = (0..200).collect();
+    driver.submit(RX, &[room(AT, 100)]);
+    driver.submit(RX, &[room(AT + 0x1000, 100)]);
+    driver.kick(RX);
+    ends[0].send(&packet(&body)).unwrap();
+    // Two buffers are too few: the packet waits, and the driver sees nothing of it.
+    driver.request(TX, &[(AT, 12, false)]);
+    assert_eq!(driver.used_index(RX), 0);
+    driver.submit(RX, &[room(AT + 0x2000, 100)]);
+    driver.kick(RX);
+    assert_eq!([driver.used(RX).1, driver.used(RX).1, driver.used(RX).1], [100, 100, 12]);
+    assert_eq!(driver.bytes(AT + 10, 2), [3, 0]);
+    let found = [driver.bytes(AT + 12, 88), driver.bytes(AT + 0x1000, 100), driver.bytes(AT + 0x2000, 12)].concat();
+    assert_eq!(found, body);
+}
+
+#[test]
+fn without_merging_a_packet_has_one_buffer_or_is_lost() {
+    let Wire { mut driver, ends, .. } = wire(SHAPE, 0);
+    driver.submit(RX, &[room(AT, 20)]);
+    driver.submit(RX, &[room(AT + 0x1000, 20)]);
+    driver.kick(RX);
+    ends[0].send(&packet(b"too long for one buffer")).unwrap();
+    ends[0].send(&packet(b"short")).unwrap();
+    assert_eq!(driver.used(RX), (0, 17));
+    assert_eq!(driver.bytes(AT + 12, 5), b"short");
+}
+
+#[test]
+fn packets_wait_for_room() {
+    let Wire { mut driver, ends, .. } = wire(SHAPE, bit::MRG_RXBUF);
+    for number in 0..4 {
+        ends[0].send(&packet(&[number])).unwrap();
+    }
+    for number in 0..4 {
+        driver.submit(RX, &[room(AT, 20)]);
+        driver.kick(RX);
+        assert_eq!(driver.used(RX).1, 13);
+        assert_eq!(driver.bytes(AT + 12, 1), [number]);
+    }
+}
+
+#[test]
+fn what_is_no_packet_is_answered_and_lost() {
+    let Wire { mut driver, ends, .. } = wire(SHAPE, 0);
+    assert_eq!(driver.request(TX, &[(AT, 11, false)]), 0, "shorter than its header");
+    assert_eq!(driver.request(TX, &[(AT, MAX_PACKET as u32 + 1, false)]), 0, "longer than any");
+    driver.request(TX, &[(AT, 13, false)]);
+    assert_eq!(ends[0].recv(&mut [0; 100]).unwrap(), 13);
+}
+
+#[test]
+fn the_guest_says_what_it_can_take_and_a_reset_forgets_it() {
+    let features = bit::GUEST_CSUM | bit::GUEST_TSO4 | bit::HOST_TSO6;
+    let Wire { mut driver, fake, .. } = wire(SHAPE, features);
+    driver.negotiate(0);
+    let said = fake.said.lock().clone();
+    let taken = said.iter().rposition(|words| *words == format!("{:?}", Offloads::CSUM | Offloads::TSO4)).unwrap();
+    assert!(said[taken + 1..].contains(&format!("{:?}", Offloads::empty())), "{said:?}");
+}
+
+#[test]
+fn pairs_are_switched_by_the_control_queue() {
+    let shape = Shape { pairs: 2, ..SHAPE };
+    let Wire { mut driver, fake, ends } = wire(shape, bit::MQ | bit::CTRL_VQ | bit::CTRL_RX);
+    let mut command = |class: u8, number: u8, data: &[u8]| {
+        driver.put(AT, &[&[class, number], data].concat());
+        driver.put(AT + 0x100, &[0xff]);
+        driver.request(4, &[(AT, 2 + data.len() as u32, false), (AT + 0x100, 1, true)]);
+        driver.bytes(AT + 0x100, 1)[0]
+    };
+    assert_eq!([command(4, 0, &[2, 0]), command(4, 0, &[3, 0]), command(4, 0, &[0, 0])], [0, 1, 1]);
+    assert_eq!([command(0, 0, &[1]), command(9, 0, &[1]), command(4, 0, &[1])], [0, 1, 1]);
+    assert_eq!(fake.said.lock().iter().filter(|words| *words == "2 pairs").count(), 1);
+    // The second pair has a thread of its own.
+    driver.put(AT, &packet(b"2"));
+    driver.request(3, &[(AT, 13, false)]);
+    assert_eq!(ends[1].recv(&mut [0; 100]).unwrap(), 13);
+}
+
+#[test]
+fn a_command_without_room_for_its_answer_breaks_its_queue() {
+    let Wire { mut driver, .. } = wire(SHAPE, bit::CTRL_VQ);
+    driver.submit(CTRL, &[(AT, 2, false)]);
+    driver.kick(CTRL);
+    driver.until(|driver| driver.status() & 0x40 != 0);
+}
+
+#[test]
+fn a_link_that_is_gone_is_told() {
+    let Wire { mut driver, mut ends, .. } = wire(SHAPE, bit::STATUS);
+    assert_eq!(driver.read(CONFIG + 6, 2), 1);
+    // Unix sockets tell of their end by a packet of nothing.
+    ends[0].send(&[]).unwrap();
+    driver.until(|driver| driver.read(CONFIG + 6, 2) == 0);
+    ends.clear();
+    assert_eq!(driver.request(TX, &[(AT, 13, false)]), 0, "what is sent is lost");
+}
