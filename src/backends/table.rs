@@ -1,7 +1,7 @@
 //! The back ends of one kind, by name, and who uses them.
 
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
@@ -73,7 +73,7 @@ impl<T: ?Sized> Table<T> {
         }
         let user: Arc<str> = user.into();
         row.users.push(user.clone());
-        Ok(Claim { table: self.clone(), name: row.name.clone(), user, back: row.back.clone() })
+        Ok(Claim { table: Arc::downgrade(self), name: row.name.clone(), user, back: row.back.clone() })
     }
 
     /// Takes a back end out that nobody uses.
@@ -114,7 +114,8 @@ pub fn twice(kind: Kind, name: &str) -> Error {
 
 /// A back end with its user. Dropping it leaves the back end to the next.
 pub struct Claim<T: ?Sized> {
-    table: Arc<Table<T>>,
+    /// Weak: a back end in the table may itself claim others of it.
+    table: Weak<Table<T>>,
     name: Arc<str>,
     user: Arc<str>,
     back: Arc<T>,
@@ -142,7 +143,8 @@ impl<T: ?Sized> Deref for Claim<T> {
 
 impl<T: ?Sized> Drop for Claim<T> {
     fn drop(&mut self) {
-        let mut rows = self.table.rows.lock();
+        let Some(table) = self.table.upgrade() else { return };
+        let mut rows = table.rows.lock();
         let Some(row) = rows.iter_mut().find(|row| row.name == self.name) else { return };
         if let Some(at) = row.users.iter().position(|user| *user == self.user) {
             row.users.remove(at);

@@ -9,6 +9,7 @@ mod ctl;
 mod devices;
 mod explain;
 mod generate;
+mod img;
 mod inspect;
 mod list;
 mod output;
@@ -61,6 +62,7 @@ enum Command {
     Check(Box<check::CheckArgs>),
     Plan(Box<plan::PlanArgs>),
     Convert(convert::ConvertArgs),
+    Img(img::ImgArgs),
     List(list::ListArgs),
     Ctl(ctl::CtlArgs),
     Explain(explain::ExplainArgs),
@@ -115,6 +117,7 @@ fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<u8> {
         Command::Inspect(args) => inspect::execute(&args, platform.host()),
         Command::Plan(args) => plan::execute(*args, platform),
         Command::Convert(args) => convert::execute(&args, &syntax, platform),
+        Command::Img(args) => return img::execute(&args),
         Command::List(args) => list::execute(&args, platform.host()),
         Command::Ctl(args) => ctl::execute(&args, platform.host()),
         Command::Explain(args) => explain::execute(&args),

@@ -17,7 +17,7 @@ use crate::backends::{BackendCx, Backends};
 use crate::device::ObjectCx;
 use crate::error::Result;
 use crate::event_loop::LoopHandle;
-use crate::object::{Id, Kind, Refers, props};
+use crate::object::{Id, Kind, PropValue, Refers, props};
 use crate::vfio::Vfio;
 
 props! {
@@ -84,7 +84,7 @@ impl BackEnds {
             serial: serial::back_end(&options.serial),
             chardevs: plan::<chardev::Common, _, _>(&CHARDEVS, &chardevs)?,
             objects: plan::<ObjectCommon, _, _>(&OBJECTS, options.back_ends(Kind::Object))?,
-            nodes: plan::<block::Common, _, _>(&BLOCKDEVS, options.back_ends(Kind::Node))?,
+            nodes: plan::<block::Common, _, _>(&BLOCKDEVS, &block::expand(options.back_ends(Kind::Node))?)?,
             netdevs: plan::<net::Common, _, _>(&NETDEVS, options.back_ends(Kind::Netdev))?,
         })
     }
@@ -97,7 +97,10 @@ impl BackEnds {
         let mut targets = Targets::default();
         targets.add(Kind::Object, &self.objects, |_| false);
         targets.add(Kind::Chardev, &self.chardevs, |planned| chardev::is_shared(&planned.line));
-        targets.add(Kind::Node, &self.nodes, |_| false);
+        // What nobody writes may have several readers.
+        targets.add(Kind::Node, &self.nodes, |node| {
+            node.args.peek("read-only").is_some_and(|text| bool::parse(text) == Ok(true))
+        });
         targets.add(Kind::Netdev, &self.netdevs, |_| false);
         // A node that another stands on is no device's: its parent comes first.
         targets.check(&self.nodes)?;
@@ -131,8 +134,8 @@ impl BackEnds {
             let made = chardev::create(line, event_loop, &backends)?;
             backends.chardevs.add(made.name, made.of_type, made.back, made.shared)?;
         }
-        add(self.nodes, &backends.nodes, cx)?;
-        add(self.netdevs, &backends.netdevs, cx)?;
+        add(self.nodes, &backends.nodes, cx, |node| node.info().read_only)?;
+        add(self.netdevs, &backends.netdevs, cx, |_| false)?;
         Ok(backends)
     }
 }
@@ -142,10 +145,12 @@ fn add<T: ?Sized>(
     planned: Vec<Planned<Arc<T>, BackendCx>>,
     table: &Table<T>,
     cx: impl Fn(&Arc<str>) -> BackendCx,
+    shared: impl Fn(&T) -> bool,
 ) -> Result<()> {
     for Planned { of_type, mut args, name, .. } in planned {
         let made = of_type.create(&mut args, &cx(&name))?;
-        table.add(name, of_type.name(), made, false)?;
+        let shared = shared(&made);
+        table.add(name, of_type.name(), made, shared)?;
     }
     Ok(())
 }

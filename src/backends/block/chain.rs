@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use super::host::{HostFile, Kind, Options};
 use super::qcow2::header::{Header, MAGIC};
-use super::qcow2::{Child, Qcow2, read_header};
-use super::{BlockNode, io};
+use super::qcow2::{Qcow2, read_header};
+use super::{BlockNode, Child, io};
 use crate::error::{Code, Error, Result, explain_io};
 use crate::object::prop_enum;
 
@@ -38,6 +38,8 @@ pub struct Layer {
     pub file: Arc<dyn BlockNode>,
     /// The disk that the image is.
     pub node: Arc<dyn BlockNode>,
+    /// The same, if it is an image with tables.
+    pub image: Option<Arc<Qcow2>>,
 }
 
 /// How a chain is opened.
@@ -147,7 +149,7 @@ fn descend(
     layers: &mut Vec<Layer>,
 ) -> Result<()> {
     if format == Format::Raw {
-        layers.push(Layer { path, format, header: None, node: file.clone(), file });
+        layers.push(Layer { path, format, header: None, node: file.clone(), file, image: None });
         return Ok(());
     }
     let name: Arc<str> = path.display().to_string().into();
@@ -155,10 +157,10 @@ fn descend(
     if !how.top_only {
         below(&path, &header, how, seen, layers)?;
     }
-    let backing =
-        layers.last().map(|below| Child { node: below.node.clone(), name: below.path.display().to_string().into() });
-    let image = Qcow2::open(Child { node: file.clone(), name }, backing, !writable, true)?;
-    layers.push(Layer { path, format, header: Some(header), file, node: Arc::new(image) });
+    let backing = layers.last().map(|below| Child::own(below.node.clone(), below.path.display().to_string()));
+    let image = Qcow2::open(Child::own(file.clone(), name), backing, !writable, true)?;
+    let image = Arc::new(image);
+    layers.push(Layer { path, format, header: Some(header), file, node: image.clone(), image: Some(image) });
     Ok(())
 }
 

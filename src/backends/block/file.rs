@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use super::BlockNode;
 use super::host::{HostFile, Kind, Options};
+use super::types::made;
+use crate::backends::BackendCx;
 use crate::error::Result;
-use crate::object::{OnOffAuto, prop_enum, props};
+use crate::object::{Create, OnOffAuto, TypeInfo, prop_enum, props};
 
 prop_enum! {
     /// How requests get to the host.
@@ -96,18 +98,31 @@ fn forced(switch: OnOffAuto) -> Option<bool> {
     }
 }
 
-/// Opens a file.
-///
-/// # Errors
-/// [`crate::error::Code::FileUnusable`], [`crate::error::Code::DiskInUse`].
-pub fn open_file(props: FileProps) -> Result<Arc<dyn BlockNode>> {
-    Ok(Arc::new(HostFile::open(props.into(), Kind::File)?))
+/// The row of files.
+pub static FILE: TypeInfo<Arc<dyn BlockNode>, BackendCx> = TypeInfo::of::<FileType>();
+/// The row of disks.
+pub static HOST_DEVICE: TypeInfo<Arc<dyn BlockNode>, BackendCx> = TypeInfo::of::<DeviceType>();
+
+struct FileType;
+
+impl Create<Arc<dyn BlockNode>, BackendCx> for FileType {
+    const NAME: &'static str = "file";
+    const GROUP: &'static str = "What the host has";
+    type Props = FileProps;
+
+    fn create(props: FileProps, _cx: &BackendCx) -> Result<Arc<dyn BlockNode>> {
+        Ok(made(HostFile::open(props.into(), Kind::File)?))
+    }
 }
 
-/// Opens a disk or partition.
-///
-/// # Errors
-/// [`crate::error::Code::FileUnusable`], [`crate::error::Code::DiskInUse`].
-pub fn open_device(props: DeviceProps) -> Result<Arc<dyn BlockNode>> {
-    Ok(Arc::new(HostFile::open(props.into(), Kind::Device)?))
+struct DeviceType;
+
+impl Create<Arc<dyn BlockNode>, BackendCx> for DeviceType {
+    const NAME: &'static str = "host_device";
+    const GROUP: &'static str = "What the host has";
+    type Props = DeviceProps;
+
+    fn create(props: DeviceProps, _cx: &BackendCx) -> Result<Arc<dyn BlockNode>> {
+        Ok(made(HostFile::open(props.into(), Kind::Device)?))
+    }
 }

@@ -7,21 +7,27 @@
 //! | `host` | one open descriptor: requests, alignment of direct I/O, holes; QEMU's locks |
 //! | `raw` | a part of another node |
 //! | `qcow2` | images: header, the crate imago on a node, their check |
-//! | `null` | nothing: reads as zeros |
+//! | `chain` | opening an image by its file's name, with its backing files |
+//! | `copy_on_read`, `null` | keeps what was read in an overlay; nothing: reads as zeros |
 //! | `switch` | where a device holds on to while what is below it changes: a new overlay, a commit |
 //!
 //! Nodes are called from the worker threads of devices, several at once. A node holds no lock of another's; the order of
 //! locks is that of the graph, from the device down.
 
 pub mod chain;
+pub mod copy;
+pub mod copy_on_read;
 pub mod file;
 pub mod host;
 pub mod io;
 pub mod null;
+pub mod overlay;
 pub mod qcow2;
 pub mod raw;
+pub mod switch;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod types;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -29,21 +35,10 @@ use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
-use super::BackendCx;
-use crate::object::{Id, Props, Registry, props};
+pub use types::{BLOCKDEVS, Common, expand};
 
-/// The types of `--blockdev`.
-pub static BLOCKDEVS: Registry<Arc<dyn BlockNode>, BackendCx> =
-    Registry { what: "block driver", option: "--blockdev", key: "driver", common: Common::TABLE, types: &[] };
-
-props! {
-    /// What every block node has.
-    pub struct Common {
-        /// Unique name of the node
-        #[name = "node-name"]
-        node_name: Id,
-    }
-}
+use super::table::Claim;
+use switch::Switch;
 
 /// What a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,8 +114,41 @@ pub trait BlockNode: Send + Sync {
         Ok((Extent::Data, end))
     }
 
-    /// The host's file that the node stands on, for people.
+    /// The host's file that the node stands on.
     fn filename(&self) -> Option<PathBuf> {
         None
+    }
+
+    /// What an overlay stands on.
+    fn backing(&self) -> Option<Arc<dyn BlockNode>> {
+        None
+    }
+
+    /// The switch that the node is.
+    fn switch(&self) -> Option<&Switch> {
+        None
+    }
+}
+
+/// A node below another, which has it for itself while it lives.
+#[derive(Clone)]
+pub struct Child {
+    /// The node.
+    pub node: Arc<dyn BlockNode>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Gives the node back to the next user. Shared with what this child is handed on to.
+    _claim: Option<Arc<Claim<dyn BlockNode>>>,
+}
+
+impl Child {
+    /// A node that has a name among those of the machine.
+    pub fn claimed(claim: Claim<dyn BlockNode>) -> Child {
+        Child { node: claim.back().clone(), name: claim.name().clone(), _claim: Some(Arc::new(claim)) }
+    }
+
+    /// A node that nobody else knows.
+    pub fn own(node: Arc<dyn BlockNode>, name: impl Into<Arc<str>>) -> Child {
+        Child { node, name: name.into(), _claim: None }
     }
 }

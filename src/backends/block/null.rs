@@ -7,8 +7,11 @@ use std::sync::Arc;
 use vm_memory::VolatileSlice;
 
 use super::io::{fill_zero, range_len, total, within};
+use super::types::made;
 use super::{BlockInfo, BlockNode, Extent};
-use crate::object::{Size, props};
+use crate::backends::BackendCx;
+use crate::error::Result;
+use crate::object::{Create, Size, TypeInfo, props};
 
 props! {
     /// A disk that reads as zeros and forgets what is written, for measurements.
@@ -19,6 +22,21 @@ props! {
         read_zeroes: bool = "on",
         /// Refuse writes
         read_only: bool = "off",
+    }
+}
+
+/// The row of the table.
+pub static TYPE: TypeInfo<Arc<dyn BlockNode>, BackendCx> = TypeInfo::of::<NullType>();
+
+struct NullType;
+
+impl Create<Arc<dyn BlockNode>, BackendCx> for NullType {
+    const NAME: &'static str = "null-co";
+    const GROUP: &'static str = "What the host has";
+    type Props = Props;
+
+    fn create(props: Props, _cx: &BackendCx) -> Result<Arc<dyn BlockNode>> {
+        Ok(made(Null::new(props)))
     }
 }
 

@@ -7,48 +7,80 @@ use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
+use super::file::Discard;
 use super::io::{range_len, read_only, total, within};
-use super::{BlockInfo, BlockNode, Extent};
+use super::types::{claim, made};
+use super::{BlockInfo, BlockNode, Child, Extent};
+use crate::backends::BackendCx;
 use crate::error::{Code, Error, Result};
+use crate::object::{Create, NodeRef, Size, TypeInfo, props};
+
+props! {
+    /// The bytes of another node as they are, or a part of them.
+    pub struct RawProps {
+        /// The node that has them
+        file: NodeRef,
+        /// Where the part begins
+        offset: Size = "0",
+        /// Length of the part; without it all that follows
+        size: Option<Size>,
+        /// Refuse writes
+        read_only: bool = "off",
+        /// Whether what the guest discards goes to the other node, whose own discard= must say so, too
+        discard: Discard = "unmap",
+    }
+}
+
+/// The row of the table.
+pub static TYPE: TypeInfo<Arc<dyn BlockNode>, BackendCx> = TypeInfo::of::<RawType>();
+
+struct RawType;
+
+impl Create<Arc<dyn BlockNode>, BackendCx> for RawType {
+    const NAME: &'static str = "raw";
+    const GROUP: &'static str = "Formats";
+    type Props = RawProps;
+
+    fn create(props: RawProps, cx: &BackendCx) -> Result<Arc<dyn BlockNode>> {
+        let size = props.size.map(|size| size.0);
+        let raw = Raw::new(claim(cx, &props.file)?, props.offset.0, size, props.read_only)?;
+        Ok(made(Raw { discard: props.discard == Discard::Unmap, ..raw }))
+    }
+}
 
 /// A part of another node.
 pub struct Raw {
-    file: Arc<dyn BlockNode>,
-    file_name: Arc<str>,
+    file: Child,
     offset: u64,
     /// Its length; `None`: to the end of the other, however long that is.
     size: Option<u64>,
     read_only: bool,
+    /// Whether discards are passed on.
+    discard: bool,
 }
 
 impl Raw {
-    /// `size` bytes of `file`, whose name is `file_name`, from `offset` on; without `size` all that follow.
+    /// `size` bytes of `file` from `offset` on; without `size` all that follow.
     ///
     /// # Errors
     /// [`Code::BadProperty`] if they do not lie inside it.
-    pub fn new(
-        file: Arc<dyn BlockNode>,
-        file_name: Arc<str>,
-        offset: u64,
-        size: Option<u64>,
-        read_only: bool,
-    ) -> Result<Raw> {
-        let len = file.info().len;
+    pub fn new(file: Child, offset: u64, size: Option<u64>, read_only: bool) -> Result<Raw> {
+        let (name, len) = (&file.name, file.node.info().len);
         let fits = offset.checked_add(size.unwrap_or(0)).is_some_and(|end| end <= len);
         if !fits {
             let asked = size.map_or(String::new(), |size| format!("{size} bytes "));
             return Err(Error::new(
                 Code::BadProperty,
-                format!("{asked}from offset {offset} do not lie inside `{file_name}`"),
+                format!("{asked}from offset {offset} do not lie inside `{name}`"),
             )
-            .evidence(format!("`{file_name}` has {len} bytes"))
+            .evidence(format!("`{name}` has {len} bytes"))
             .fix("make offset= and size= smaller"));
         }
-        Ok(Raw { file, file_name, offset, size, read_only })
+        Ok(Raw { file, offset, size, read_only, discard: true })
     }
 
     fn len(&self) -> u64 {
-        self.size.unwrap_or_else(|| self.file.info().len.saturating_sub(self.offset))
+        self.size.unwrap_or_else(|| self.file.node.info().len.saturating_sub(self.offset))
     }
 
     /// Where a request lies in the file.
@@ -64,60 +96,62 @@ impl Raw {
 
 impl BlockNode for Raw {
     fn info(&self) -> BlockInfo {
-        let file = self.file.info();
+        let file = self.file.node.info();
         // What begins inside a block of the file has blocks of its own that lie across two of it.
         let shift = |size: u32| if self.offset.is_multiple_of(u64::from(size)) { size } else { 1 };
         BlockInfo {
             len: self.len(),
             read_only: self.read_only || file.read_only,
             block_size: shift(file.block_size),
+            discard: file.discard.filter(|_| self.discard),
             ..file
         }
     }
 
     fn read(&self, offset: u64, into: &[VolatileSlice]) -> io::Result<()> {
-        self.file.read(self.place(offset, total(into))?.start, into)
+        self.file.node.read(self.place(offset, total(into))?.start, into)
     }
 
     fn write(&self, offset: u64, from: &[VolatileSlice]) -> io::Result<()> {
-        self.file.write(self.place_change(offset, total(from))?.start, from)
+        self.file.node.write(self.place_change(offset, total(from))?.start, from)
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.file.flush()
+        self.file.node.flush()
     }
 
     fn discard(&self, range: Range<u64>) -> io::Result<()> {
-        self.file.discard(self.place_change(range.start, range_len(&range))?)
+        let range = self.place_change(range.start, range_len(&range))?;
+        if self.discard { self.file.node.discard(range) } else { Ok(()) }
     }
 
     fn write_zeroes(&self, range: Range<u64>, may_unmap: bool) -> io::Result<()> {
-        self.file.write_zeroes(self.place_change(range.start, range_len(&range))?, may_unmap)
+        self.file.node.write_zeroes(self.place_change(range.start, range_len(&range))?, may_unmap)
     }
 
     fn children(&self) -> Vec<Arc<str>> {
-        vec![self.file_name.clone()]
+        vec![self.file.name.clone()]
     }
 
     fn resize(&self, len: u64) -> io::Result<()> {
         match self.size {
             // What follows it in the file is not ours.
             Some(_) => Err(io::ErrorKind::Unsupported.into()),
-            None => self.file.resize(len.checked_add(self.offset).ok_or(io::ErrorKind::InvalidInput)?),
+            None => self.file.node.resize(len.checked_add(self.offset).ok_or(io::ErrorKind::InvalidInput)?),
         }
     }
 
     fn set_writable(&self, writable: bool) -> io::Result<()> {
-        if writable && self.read_only { Err(read_only()) } else { self.file.set_writable(writable) }
+        if writable && self.read_only { Err(read_only()) } else { self.file.node.set_writable(writable) }
     }
 
     fn extent(&self, offset: u64, end: u64) -> io::Result<(Extent, u64)> {
-        let (extent, end) = self.file.extent(offset + self.offset, end + self.offset)?;
+        let (extent, end) = self.file.node.extent(offset + self.offset, end + self.offset)?;
         Ok((extent, end - self.offset))
     }
 
     fn filename(&self) -> Option<PathBuf> {
-        self.file.filename()
+        self.file.node.filename()
     }
 }
 
@@ -129,7 +163,7 @@ mod tests {
 
     fn part(offset: u64, size: Option<u64>) -> (Arc<MemoryNode>, Result<Raw>) {
         let file = Arc::new(MemoryNode::new((0..200).collect()));
-        (file.clone(), Raw::new(file, "file".into(), offset, size, false))
+        (file.clone(), Raw::new(Child::own(file, "file"), offset, size, false))
     }
 
     #[test]

@@ -3,8 +3,11 @@
 //! The crate imago does the work on the tables; the file below and the backing image are nodes of ours, so that locks,
 //! limits and switches apply to them, and no image opens anything by itself.
 
+pub mod check;
 pub mod create;
 pub mod header;
+mod props;
+pub mod snapshots;
 mod storage;
 
 use std::io;
@@ -20,23 +23,16 @@ use parking_lot::RwLock;
 use vm_memory::VolatileSlice;
 
 use super::io::{range_len, read_into, read_only, total, within, write_plain_zeroes};
-use super::{BlockInfo, BlockNode, Extent};
+use super::{BlockInfo, BlockNode, Child, Extent};
 use crate::error::{Code, Error, Result, explain_io};
 use crate::log;
+pub use props::TYPE;
+
 use header::{Header, MAX_HEADER, Refused};
 use storage::NodeStorage;
 
 /// Bytes that are discarded or made zero at once, with all other requests waiting.
 const MAX_EXCLUSIVE: u64 = 1 << 30;
-
-/// A node with the name by which its parent knows it.
-#[derive(Clone)]
-pub struct Child {
-    /// The node.
-    pub node: Arc<dyn BlockNode>,
-    /// Its name.
-    pub name: Arc<str>,
-}
 
 /// An open image.
 pub struct Qcow2 {
@@ -109,9 +105,14 @@ impl Qcow2 {
         &self.file
     }
 
-    /// What it stands on.
-    pub fn backing(&self) -> Option<&Child> {
-        self.backing.as_ref()
+    /// Forgets all that the image has itself: what it stands on shows through.
+    ///
+    /// # Errors
+    /// Those of [`BlockNode::discard`]; images of version 2 cannot do it.
+    pub fn empty(&self) -> io::Result<()> {
+        let all = self.check_write(0, self.len.load(Ordering::Acquire))?;
+        self.exclusively(all, |image, at, count| image.discard_to_backing(at, count))?;
+        self.flush()
     }
 
     fn check(&self, offset: u64, count: u64) -> io::Result<Range<u64>> {
@@ -262,6 +263,10 @@ impl BlockNode for Qcow2 {
 
     fn filename(&self) -> Option<PathBuf> {
         self.file.node.filename()
+    }
+
+    fn backing(&self) -> Option<Arc<dyn BlockNode>> {
+        self.backing.as_ref().map(|backing| backing.node.clone())
     }
 }
 

@@ -6,7 +6,7 @@ use super::create::New;
 use super::*;
 
 fn child(node: Arc<dyn BlockNode>, name: &str) -> Child {
-    Child { node, name: name.into() }
+    Child::own(node, name)
 }
 
 fn image(size: u64) -> (Arc<MemoryNode>, Qcow2) {
