@@ -312,7 +312,8 @@ codes! {
          the kernel's scheduler finds places by itself.";
     HugePages = 81, Host, "huge pages cannot be reserved",
         "-m SIZE,hugepages=2M,grow-pool=on adds the huge pages that are missing to the pool of the guest's memory node, and \
-         takes them away again at the end; that needs root. The kernel makes them of free memory that lies together, and moves \
+         takes them away again at the end; that needs root. For a guest of another user `passthru bind --vm NAME` adds them, and \
+         `passthru release --vm NAME` takes them away, as the service does. The kernel makes them of free memory that lies together, and moves \
          things to find some. After a long time of use it may not find enough, of pages of 1 GiB in particular: those are \
          best reserved on the host's command line, `hugepagesz=1G hugepages=N`.";
     InterruptsStay = 82, Host, "interrupts cannot be moved to other CPUs",

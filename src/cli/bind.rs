@@ -10,13 +10,15 @@ use super::vm_file::Vm;
 use super::{Platform, output};
 use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result};
+use crate::host;
 use crate::host::bind::{self, BindOptions, Bound, Planned};
+use crate::host::limits::size_text;
 use crate::host::names::DeviceRef;
 use crate::host::reset::Method;
 use crate::host::setting::{MAX_VLAN, Mac, Request, VfAttribute};
 use crate::host::vm::{self, Wish};
-use crate::host::{self, Host};
 use crate::object::{PropValue, Size};
+use crate::placement::NodePages;
 
 /// Take devices from their host drivers, so that guests can own them
 ///
@@ -124,7 +126,7 @@ impl BindArgs {
 pub(super) fn execute(args: &BindArgs, syntax: &Command, platform: &dyn Platform) -> Result<()> {
     let host = platform.host();
     if let Some(vm) = &args.vm {
-        return prepare(args, &Vm::read(vm, syntax, platform)?, host);
+        return prepare(args, &Vm::read(vm, syntax, platform)?, platform);
     }
     if args.grant.is_some() {
         // Clap forgets that one option needs another where the latter excludes what is given.
@@ -178,19 +180,25 @@ fn planned_text(planned: &Planned) -> String {
     }
 }
 
-/// `bind --vm`: all devices of a VM, and the nodes for its user.
-fn prepare(args: &BindArgs, vm: &Vm, host: &Host) -> Result<()> {
+/// `bind --vm`: all devices of a VM, its huge pages, and the nodes for its user.
+fn prepare(args: &BindArgs, vm: &Vm, platform: &dyn Platform) -> Result<()> {
+    let host = platform.host();
     if !args.requests().is_empty() {
         return Err(Error::new(Code::Usage, "settings are for one device, and a VM is named")
             .fix("`passthru bind DEVICE` with its settings first, then `passthru bind --vm NAME`"));
     }
     let user = args.grant.as_deref().map(user).transpose()?;
+    let pages = match vm.options.memory.grow_pool {
+        true => platform.place(&vm.options, host)?.pages,
+        false => Vec::new(),
+    };
     let wish = Wish {
         vm: vm.name.clone(),
         devices: vm.devices.clone(),
         user,
         force: args.force,
-        single_gpu: vm.single_gpu || args.profile.is_some(),
+        single_gpu: vm.options.single_gpu || args.profile.is_some(),
+        pages,
     };
     let (bound, prepared) = vm::prepare(host, &wish)?;
     if args.json {
@@ -200,7 +208,11 @@ fn prepare(args: &BindArgs, vm: &Vm, host: &Host) -> Result<()> {
         let user = args.grant.as_deref().unwrap_or_default();
         format!("{}: {user} may open it\n", node.path.display())
     });
-    output::print(&bound.iter().map(text).chain(nodes).collect::<String>())
+    let pages = wish.pages.iter().filter(|pages| pages.missing() > 0).map(|pages| {
+        let NodePages { node, page, .. } = pages;
+        format!("node {node}: {} more huge pages of {}\n", pages.missing(), size_text(*page))
+    });
+    output::print(&bound.iter().map(text).chain(pages).chain(nodes).collect::<String>())
 }
 
 /// What `bind --vm --json` prints.

@@ -74,7 +74,7 @@ fn text(recovered: &Recovered) -> String {
 }
 
 /// A line about what a guest that is gone had changed.
-fn returned(returned: &Returned) -> String {
+pub(super) fn returned(returned: &Returned) -> String {
     match returned {
         Returned::Interrupt { number, cpus } => format!("interrupt {number}: goes to CPUs {cpus} again\n"),
         Returned::Pages { node, page, count } => {

@@ -2,7 +2,7 @@
 
 use clap::{Args, Command};
 
-use super::{Platform, output, vm_file};
+use super::{Platform, output, recover, vm_file};
 use crate::error::Result;
 use crate::host::names::DeviceRef;
 use crate::host::release::{Outcome, Released};
@@ -47,7 +47,8 @@ fn take_back(args: &ReleaseArgs, name: &str, syntax: &Command, platform: &dyn Pl
         return output::print_json(&done);
     }
     let nodes = done.nodes.iter().map(|node| format!("{}: taken back\n", node.display()));
-    output::print(&nodes.chain(done.released.iter().map(text)).collect::<String>())
+    let pages = done.pages.iter().map(recover::returned);
+    output::print(&nodes.chain(done.released.iter().map(text)).chain(pages).collect::<String>())
 }
 
 /// What became of a device, in one line.

@@ -127,8 +127,9 @@ pub fn recover(host: &Host) -> Result<Recovered> {
     let (returned, failed) = lease::recover(host);
     recovered.returned = returned;
     recovered.failed.extend(failed.into_iter().map(|(name, error)| Failure { name, error }));
-    let (taken_back, failed) = vm::recover(host);
+    let (taken_back, returned, failed) = vm::recover(host);
     recovered.taken_back = taken_back;
+    recovered.returned.extend(returned);
     recovered.failed.extend(failed.into_iter().map(|(name, error)| Failure { name, error }));
     if host.journal_is_empty() {
         return Ok(recovered);

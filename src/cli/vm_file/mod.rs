@@ -17,6 +17,7 @@ use crate::bdf::{Bdf, DeviceAddr};
 use crate::error::{Code, Error, Result, explain_io};
 use crate::host::Host;
 use crate::host::names::{DeviceRef, Name};
+use crate::machine::options::RunOptions;
 use crate::vfio::front_end::NAME as VFIO_PCI;
 pub(super) use words::Word;
 
@@ -59,14 +60,14 @@ pub(super) fn expand(
     Ok(Some(out))
 }
 
-/// A VM file as far as its devices matter.
+/// A VM file and what `bind --vm` must know of it.
 pub(super) struct Vm {
     /// What it is called.
     pub name: Name,
     /// The devices of the host that it has, in the order of the file.
     pub devices: Vec<Bdf>,
-    /// Whether they are taken from the host's desktop: `profile = "single-gpu"`.
-    pub single_gpu: bool,
+    /// All that it says.
+    pub options: RunOptions,
 }
 
 impl Vm {
@@ -88,7 +89,7 @@ impl Vm {
         });
         let named = named.collect::<Result<Vec<DeviceRef>, _>>()?;
         let devices = output::functions(&named, host, |addr| host.functions(addr))?;
-        Ok(Vm { name: vm, devices, single_gpu: options.single_gpu })
+        Ok(Vm { name: vm, devices, options })
     }
 }
 

@@ -4,12 +4,15 @@
 //! Both are given back when the [`Lease`] ends. What was before is written to /run/passthru/leases, one file for each
 //! process, before it is changed; `recover` gives back what processes that are gone have left. Processors need nothing of
 //! the kind: threads take their affinity with them.
+//!
+//! A guest whose user may not do so gets its huge pages from root, who prepares the VM: [`reserve_for`] and [`return_of`].
 
 use std::collections::BTreeSet;
 
 use serde::Serialize;
 
 use super::Host;
+use super::names::Name;
 use crate::bdf::Bdf;
 use crate::error::{Error, Result};
 use crate::host::topology::CpuSet;
@@ -85,6 +88,31 @@ impl Lease {
     /// Gives everything back, the last change first. What fails keeps the rest from nothing.
     fn give_back(&mut self) -> Result<Vec<Returned>> {
         give_back(&self.host, &mut self.record)
+    }
+}
+
+/// Adds the huge pages that a VM is short of, for as long as it is prepared; `false`: nothing was added now.
+///
+/// # Errors
+/// Those of [`Lease::reserve`]; nothing was added then.
+pub(super) fn reserve_for(host: &Host, vm: &Name, pages: &[NodePages]) -> Result<bool> {
+    let record = Record::of_vm(vm);
+    // Once: a guest that runs has taken its pages, and would seem to be short of them again.
+    if pages.iter().all(|pages| pages.missing() == 0) || store::read(host, &record.name())?.is_some() {
+        return Ok(false);
+    }
+    let mut lease = Lease { host: host.clone(), record, given_up: BTreeSet::new() };
+    lease.reserve(pages)?;
+    // They outlive this process.
+    lease.record = Record::of_this_process(host);
+    Ok(true)
+}
+
+/// Gives back what [`reserve_for`] added.
+pub(super) fn return_of(host: &Host, vm: &Name) -> Result<Vec<Returned>> {
+    match store::read(host, &Record::of_vm(vm).name())? {
+        Some(mut record) => give_back(host, &mut record),
+        None => Ok(Vec::new()),
     }
 }
 

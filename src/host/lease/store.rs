@@ -1,4 +1,4 @@
-//! The file about one process: what it has changed, as it was before.
+//! The file about one process, or about a VM that root prepares: what was changed, as it was before.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -9,19 +9,23 @@ use serde::{Deserialize, Serialize};
 
 use super::{Added, Moved};
 use crate::error::{Code, Error, Result, explain_io};
+use crate::host::names::Name;
 use crate::host::record::{self, Unreadable, is_trusted};
 use crate::host::{Host, read};
 
 /// The version of the file's form.
 const VERSION: u32 = 1;
 
-/// What a process has changed.
+/// What a process has changed, or root for a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     version: u32,
     pid: u32,
     /// When it started, in clock ticks after the boot: another process may get the same number.
     started: Option<u64>,
+    /// Then it is the VM's, for as long as that is prepared, and no process counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    vm: Option<Name>,
     pub(super) interrupts: Vec<Moved>,
     pub(super) pages: Vec<Added>,
 }
@@ -30,21 +34,33 @@ impl Record {
     pub(super) fn of_this_process(host: &Host) -> Record {
         let pid = std::process::id();
         let started = started(host, pid);
-        Record { version: VERSION, pid, started, interrupts: Vec::new(), pages: Vec::new() }
+        Record { version: VERSION, pid, started, vm: None, interrupts: Vec::new(), pages: Vec::new() }
+    }
+
+    pub(super) fn of_vm(vm: &Name) -> Record {
+        let vm = Some(vm.clone());
+        Record { version: VERSION, pid: 0, started: None, vm, interrupts: Vec::new(), pages: Vec::new() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.interrupts.is_empty() && self.pages.is_empty()
     }
 
-    /// Whether the process still runs.
+    /// Whether the process still runs, or the VM is still prepared.
     pub(super) fn is_alive(&self, host: &Host) -> bool {
+        if let Some(vm) = &self.vm {
+            return host.prepared_vms().contains(vm);
+        }
         let now = started(host, self.pid);
         now.is_some() && now == self.started
     }
 
-    fn name(&self) -> String {
-        format!("{}.json", self.pid)
+    /// No process has a number that begins with a letter.
+    pub(super) fn name(&self) -> String {
+        match &self.vm {
+            Some(vm) => format!("vm-{vm}.json"),
+            None => format!("{}.json", self.pid),
+        }
     }
 
     fn check(&self) -> Result<(), String> {
@@ -99,7 +115,7 @@ pub(super) fn read(host: &Host, name: &str) -> Result<Option<Record>> {
     record.check().map_err(|why| distrusted(&path, &why))?;
     match record.name() == name {
         true => Ok(Some(record)),
-        false => Err(distrusted(&path, "it is not named after its process")),
+        false => Err(distrusted(&path, "it is not named after its process or VM")),
     }
 }
 

@@ -424,6 +424,7 @@ fn a_vm_can_have_the_only_card() {
         user: None,
         force: false,
         single_gpu,
+        pages: Vec::new(),
     };
     assert_eq!(crate::host::vm::prepare(&tree.host(), &wish(false)).unwrap_err().code(), Code::InUse);
     let (bound, _) = crate::host::vm::prepare(&tree.host(), &wish(true)).unwrap();

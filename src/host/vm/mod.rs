@@ -1,5 +1,5 @@
-//! What root does for one VM before and after it runs without any right of its own: its devices go to vfio-pci, and its
-//! user gets exactly the nodes that the VM needs; both are taken back.
+//! What root does for one VM before and after it runs without any right of its own: its devices go to vfio-pci, its user
+//! gets exactly the nodes that the VM needs, and huge pages that are missing are added; all is taken back.
 
 mod access;
 mod note;
@@ -9,12 +9,14 @@ pub use note::{Granted, Prepared};
 use super::bind::{BindOptions, Bound};
 use super::busy::busy_error;
 use super::journal::Journal;
+use super::lease::{self, Returned};
 use super::names::Name;
 use super::release::{Outcome, Released};
 use super::setting::Request;
 use super::{Host, bind, release};
 use crate::bdf::Bdf;
 use crate::error::{Error, Result};
+use crate::placement::NodePages;
 
 /// What is to be prepared.
 #[derive(Debug, Clone)]
@@ -29,23 +31,30 @@ pub struct Wish {
     pub force: bool,
     /// Whether the services that show a display on one of them are stopped.
     pub single_gpu: bool,
+    /// The huge pages that its memory is made of, if those that are missing are to be added.
+    pub pages: Vec<NodePages>,
 }
 
-/// Binds all devices of a VM, with what must be held in their groups, and gives the user their nodes. Doing it twice
-/// changes nothing. After an error all that this call did is undone.
+/// Adds the huge pages that a VM is short of, binds all its devices, with what must be held in their groups, and gives the
+/// user their nodes. Doing it twice changes nothing. After an error all that this call did is undone.
 ///
 /// # Errors
-/// Those of [`bind`], `GrantFailed`, `JournalUnusable`.
+/// Those of [`bind`], `HugePages`, `GrantFailed`, `JournalUnusable`.
 pub fn prepare(host: &Host, wish: &Wish) -> Result<(Vec<Bound>, Prepared)> {
     let known = host.prepared(&wish.vm)?;
     let mut note = known.clone().unwrap_or_else(|| Prepared::new(wish.vm.clone()));
     note.devices.extend(wish.devices.iter().filter(|bdf| !note.devices.contains(bdf)).copied().collect::<Vec<_>>());
     locked(host, || host.note_vm(&note))?;
     let mut done = Vec::new();
-    let result = bind_all(host, wish, &mut done).and_then(|()| locked(host, || host.grant(&mut note, wish)));
+    let mut added = false;
+    let result = locked(host, || lease::reserve_for(host, &wish.vm, &wish.pages)).and_then(|is| {
+        added = is;
+        bind_all(host, wish, &mut done)?;
+        locked(host, || host.grant(&mut note, wish))
+    });
     match result {
         Ok(()) => Ok((done, note)),
-        Err(error) => Err(undo(host, &note, known.as_ref(), &done, error)),
+        Err(error) => Err(undo(host, &note, known.as_ref(), &done, added, error)),
     }
 }
 
@@ -64,8 +73,11 @@ fn bind_all(host: &Host, wish: &Wish, done: &mut Vec<Bound>) -> Result<()> {
 }
 
 /// Undoes what a [`prepare`] did that failed with `error`: what was there before it stays.
-fn undo(host: &Host, note: &Prepared, known: Option<&Prepared>, done: &[Bound], error: Error) -> Error {
+fn undo(host: &Host, note: &Prepared, known: Option<&Prepared>, done: &[Bound], added: bool, error: Error) -> Error {
     let mut failed = Vec::new();
+    if added {
+        failed.extend(locked(host, || lease::return_of(host, &note.vm)).err());
+    }
     if known.is_none() {
         failed.extend(locked(host, || host.revoke(note)).err());
     }
@@ -86,6 +98,8 @@ pub struct TakenBack {
     pub released: Vec<Released>,
     /// The nodes that its user has no more.
     pub nodes: Vec<std::path::PathBuf>,
+    /// The huge pages that were added for it.
+    pub pages: Vec<Returned>,
 }
 
 /// Takes a VM's nodes back from its user and gives its devices back: those that were noted, or `devices` if nothing was.
@@ -123,15 +137,17 @@ pub fn take_back(host: &Host, vm: &Name, devices: &[Bdf]) -> Result<TakenBack> {
         }
     }
     failure?;
+    let pages = locked(host, || lease::return_of(host, vm))?;
     if note.is_some() {
         locked(host, || host.forget_vm(vm))?;
     }
-    Ok(TakenBack { released, nodes })
+    Ok(TakenBack { released, nodes, pages })
 }
 
-/// Takes the nodes of every VM back of whose devices no process has one open; what could not be dealt with is told.
-pub(super) fn recover(host: &Host) -> (Vec<Name>, Vec<(String, Error)>) {
-    let (mut done, mut failed) = (Vec::new(), Vec::new());
+/// Takes the nodes and huge pages of every VM back of whose devices no process has one open; what could not be dealt with is
+/// told.
+pub(super) fn recover(host: &Host) -> (Vec<Name>, Vec<Returned>, Vec<(String, Error)>) {
+    let (mut done, mut returned, mut failed) = (Vec::new(), Vec::new(), Vec::new());
     for vm in host.prepared_vms() {
         let recovered = host.prepared(&vm).and_then(|note| {
             let Some(note) = note else { return Ok(false) };
@@ -139,7 +155,11 @@ pub(super) fn recover(host: &Host) -> (Vec<Name>, Vec<(String, Error)>) {
             if devices.into_iter().any(|device| !host.holders(&device).processes.is_empty()) {
                 return Ok(false);
             }
-            locked(host, || host.revoke(&note).and_then(|_| host.forget_vm(&vm)))?;
+            locked(host, || {
+                host.revoke(&note)?;
+                returned.extend(lease::return_of(host, &vm)?);
+                host.forget_vm(&vm)
+            })?;
             Ok(true)
         });
         match recovered {
@@ -148,7 +168,7 @@ pub(super) fn recover(host: &Host) -> (Vec<Name>, Vec<(String, Error)>) {
             Err(error) => failed.push((vm.to_string(), error)),
         }
     }
-    (done, failed)
+    (done, returned, failed)
 }
 
 /// Does something with the lock of the journal held, which [`bind`] and [`release`] take themselves.

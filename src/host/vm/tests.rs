@@ -25,7 +25,14 @@ fn tree() -> TestTree {
 
 fn wish(vm: &str, devices: &[&str]) -> Wish {
     let devices = devices.iter().map(|address| bdf(address)).collect();
-    Wish { vm: vm.to_owned().try_into().unwrap(), devices, user: Some(USER), force: false, single_gpu: false }
+    Wish {
+        vm: vm.to_owned().try_into().unwrap(),
+        devices,
+        user: Some(USER),
+        force: false,
+        single_gpu: false,
+        pages: Vec::new(),
+    }
 }
 
 fn granted(tree: &TestTree) -> Vec<String> {
@@ -147,4 +154,37 @@ fn a_note_that_names_other_files_is_not_believed() {
         tree.file("run/passthru/prepared/a.json", &note);
         assert_eq!(recover_all(&tree.host()).unwrap().failed[0].error.code(), Code::JournalUnusable, "{path}");
     }
+}
+
+/// As a guest that has none: its node is short of some pages.
+fn short_of(pages: u64) -> Vec<NodePages> {
+    vec![NodePages { node: 1, page: 2 << 20, needed: pages, free: 0 }]
+}
+
+#[test]
+fn huge_pages_are_added_once_and_go_with_the_vm() {
+    let tree = crate::host::testtree::cpus::two_xeons();
+    tree.pci("0000:01:00.0").driver("e1000e").group(1).add();
+    let pool = "devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages";
+    let pages = || std::fs::read_to_string(tree.sys(pool)).unwrap().trim().parse::<u64>().unwrap();
+    let before = pages();
+    let wish = Wish { pages: short_of(3), user: None, ..wish("router", &["01:00.0"]) };
+    for _ in 0..2 {
+        prepare(&tree.host(), &wish).unwrap();
+        assert_eq!(pages(), before + 3);
+        assert!(recover_all(&tree.host()).is_ok());
+        prepare(&tree.host(), &wish).unwrap();
+    }
+    // The VM is prepared: they are not left behind by anybody.
+    assert!(lease::recover(&tree.host()).0.is_empty());
+    assert_eq!(take_back(&tree.host(), &wish.vm, &[]).unwrap().pages.len(), 1);
+    assert_eq!(pages(), before);
+    // What fails after them gives them back.
+    let gone = Wish { devices: vec![bdf("09:00.0")], ..wish.clone() };
+    assert_eq!(prepare(&tree.host(), &gone).unwrap_err().code(), Code::DeviceAbsent);
+    assert_eq!(pages(), before);
+    // And so does `recover` after a crash.
+    prepare(&tree.host(), &wish).unwrap();
+    assert_eq!(recover_all(&tree.host()).unwrap().returned.len(), 1);
+    assert_eq!(pages(), before);
 }
