@@ -79,9 +79,8 @@ pub fn bind(host: &Host, bdf: Bdf, options: &BindOptions) -> Result<Bound> {
     let (_, mates) = examine_all(host, bdf, options)?;
     let journal = Journal::open(host)?;
     host.wait_for_writer(bdf)?;
-    // What is reserved, and udev has not come to it yet, is as good as on vfio-pci: `release` must leave it there. What is
-    // wrong with a declaration is told by `check`.
-    host.announce(bdf);
+    // What is reserved, and udev has not come to it yet, is as good as on vfio-pci: `release` must leave it there.
+    host.reserve_declared();
     for bdf in std::iter::once(bdf).chain(mates.iter().map(|mate| mate.device.bdf)) {
         host.probe_reserved(bdf)?;
     }

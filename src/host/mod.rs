@@ -51,7 +51,7 @@ pub mod pci;
 pub mod quarantine;
 pub mod quirks;
 mod read;
-mod record;
+pub(crate) mod record;
 pub mod release;
 pub mod reserve;
 pub mod reset;

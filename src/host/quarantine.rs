@@ -5,9 +5,7 @@
 //! and `release --vm` takes it over as root. A reboot of the host, which usually brings the device back, empties
 //! /run; `passthru recover --clear BDF` forgets one by hand. A note about another card at the address counts for nothing.
 
-use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -144,7 +142,7 @@ impl Host {
 }
 
 fn write(folder: &Path, note: &Quarantined) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+    record::make_folder(folder)?;
     record::replace(folder, &file_name(note.device), &serde_json::to_string_pretty(note)?)
 }
 

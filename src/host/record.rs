@@ -2,9 +2,9 @@
 //! (or the user who runs passthru) can have written them.
 
 use std::fmt::{self, Display};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::read::names;
@@ -30,6 +30,27 @@ impl Display for Unreadable {
             Unreadable::Distrusted(why) => f.write_str(why),
         }
     }
+}
+
+/// Makes a folder of records, if it is not there, and those above it.
+pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o755).create(folder)
+}
+
+/// Whether what is in a folder can be believed: nobody else may put a file there, or take one away.
+pub(super) fn check_folder(folder: &Path) -> Result<(), Unreadable> {
+    let meta = fs::symlink_metadata(folder).map_err(Unreadable::Io)?;
+    match meta.is_dir() && is_trusted(&meta) {
+        true => Ok(()),
+        false => Err(Unreadable::Distrusted("it is not a folder of root that nobody else can write")),
+    }
+}
+
+/// Opens a file that is there to be locked, and makes it if it is not there. Its owner alone can open it.
+pub(crate) fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(path)
 }
 
 /// The name of the record about a device.

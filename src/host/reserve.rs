@@ -23,9 +23,17 @@ pub struct Announced {
 }
 
 impl Host {
-    /// Reserves every device that devices.d wants reserved and that has no driver, and says what is known of `bdf`. A name that
-    /// means several devices, or none yet, reserves nothing. Errors are told beside: they keep no other device from being
-    /// reserved.
+    /// Reserves every device that devices.d wants reserved and that has no driver. A name that means several devices, or none
+    /// yet, reserves nothing; neither does what is wrong with a declaration, which `check` tells.
+    pub(super) fn reserve_declared(&self) {
+        let (declared, _) = self.declared();
+        if declared.iter().any(|one| one.reserve) {
+            let identities = self.identities();
+            declared.iter().for_each(|one| drop(self.reserve_one(one, &meant(one, &identities))));
+        }
+    }
+
+    /// The same, and what is known of `bdf`. Errors are told beside: they keep no other device from being reserved.
     pub fn announce(&self, bdf: Bdf) -> (Announced, Vec<Error>) {
         let (declared, mut errors) = self.declared();
         let mut announced = Announced::default();
@@ -35,9 +43,7 @@ impl Host {
         let identities = self.identities();
         for one in &declared {
             let functions = meant(one, &identities);
-            if one.reserve {
-                errors.extend(functions.iter().filter_map(|&function| self.reserve(function).err()));
-            }
+            errors.extend(self.reserve_one(one, &functions));
             if functions.contains(&bdf) {
                 announced.names.push(one.name.clone());
                 announced.reserved |= one.reserve && self.driver_override(bdf).as_deref() == Some(VFIO_PCI);
@@ -45,6 +51,12 @@ impl Host {
             }
         }
         (announced, errors)
+    }
+
+    /// Reserves the functions of one declaration, if it is to.
+    fn reserve_one(&self, declared: &Declared, functions: &[Bdf]) -> Vec<Error> {
+        let functions = functions.iter().filter(|_| declared.reserve);
+        functions.filter_map(|&function| self.reserve(function).err()).collect()
     }
 
     fn reserve(&self, bdf: Bdf) -> Result<()> {

@@ -9,16 +9,16 @@
 //!
 //! A lock in the folder says whether the guest lives: what a killed process has left is taken over.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Code, Error, Result, explain_io};
-use crate::host::Host;
+use crate::host::{Host, record};
 
 /// The socket's file.
 pub const SOCKET: &str = "qmp.sock";
@@ -131,17 +131,10 @@ fn take(folder: &Path) -> io::Result<Flock<File>> {
         }
         fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
         let path = folder.join(LOCK);
-        let opened = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-            .open(&path);
-        let file = match opened {
+        let file = match record::open_lock(&path) {
             // The last owner has removed the folder meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            other => other?,
+            opened => opened?,
         };
         let opened = file.metadata()?.ino();
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| io::Error::from(errno))?;

@@ -8,16 +8,15 @@
 //! An entry decides what root writes to sysfs. It is therefore believed only if root (or the user who runs passthru)
 //! owns it, nobody else can write it, and every name in it is one that a driver can have.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::record::{self, Unreadable, file_name, is_trusted};
+use super::record::{self, Unreadable, file_name};
 use super::{Host, read};
 use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result, explain_io};
@@ -67,26 +66,12 @@ impl Journal {
 
     fn open_within(host: &Host, wait: Duration) -> Result<Journal> {
         let folder = host.journal_folder();
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&folder)
-            .map_err(|error| unusable(&folder, &error).fix("run it as root"))?;
-        for each in [host.run.clone(), folder.clone()] {
-            let meta = fs::symlink_metadata(&each).map_err(|error| unusable(&each, &error))?;
-            if !meta.is_dir() || !is_trusted(&meta) {
-                return Err(distrusted(&each, "it is not a folder of root that nobody else can write"));
-            }
+        record::make_folder(&folder).map_err(|error| unusable(&folder, &error).fix("run it as root"))?;
+        for each in [&host.run, &folder] {
+            record::check_folder(each).map_err(|error| unreadable(each, &error))?;
         }
         let path = host.run("lock");
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-            .open(&path)
-            .map_err(|error| unusable(&path, &error).fix("run it as root"))?;
+        let file = record::open_lock(&path).map_err(|error| unusable(&path, &error).fix("run it as root"))?;
         Ok(Journal { folder, _lock: lock(host, file, &path, wait)? })
     }
 
@@ -152,12 +137,15 @@ fn lock(host: &Host, mut file: File, path: &Path, wait: Duration) -> Result<Floc
 
 fn read_entry(folder: &Path, bdf: Bdf) -> Result<Option<Entry>> {
     let path = folder.join(file_name(bdf));
-    let text = match record::read(&path) {
-        Ok(text) => text,
-        Err(Unreadable::Io(error)) => return Err(unusable(&path, &error)),
-        Err(Unreadable::Distrusted(why)) => return Err(distrusted(&path, why)),
-    };
+    let text = record::read(&path).map_err(|error| unreadable(&path, &error))?;
     text.map(|text| Entry::parse(&text, bdf).map_err(|why| distrusted(&path, &why))).transpose()
+}
+
+fn unreadable(path: &Path, error: &Unreadable) -> Error {
+    match error {
+        Unreadable::Io(error) => unusable(path, error),
+        Unreadable::Distrusted(why) => distrusted(path, why),
+    }
 }
 
 fn unusable(path: &Path, error: &io::Error) -> Error {
@@ -178,6 +166,7 @@ fn distrusted(path: &Path, why: &str) -> Error {
 mod tests {
     use super::*;
     use crate::host::testtree::{TestTree, bdf};
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     const FILE: &str = "run/passthru/devices/0000:01:00.0.json";

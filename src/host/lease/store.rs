@@ -1,8 +1,6 @@
 //! The file about one process, or about a VM that root prepares: what was changed, as it was before.
 
-use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Added, Moved};
 use crate::error::{Code, Error, Result, explain_io};
 use crate::host::names::Name;
-use crate::host::record::{self, Unreadable, is_trusted};
+use crate::host::record::{self, Unreadable};
 use crate::host::{Host, read};
 
 /// The version of the file's form.
@@ -88,28 +86,20 @@ pub(super) fn names(host: &Host) -> Vec<String> {
 }
 
 /// Writes a record; on return it is there, whole.
-pub(super) fn write(host: &Host, record: &Record) -> Result<()> {
+pub(super) fn write(host: &Host, what: &Record) -> Result<()> {
     let folder = folder(host);
-    let made = DirBuilder::new().recursive(true).mode(0o755).create(&folder);
-    made.map_err(|error| unusable(&folder, &error).fix("run it as root"))?;
-    let meta = fs::symlink_metadata(&folder).map_err(|error| unusable(&folder, &error))?;
-    if !meta.is_dir() || !is_trusted(&meta) {
-        return Err(distrusted(&folder, "it is not a folder of root that nobody else can write"));
-    }
-    let text = serde_json::to_string_pretty(record).map_err(io::Error::from);
-    let written = text.and_then(|text| record::replace(&folder, &record.name(), &text));
-    written.map_err(|error| unusable(&folder.join(record.name()), &error).fix("run it as root"))
+    record::make_folder(&folder).map_err(|error| unusable(&folder, &error).fix("run it as root"))?;
+    record::check_folder(&folder).map_err(|error| unreadable(&folder, &error))?;
+    let text = serde_json::to_string_pretty(what).map_err(io::Error::from);
+    let written = text.and_then(|text| record::replace(&folder, &what.name(), &text));
+    written.map_err(|error| unusable(&folder.join(what.name()), &error).fix("run it as root"))
 }
 
 /// Reads a record, believing nothing.
 pub(super) fn read(host: &Host, name: &str) -> Result<Option<Record>> {
     let path = folder(host).join(name);
-    let text = match record::read(&path) {
-        Ok(Some(text)) => text,
-        Ok(None) => return Ok(None),
-        Err(Unreadable::Io(error)) => return Err(unusable(&path, &error)),
-        Err(Unreadable::Distrusted(why)) => return Err(distrusted(&path, why)),
-    };
+    let text = record::read(&path).map_err(|error| unreadable(&path, &error))?;
+    let Some(text) = text else { return Ok(None) };
     let record: Record =
         serde_json::from_str(&text).map_err(|error| distrusted(&path, &format!("it is damaged: {error}")))?;
     record.check().map_err(|why| distrusted(&path, &why))?;
@@ -126,6 +116,13 @@ pub(super) fn remove(host: &Host, record: &Record) -> Result<()> {
         return Ok(());
     }
     record::remove(&folder, &record.name()).map_err(|error| unusable(&folder, &error))
+}
+
+fn unreadable(path: &Path, error: &Unreadable) -> Error {
+    match error {
+        Unreadable::Io(error) => unusable(path, error),
+        Unreadable::Distrusted(why) => distrusted(path, why),
+    }
 }
 
 fn unusable(path: &Path, error: &io::Error) -> Error {

@@ -1,7 +1,5 @@
 //! What was prepared for a VM, noted in /run/passthru/prepared before each step.
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -96,7 +94,7 @@ impl Host {
                 .evidence(format!("{}: {}", folder.display(), explain_io(&error)))
                 .fix("run it as root")
         };
-        DirBuilder::new().recursive(true).mode(0o755).create(&folder).map_err(unusable)?;
+        record::make_folder(&folder).map_err(unusable)?;
         let text = serde_json::to_string_pretty(note).map_err(|error| unusable(error.into()))?;
         record::replace(&folder, &format!("{}{SUFFIX}", note.vm), &text).map_err(unusable)
     }
