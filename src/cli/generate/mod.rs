@@ -1,6 +1,8 @@
 //! `passthru generate`: man pages and completions of shells, made from the declaration of the command line. For packages;
 //! hidden from the help.
 
+mod vm_page;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +24,7 @@ pub(super) struct GenerateArgs {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum What {
-    /// A man page for each command: passthru.1, passthru-run.1 ...
+    /// A man page for each command, passthru.1, passthru-run.1 ..., and passthru.toml.5 for VM files
     Man,
     /// Completions for bash, zsh and fish
     Completions,
@@ -39,8 +41,12 @@ pub(super) fn execute(args: &GenerateArgs, syntax: Command) -> Result<()> {
     })
 }
 
-/// One page for each command that the help shows.
-fn man(syntax: Command, folder: &Path) -> std::io::Result<()> {
+/// One page for each command that the help shows, and that about VM files.
+fn man(mut syntax: Command, folder: &Path) -> std::io::Result<()> {
+    syntax.build();
+    if let Some(run) = syntax.find_subcommand("run") {
+        fs::write(folder.join(vm_page::NAME), vm_page::page(run))?;
+    }
     clap_mangen::generate_to(syntax.term_width(0), folder)
 }
 
@@ -79,11 +85,23 @@ mod tests {
         man(Cli::command(), folder.path()).unwrap();
         let mut expected = Vec::new();
         pages(&Cli::command(), "passthru", &mut expected);
+        expected.push(vm_page::NAME.to_owned());
         expected.sort();
         assert_eq!(names(folder.path()), expected);
         assert!(expected.contains(&"passthru-ctl-device_add.1".to_owned()), "{expected:?}");
         let page = fs::read_to_string(folder.path().join("passthru-run.1")).unwrap();
         assert!(page.contains(".TH") && page.contains("shutdown\\-timeout"), "{page}");
+        let page = fs::read_to_string(folder.path().join(vm_page::NAME)).unwrap();
+        for part in [
+            "\\fBkernel\\fR = a text or a number",
+            "\\fBmemory\\fR = a text, or a table of its properties",
+            "\\fBdevice\\fR = texts or tables, one for each",
+            "\\fBno\\-reboot\\fR = true or false",
+            "kernel = \"/srv/router/vmlinuz\"",
+        ] {
+            assert!(page.contains(part), "{part}:\n{page}");
+        }
+        assert!(!page.contains("nodefaults") && !page.contains("fBhelp"), "{page}");
     }
 
     #[test]

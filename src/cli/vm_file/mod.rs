@@ -19,7 +19,7 @@ use crate::host::Host;
 use crate::host::names::{DeviceRef, Name};
 use crate::machine::options::RunOptions;
 use crate::vfio::front_end::NAME as VFIO_PCI;
-pub(super) use words::Word;
+pub(super) use words::{Word, has_properties, options};
 
 /// The positional argument of `run` that names a file.
 const NAME: &str = "vm";

@@ -64,7 +64,8 @@ fn each<'v, 't>(option: &Arg, value: &'v Spanned<DeValue<'t>>) -> Vec<&'v Spanne
     }
 }
 
-fn options(command: &Command) -> impl Iterator<Item = &Arg> {
+/// The options that are keys.
+pub fn options(command: &Command) -> impl Iterator<Item = &Arg> {
     command.get_arguments().filter(|arg| !arg.is_positional() && arg.get_id() != "help")
 }
 
@@ -103,7 +104,7 @@ impl Source<'_> {
 }
 
 /// Whether a value of `option` may have properties, `TYPE,KEY=VALUE`.
-fn has_properties(option: &Arg) -> bool {
+pub fn has_properties(option: &Arg) -> bool {
     option.get_value_names().is_some_and(|names| names.iter().any(|name| name.contains("KEY=VALUE")))
 }
 
