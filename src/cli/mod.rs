@@ -13,6 +13,7 @@ mod img;
 mod inspect;
 mod list;
 mod output;
+mod place_interrupts;
 mod plan;
 mod platform;
 mod recover;
@@ -70,6 +71,7 @@ enum Command {
     UdevClaim(udev_claim::UdevClaimArgs),
     WriteAttribute(write_attribute::WriteAttributeArgs),
     SetVf(set_vf::SetVfArgs),
+    PlaceInterrupts(place_interrupts::PlaceInterruptsArgs),
     Generate(generate::GenerateArgs),
 }
 
@@ -110,6 +112,7 @@ fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<u8> {
         Command::Bind(args) => bind::execute(&args, &syntax, platform),
         Command::UdevReserve(args) => udev_reserve::execute(&args, platform.host()),
         Command::UdevClaim(args) => udev_claim::execute(&args, platform.host()),
+        Command::PlaceInterrupts(args) => place_interrupts::execute(&args, platform.host()),
         Command::Release(args) => release::execute(&args, &syntax, platform),
         Command::Recover(args) => recover::execute(&args, platform.host()),
         Command::Rom(args) => rom::execute(&args, platform.host()),

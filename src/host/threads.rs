@@ -1,4 +1,4 @@
-//! Where the calling thread runs.
+//! Where threads run: the calling one, and the main one of another process.
 
 use std::io;
 
@@ -6,6 +6,7 @@ use nix::sched::{CpuSet as Mask, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
 use super::topology::CpuSet;
+use super::{Host, read};
 
 /// Lets the calling thread, and those that it starts, run on these CPUs only.
 ///
@@ -22,10 +23,15 @@ pub fn run_on(cpus: &CpuSet) -> io::Result<()> {
     if sched_getaffinity(this)? == mask { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
+/// The CPUs that a process's main thread may run on; `None`: there is no such process.
+pub fn cpus_of(host: &Host, pid: u64) -> Option<CpuSet> {
+    let status = read::lines(host.proc(format!("{pid}/status")));
+    status.iter().find_map(|line| CpuSet::parse(line.strip_prefix("Cpus_allowed_list:")?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::Host;
 
     #[test]
     fn a_thread_runs_where_it_may() {

@@ -42,6 +42,8 @@ fn request(options: &RunOptions, host: &Host) -> Result<Request> {
 pub struct Stay {
     plan: Arc<Plan>,
     lease: Lease,
+    /// Whether root moves the interrupts, in passthru-interrupts@.service: a service's user may not.
+    interrupts_by_root: bool,
 }
 
 impl Stay {
@@ -72,7 +74,8 @@ impl Stay {
                     .fix("`passthru plan` shows what is planned; list other CPUs, or leave --cpu-placement out")
             })?;
         }
-        Ok(Stay { plan: Arc::new(plan), lease })
+        let interrupts_by_root = host.service_folder().is_some() && !nix::unistd::geteuid().is_root();
+        Ok(Stay { plan: Arc::new(plan), lease, interrupts_by_root })
     }
 
     /// What each vCPU's thread is to do first.
@@ -99,7 +102,7 @@ impl Stay {
 
     /// Lets the interrupts of a device go beside the guest.
     pub fn place_interrupts(&mut self, device: Bdf) {
-        if !self.plan.interrupts.is_empty() {
+        if !self.plan.interrupts.is_empty() && !self.interrupts_by_root {
             self.lease.place_interrupts(device, &self.plan.interrupts);
         }
     }
