@@ -60,10 +60,15 @@ impl Named for net::Common {
     }
 }
 
+/// Whom a monitor's back end is used by, in errors.
+pub const MONITOR: &str = "monitor";
+
 /// What is to be made before the devices.
 pub struct BackEnds {
     /// The one of the board's serial port, if there is a port.
     serial: Option<String>,
+    /// Those that have a monitor.
+    monitors: Vec<String>,
     objects: Vec<Planned<(), ObjectCx>>,
     chardevs: Vec<Planned<Arc<dyn Chardev>, BackendCx>>,
     nodes: Vec<Planned<Arc<dyn BlockNode>, BackendCx>>,
@@ -77,10 +82,24 @@ impl BackEnds {
     /// [`crate::error::Code::UnknownType`], [`crate::error::Code::BadProperty`], [`crate::error::Code::DuplicateId`].
     pub fn plan(options: &RunOptions) -> Result<BackEnds> {
         let mut chardevs = options.back_ends(Kind::Chardev).to_vec();
-        if let Target::New(new) = &options.serial {
-            chardevs.push(new.clone().resolve(io::stdin().is_terminal()));
+        let mut monitors = Vec::new();
+        for target in [&options.serial].into_iter().chain(&options.monitors) {
+            let is_serial = std::ptr::eq(target, &options.serial);
+            match target {
+                Target::New(new) => {
+                    let line = new.clone().resolve(io::stdin().is_terminal());
+                    // A mux that a short form has on the console is there for the monitor.
+                    if !is_serial || chardev::is_shared(&line) {
+                        monitors.extend(line.peek("id").map(str::to_owned));
+                    }
+                    chardevs.push(line);
+                }
+                Target::Named(id) if !is_serial => monitors.push(id.to_string()),
+                Target::Named(_) | Target::None => {}
+            }
         }
         Ok(BackEnds {
+            monitors,
             serial: serial::back_end(&options.serial),
             chardevs: plan::<chardev::Common, _, _>(&CHARDEVS, &chardevs)?,
             objects: plan::<ObjectCommon, _, _>(&OBJECTS, options.back_ends(Kind::Object))?,
@@ -108,12 +127,21 @@ impl BackEnds {
             let serial = targets.take(&serial::ID.into(), Refers::to(Kind::Chardev), id);
             serial.map_err(|error| error.evidence(format!("--serial chardev:{id}")))?;
         }
+        for id in &self.monitors {
+            let monitor = targets.take(&MONITOR.into(), Refers::to(Kind::Chardev), id);
+            monitor.map_err(|error| error.evidence(format!("--mon {id}")))?;
+        }
         targets.check_devices(places)
     }
 
     /// The name of the back end of the board's serial port, if there is a port.
     pub fn serial(&self) -> Option<&str> {
         self.serial.as_deref()
+    }
+
+    /// The names of the back ends that have a monitor.
+    pub fn monitors(&self) -> &[String] {
+        &self.monitors
     }
 
     /// Makes all of them.
@@ -168,8 +196,15 @@ mod tests {
         let devices: Vec<Args> = devices.iter().map(parse("--device", "driver")).collect::<Result<_>>()?;
         let (_, places) = places::plan(&devices, &crate::host::testtree::TestTree::new().host())?;
         let objects = plan::<ObjectCommon, _, _>(&OBJECTS, &objects)?;
-        BackEnds { serial: None, objects, chardevs: Vec::new(), nodes: Vec::new(), netdevs: Vec::new() }
-            .check_uses(&places)
+        BackEnds {
+            serial: None,
+            monitors: Vec::new(),
+            objects,
+            chardevs: Vec::new(),
+            nodes: Vec::new(),
+            netdevs: Vec::new(),
+        }
+        .check_uses(&places)
     }
 
     #[test]

@@ -1,10 +1,16 @@
 //! What the commands of the control socket do to the machine.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::types::DEVICES;
+use super::types::{DEVICES, OBJECTS};
 use super::{End, Machine};
-use crate::monitor::control::{Control, DeviceView, DmaView, Removal, Resources, Status, Ticket, VmView};
+use crate::backends::block::BLOCKDEVS;
+use crate::backends::chardev::{self, CHARDEVS, Chardev};
+use crate::backends::net::NETDEVS;
+use crate::backends::table::Table;
+use crate::monitor::control::{Control, CpuView, DeviceView, DmaView, Removal, Resources, Status, Ticket, VmView};
 use crate::monitor::message::Failure;
 use crate::object::{Args, Prop};
 use crate::pci::view::{self, BusView};
@@ -74,6 +80,37 @@ impl Control for Machine {
         Ok(DEVICES.find(of_type)?.props().iter().chain(DEVICES.common).collect())
     }
 
+    fn types(&self) -> Vec<(&'static str, &'static str)> {
+        let devices = DEVICES.types.iter().map(|of_type| (of_type.name(), "device"));
+        let objects = OBJECTS.types.iter().map(|of_type| (of_type.name(), "object"));
+        let chardevs = CHARDEVS.types.iter().map(|of_type| (of_type.name(), "chardev"));
+        let nodes = BLOCKDEVS.types.iter().map(|of_type| (of_type.name(), "blockdev"));
+        let netdevs = NETDEVS.types.iter().map(|of_type| (of_type.name(), "netdev"));
+        devices.chain(objects).chain(chardevs).chain(nodes).chain(netdevs).collect()
+    }
+
+    fn chardevs(&self) -> Arc<Table<dyn Chardev>> {
+        self.backends.chardevs.clone()
+    }
+
+    fn chardev_add(&mut self, args: Args) -> Result<(), Failure> {
+        let made = chardev::create(args, &self.event_loop.handle(), &self.backends)?;
+        Ok(self.backends.chardevs.add(made.name, made.of_type, made.back, made.shared)?)
+    }
+
+    fn cpus(&self) -> Vec<CpuView> {
+        let topology = self.cpus.topology();
+        let threads = vcpu_threads();
+        let view = |(index, id): (u32, u32)| CpuView {
+            index,
+            thread: threads.get(&index).copied().unwrap_or(0),
+            socket: topology.socket_of(id),
+            core: topology.core_of(id),
+            thread_of_core: index % topology.threads().max(1),
+        };
+        (0..).zip(topology.apic_ids()).map(view).collect()
+    }
+
     fn pci(&self) -> BusView {
         view::bus(self.root.bus(), 0)
     }
@@ -117,4 +154,14 @@ impl Control for Machine {
             functions: self.plugged.views().len(),
         }
     }
+}
+
+/// The ids of the processors' threads, by the processors' numbers, as the kernel lists them by their names.
+fn vcpu_threads() -> BTreeMap<u32, u32> {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let thread = |task: std::fs::DirEntry| {
+        let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        Some((name.trim().strip_prefix("vcpu")?.parse().ok()?, task.file_name().to_str()?.parse().ok()?))
+    };
+    tasks.filter_map(thread).collect()
 }

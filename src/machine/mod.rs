@@ -185,7 +185,7 @@ impl Machine {
         let mut event_loop = board::event_loop(&events, &signals)?;
         let folder = Folders::of_process(host).claim(options.name.as_deref())?;
         let monitor = Monitor::default();
-        if let Some(qmp) = &options.qmp {
+        for qmp in &options.qmp {
             monitor.listen(&qmp.path, &mut event_loop)?;
         }
         let mut service = Service::of_process();
@@ -199,8 +199,13 @@ impl Machine {
         let arrived = inbox.clone();
         vfio.tell_of_interrupts(Arc::new(move |device| arrived.post(Task::Interrupts(device))));
         vfio.set_pinning(pinning::at_start(machine.dma_map, options.smp.cpus(), &inbox));
-        let serial = back_ends.serial().map(str::to_owned);
+        let (serial, monitors) = (back_ends.serial().map(str::to_owned), back_ends.monitors().to_vec());
         let backends = back_ends.make(&vfio, &event_loop.handle())?;
+        // Before the console, which has the focus where both share a back end.
+        for id in monitors {
+            let alone = !backends.chardevs.list().iter().any(|row| *row.name == *id && row.shared);
+            monitor.attach(backends.chardevs.claim(&id, back_ends::MONITOR)?, alone, &event_loop);
+        }
         let serial = serial.map(|id| backends.chardevs.claim(&id, options::serial::ID)).transpose()?;
         let board = Board::new(&memory, &router, &mut event_loop, &events, serial)?;
         let parts = Parts {
@@ -266,7 +271,7 @@ impl Machine {
             image,
             layout,
             no_reboot: options.no_reboot,
-            wait: options.qmp.is_some_and(|qmp| qmp.wait),
+            wait: options.qmp.iter().any(|qmp| qmp.wait),
             stay,
         };
         machine.watch_all()?;

@@ -1,10 +1,13 @@
 //! What the commands need of a machine: the seam between the protocol and what it controls.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::message::Failure;
+use crate::backends::chardev::Chardev;
+use crate::backends::table::Table;
 use crate::object::{Args, Prop};
 use crate::pci::view::{BarUse, BusView};
 
@@ -105,6 +108,21 @@ pub struct Resources {
     pub functions: usize,
 }
 
+/// A processor of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpuView {
+    /// Its number, from 0.
+    pub index: u32,
+    /// The thread that runs it; 0 before the guest starts.
+    pub thread: u32,
+    /// The socket that it is in.
+    pub socket: u32,
+    /// Its core in the socket.
+    pub core: u32,
+    /// Its number in the core.
+    pub thread_of_core: u32,
+}
+
 /// A wish to take a device out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Removal {
@@ -149,6 +167,17 @@ pub trait Control {
     /// # Errors
     /// There is no such type.
     fn properties(&self, of_type: &str) -> Result<Vec<&'static Prop>, Failure>;
+    /// The types that there are, each with the kind that it is of.
+    fn types(&self) -> Vec<(&'static str, &'static str)>;
+    /// The character back ends.
+    fn chardevs(&self) -> Arc<Table<dyn Chardev>>;
+    /// Makes a character back end by the properties that `--chardev` takes.
+    ///
+    /// # Errors
+    /// What keeps it from being made.
+    fn chardev_add(&mut self, args: Args) -> Result<(), Failure>;
+    /// The guest's processors.
+    fn cpus(&self) -> Vec<CpuView>;
     /// The root bus with all that is behind it.
     fn pci(&self) -> BusView;
     /// The devices, in the order in which they were plugged.

@@ -6,6 +6,7 @@
 //! | [`message`] | requests out of a stream of bytes, answers and events as JSON (pure) |
 //! | [`commands`] | the table of commands; one file for each group |
 //! | [`control`] | what the commands need of a machine; a fake in tests |
+//! | [`hmp`] | the monitor for people on a character back end |
 //! | [`folder`] | where every guest's own socket is, without being asked for |
 //! | [`client`] | a connection with bounded buffers |
 //!
@@ -17,6 +18,7 @@ mod client;
 pub mod commands;
 pub mod control;
 pub mod folder;
+pub mod hmp;
 pub mod message;
 pub mod options;
 
@@ -29,6 +31,8 @@ use std::time::Duration;
 use nix::sys::epoll::EpollFlags;
 use serde_json::{Value, json};
 
+use crate::backends::chardev::Chardev;
+use crate::backends::table::Claim;
 use crate::backends::unix_listener::{self, UnixListener};
 use crate::error::{Code, Error, Result, explain_io};
 use crate::event_loop::{EventLoop, Return, Token};
@@ -36,6 +40,7 @@ use client::Client;
 use commands::Reply;
 pub use control::Control;
 use control::Ticket;
+use hmp::Hmp;
 use message::{Failure, Parsed};
 pub use options::QmpOptions;
 
@@ -54,6 +59,8 @@ struct Inner {
     /// Each with what waits for its next client; paused while there are too many.
     accepting: Vec<Token>,
     clients: BTreeMap<u64, Connection>,
+    /// The monitors for people.
+    humans: Vec<Hmp>,
     /// The number of the last client.
     last: u64,
 }
@@ -84,6 +91,11 @@ impl Monitor {
         Ok(())
     }
 
+    /// Lets people use the monitor by a character back end. `alone`: no console is on the same one.
+    pub fn attach(&self, chardev: Claim<dyn Chardev>, alone: bool, event_loop: &EventLoop) {
+        self.0.borrow_mut().humans.push(Hmp::new(chardev, alone, event_loop.handle()));
+    }
+
     /// Runs the loop until a client is there, or until the user ends the process.
     ///
     /// # Errors
@@ -104,6 +116,10 @@ impl Monitor {
     pub fn serve(&self, control: &mut dyn Control) {
         let numbers: Vec<u64> = self.0.borrow().clients.keys().copied().collect();
         numbers.into_iter().for_each(|number| self.serve_client(number, control));
+        // Out of the cell while their commands run, which tell of events and settle others'.
+        let mut humans = std::mem::take(&mut self.0.borrow_mut().humans);
+        humans.iter_mut().for_each(|human| human.serve(control));
+        self.0.borrow_mut().humans.append(&mut humans);
     }
 
     fn serve_client(&self, number: u64, control: &mut dyn Control) {
@@ -136,6 +152,7 @@ impl Monitor {
     /// A command that was under way is done: its client is told, if that is still there.
     pub fn answer(&self, ticket: Ticket, done: &Result<(), Failure>) {
         self.each_client(|client| client.settle(ticket, done));
+        self.0.borrow_mut().humans.iter_mut().for_each(|human| human.settle(ticket, done));
     }
 
     /// Tells all clients of an event that have finished the negotiation.

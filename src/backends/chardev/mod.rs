@@ -55,6 +55,9 @@ pub trait FrontEnd: Send + Sync {
     /// The back end, which was not ready, takes bytes again. Called from any thread, with no lock of the back end's held.
     fn output_ready(&self) {}
 
+    /// It has the focus of a mux from now on.
+    fn focused(&self) {}
+
     /// Somebody is at the other end now, or nobody any more.
     fn peer_changed(&self, _present: bool) {}
 }

@@ -15,7 +15,6 @@ const ROWS: &[Row] = &[
     Row { name: "accel", value: Some("kvm"), fact: "Guests run by KVM alone" },
     Row { name: "display", value: Some("none"), fact: "Guests have no emulated display" },
     Row { name: "enable-kvm", value: None, fact: "Guests run by KVM alone" },
-    Row { name: "monitor", value: Some("none"), fact: "There is no monitor on the console" },
     Row { name: "net", value: Some("none"), fact: "Guests have no network cards but those of --device" },
     Row { name: "nic", value: Some("none"), fact: "Guests have no network cards but those of --device" },
     Row { name: "no-user-config", value: None, fact: "There are no configuration files that are read unasked" },

@@ -12,7 +12,7 @@ use clap::{ArgAction, Args as _, Command, FromArgMatches};
 use super::bind::Profile;
 use super::{Platform, output};
 use crate::error::{Code, Error, Result};
-use crate::machine::options::{RunOptions, cpu, memory, placement, serial, smp};
+use crate::machine::options::{RunOptions, cpu, memory, mon, placement, serial, smp};
 use crate::monitor::options as qmp;
 use crate::object::{Args, Catalogue, HelpTopic, Kind, Props, options_help, props};
 
@@ -78,9 +78,16 @@ pub struct RunArgs {
     /// none (no port)
     #[arg(long, value_name = "TO", default_value = "stdio")]
     serial: String,
-    /// Socket by which programs control the running guest (QMP)
-    #[arg(long, value_name = "unix:PATH[,wait=off]")]
-    qmp: Option<String>,
+    /// Socket by which programs control the running guest (QMP); may be given many times
+    #[arg(long, value_name = "unix:PATH[,wait=off]", action = ArgAction::Append)]
+    qmp: Vec<String>,
+    /// Monitor for people: where --serial can go, too. On a terminal, and with mon: in front of what --serial has, Ctrl-A c
+    /// goes from the console to a monitor
+    #[arg(long, value_name = "TO", action = ArgAction::Append)]
+    monitor: Vec<String>,
+    /// Monitor for people on a character back end
+    #[arg(long, value_name = "ID[,mode=readline]", action = ArgAction::Append)]
+    mon: Vec<String>,
     /// End when the guest reboots
     #[arg(long)]
     no_reboot: bool,
@@ -168,7 +175,8 @@ struct Given {
     cpu: Args,
     machine: Args,
     devices: Vec<Args>,
-    qmp: Option<Args>,
+    qmp: Vec<Args>,
+    mon: Vec<Args>,
     back_ends: BTreeMap<Kind, Vec<Args>>,
     name: Args,
 }
@@ -196,13 +204,16 @@ impl Given {
             Ok((kind, lines.iter().map(parse).collect::<Result<Vec<Args>>>()?))
         };
         let machine = platform.machines().key();
+        let qmp = |text: &String| Args::parse("--qmp", Some(qmp::IMPLIED), text);
+        let mon = |text: &String| Args::parse("--mon", Some(mon::IMPLIED), text);
         Ok(Given {
             memory: Args::parse("-m", Some("size"), &text(&args.memory))?,
             smp: Args::parse("--smp", Some("cpus"), &text(&args.smp))?,
             cpu: Args::parse("--cpu", Some("model"), &text(&args.cpu))?,
             machine: Args::parse("-M", Some(machine), &text(&args.machine))?.with_default(machine, "q35"),
             devices: args.device.iter().map(device).collect::<Result<_>>()?,
-            qmp: args.qmp.as_ref().map(|text| Args::parse("--qmp", Some(qmp::IMPLIED), text)).transpose()?,
+            qmp: args.qmp.iter().map(qmp).collect::<Result<_>>()?,
+            mon: args.mon.iter().map(mon).collect::<Result<_>>()?,
             back_ends: Kind::ALL.into_iter().map(back_ends).collect::<Result<_>>()?,
             name: Args::parse("--name", Some("guest"), &text(&args.name))?,
         })
@@ -237,8 +248,10 @@ impl Given {
             Some(smp::help())
         } else if asks(&self.cpu, "model") {
             Some(cpu::help())
-        } else if self.qmp.as_ref().is_some_and(|args| asks(args, qmp::IMPLIED)) {
+        } else if self.qmp.iter().any(|args| asks(args, qmp::IMPLIED)) {
             Some(qmp::help())
+        } else if self.mon.iter().any(|args| asks(args, mon::IMPLIED)) {
+            Some(mon::help())
         } else if asks(&self.name, "guest") {
             Some(options_help("--name options", &[Name::TABLE]))
         } else {
@@ -262,7 +275,8 @@ impl Given {
             devices: self.devices,
             back_ends: self.back_ends,
             serial: serial::parse(&args.serial)?,
-            qmp: self.qmp.map(qmp::parse).transpose()?,
+            qmp: self.qmp.into_iter().map(qmp::parse).collect::<Result<_>>()?,
+            monitors: mon::parse(&args.monitor, self.mon)?,
             no_reboot: args.no_reboot,
             shutdown_timeout: args.shutdown_timeout.map(|seconds| Duration::from_secs(u64::from(seconds))),
             boot_trace: args.boot_trace,

@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod memory;
+pub mod mon;
 pub mod placement;
 pub mod serial;
 pub mod smp;
@@ -43,8 +44,10 @@ pub struct RunOptions {
     pub back_ends: BTreeMap<Kind, Vec<Args>>,
     /// Where the serial port goes.
     pub serial: Target,
-    /// The control socket.
-    pub qmp: Option<QmpOptions>,
+    /// Where people find a monitor, besides the one of the serial port.
+    pub monitors: Vec<Target>,
+    /// The control sockets.
+    pub qmp: Vec<QmpOptions>,
     /// A reboot of the guest ends the process.
     pub no_reboot: bool,
     /// How long the guest has to power off on SIGTERM; zero: it is ended at once. `None`: as the kind of process has it.

@@ -4,9 +4,11 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::super::control::{Control, DeviceView, Removal, Ticket};
+use super::super::control::{Control, CpuView, DeviceView, Removal, Ticket};
 use super::super::message::Failure;
 use super::{Command, Kind, Later, Reply, param};
+use crate::backends::chardev::Chardev;
+use crate::backends::table::Listed;
 use crate::object::Args;
 use crate::pci::BarKind;
 use crate::pci::bar::ROM_INDEX;
@@ -48,6 +50,22 @@ fn nothing() -> Said {
 }
 
 static LINES: &[Line] = &[
+    Line {
+        words: "info chardev",
+        doc: "the character back ends",
+        run: |control, _| {
+            let line = |row: Listed<dyn Chardev>| format!("{}: filename={}\n", row.name, row.back.peer().place);
+            Ok(control.chardevs().list().into_iter().map(line).collect::<String>().into())
+        },
+    },
+    Line {
+        words: "info cpus",
+        doc: "the guest's processors and the threads that run them",
+        run: |control, _| {
+            let line = |cpu: CpuView| format!("  CPU #{}: thread_id={}\n", cpu.index, cpu.thread);
+            Ok(control.cpus().into_iter().map(line).collect::<String>().into())
+        },
+    },
     Line { words: "info pci", doc: "the PCI functions", run: |control, _| Ok(pci(&control.pci()).into()) },
     Line {
         words: "info qtree",
@@ -81,6 +99,46 @@ static LINES: &[Line] = &[
         },
     },
     Line {
+        words: "chardev-add",
+        doc: "TYPE,KEY=VALUE,...: makes a character back end",
+        run: |control, rest| {
+            let args = Args::parse("--chardev", Some("backend"), rest)?;
+            control.chardev_add(args).map(|()| nothing())
+        },
+    },
+    Line {
+        words: "chardev-remove",
+        doc: "ID: removes one that no front end has",
+        run: |control, rest| {
+            control.chardevs().remove(rest)?;
+            Ok(nothing())
+        },
+    },
+    Line {
+        words: "system_reset",
+        doc: "resets the machine",
+        run: |control, _| {
+            control.reset();
+            Ok(nothing())
+        },
+    },
+    Line {
+        words: "system_powerdown",
+        doc: "presses the power button",
+        run: |control, _| {
+            control.power_button();
+            Ok(nothing())
+        },
+    },
+    Line {
+        words: "quit",
+        doc: "ends the process at once",
+        run: |control, _| {
+            control.quit();
+            Ok(nothing())
+        },
+    },
+    Line {
         words: "stop",
         doc: "makes the guest stand still",
         run: |control, _| {
@@ -99,7 +157,7 @@ static LINES: &[Line] = &[
 ];
 
 /// The text that a command line gives; a mistake is text too.
-fn run(control: &mut dyn Control, line: &str) -> Reply {
+pub fn run(control: &mut dyn Control, line: &str) -> Reply {
     let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
     let found = LINES.iter().find_map(|known| {
         let rest = line.strip_prefix(known.words)?;
@@ -111,6 +169,7 @@ fn run(control: &mut dyn Control, line: &str) -> Reply {
             Ok(Said::Later(ticket)) => Reply::Later(Later { ticket, finish: |done| Ok(outcome(done)) }),
             Err(failure) => outcome(Err(failure)).into(),
         },
+        None if line.is_empty() => text("").into(),
         None if line == "help" => {
             text(&LINES.iter().map(|known| format!("{} -- {}\n", known.words, known.doc)).collect::<String>()).into()
         }

@@ -1,8 +1,9 @@
 //! The table of commands. A command is a row with its parameters, one line about it, and what it does; what QMP says of
 //! unknown and missing arguments follows from the row.
 
+mod chardev;
 mod device;
-mod human;
+pub(super) mod human;
 mod pci;
 mod query;
 mod run_state;
@@ -70,6 +71,8 @@ pub enum Kind {
     Boolean,
     /// A list.
     Array,
+    /// Members.
+    Object,
 }
 
 impl Kind {
@@ -80,6 +83,7 @@ impl Kind {
             Kind::Integer => "integer",
             Kind::Boolean => "boolean",
             Kind::Array => "array",
+            Kind::Object => "object",
         }
     }
 
@@ -89,6 +93,7 @@ impl Kind {
             Kind::Integer => value.is_u64(),
             Kind::Boolean => value.is_boolean(),
             Kind::Array => value.is_array(),
+            Kind::Object => value.is_object(),
         }
     }
 }
@@ -106,6 +111,7 @@ pub static GROUPS: &[(&str, &[Command])] = &[
     ("Protocol", query::PROTOCOL),
     ("Run state", run_state::COMMANDS),
     ("Devices", device::COMMANDS),
+    ("Character back ends", chardev::COMMANDS),
     ("What there is", query::COMMANDS),
     ("PCI", pci::COMMANDS),
     ("For people", human::COMMANDS),
@@ -201,6 +207,10 @@ impl Arguments {
 
     fn text(&self, name: &str) -> &str {
         self.0.get(name).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    fn object(&self, name: &str) -> Map<String, Value> {
+        self.0.get(name).and_then(Value::as_object).cloned().unwrap_or_default()
     }
 
     fn number(&self, name: &str) -> Option<u64> {

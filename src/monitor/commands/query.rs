@@ -58,6 +58,39 @@ pub static COMMANDS: &[Command] = &[
         },
     },
     Command {
+        name: "query-cpus-fast",
+        doc: "The guest's processors: where each is in the topology, and the thread that runs it",
+        params: &[],
+        open: false,
+        run: |control, _| {
+            let described = control.cpus().into_iter().map(|cpu| {
+                json!({
+                    "cpu-index": cpu.index,
+                    "qom-path": format!("/machine/unattached/device[{}]", cpu.index),
+                    "thread-id": cpu.thread,
+                    "target": "x86_64",
+                    "props": { "socket-id": cpu.socket, "core-id": cpu.core, "thread-id": cpu.thread_of_core },
+                })
+            });
+            Ok(described.collect::<Value>().into())
+        },
+    },
+    Command {
+        name: "qom-list-types",
+        doc: "The types of devices, objects and back ends, by the option that makes them; `implements` takes device, object, \
+              chardev, blockdev or netdev",
+        params: &[
+            optional("implements", Kind::String, "Only types of this kind"),
+            optional("abstract", Kind::Boolean, "QEMU's word: there are no abstract types"),
+        ],
+        open: false,
+        run: |control, arguments| {
+            let kind = arguments.text("implements");
+            let types = control.types().into_iter().filter(|(_, parent)| kind.is_empty() || kind == *parent);
+            Ok(types.map(|(name, parent)| json!({ "name": name, "parent": parent })).collect::<Value>().into())
+        },
+    },
+    Command {
         name: "x-query-vfio",
         doc: "The passed-through devices: where they are on host and guest, by which of the kernel's interfaces they are \
               open (iommufd or type1) and why, and how many ranges their IOMMU maps",

@@ -1,7 +1,13 @@
 //! The commands against a machine that only remembers what it was told.
 
+use std::sync::Arc;
+
 use super::*;
-use crate::monitor::control::{DeviceView, Removal, Resources, Status, VmView};
+use crate::backends::Backends;
+use crate::backends::chardev::Chardev;
+use crate::backends::chardev::null::Null;
+use crate::backends::table::Table;
+use crate::monitor::control::{CpuView, DeviceView, Removal, Resources, Status, VmView};
 use crate::object::{Args, Prop};
 use crate::pci::view::BusView;
 
@@ -11,6 +17,7 @@ pub(in crate::monitor) struct Fake {
     pub(in crate::monitor) status: Status,
     /// The next device is under way when its command returns.
     pub(in crate::monitor) slow: Option<Ticket>,
+    pub(in crate::monitor) backends: Backends,
 }
 
 impl Control for Fake {
@@ -43,6 +50,19 @@ impl Control for Fake {
     }
     fn properties(&self, _: &str) -> Result<Vec<&'static Prop>, Failure> {
         Ok(Vec::new())
+    }
+    fn types(&self) -> Vec<(&'static str, &'static str)> {
+        vec![("vfio-pci", "device"), ("null", "chardev")]
+    }
+    fn chardevs(&self) -> Arc<Table<dyn Chardev>> {
+        self.backends.chardevs.clone()
+    }
+    fn chardev_add(&mut self, mut args: Args) -> Result<(), Failure> {
+        self.calls.push(format!("chardev {:?}", args.take_rest()));
+        Ok(())
+    }
+    fn cpus(&self) -> Vec<CpuView> {
+        vec![CpuView { index: 0, thread: 17, socket: 0, core: 0, thread_of_core: 0 }]
     }
     fn pci(&self) -> BusView {
         BusView { number: 0, name: "pcie.0".into(), functions: Vec::new() }
@@ -142,6 +162,36 @@ fn questions_are_answered_in_qmp_s_form() {
     let commands = run(&mut fake, "query-commands", json!({})).unwrap();
     assert_eq!(commands.as_array().unwrap().len(), all().count());
     assert_eq!(run(&mut fake, "query-version", json!({})).unwrap()["package"].as_str().unwrap(), "passthru 0.1.0");
+}
+
+#[test]
+fn character_back_ends_are_listed_made_and_removed() {
+    let mut fake = Fake::default();
+    fake.backends.chardevs.add("c0".into(), "null", Arc::new(Null), false).unwrap();
+    let listed = run(&mut fake, "query-chardev", json!({})).unwrap();
+    assert_eq!(listed, json!([{"label": "c0", "filename": "null", "frontend-open": false}]));
+    let claim = fake.backends.chardevs.claim("c0", "serial0").unwrap();
+    let failure = run(&mut fake, "chardev-remove", json!({"id": "c0"})).unwrap_err();
+    assert!(failure.text.contains("used by `serial0`"), "{failure:?}");
+    drop(claim);
+    for (command, arguments, text) in [
+        ("ringbuf-read", json!({"device": "c0", "size": 5}), "c0 is not a ringbuf device"),
+        ("ringbuf-read", json!({"device": "c1", "size": 5}), "Device 'c1' not found"),
+        (
+            "ringbuf-read",
+            json!({"device": "c0", "size": 5, "format": "x"}),
+            "Parameter 'format' does not accept value 'x'",
+        ),
+        ("chardev-add", json!({"id": "c1", "backend": 5}), "Invalid parameter type for 'backend', expected: object"),
+    ] {
+        assert_eq!(run(&mut fake, command, arguments).unwrap_err().text, text);
+    }
+    run(&mut fake, "chardev-remove", json!({"id": "c0"})).unwrap();
+    run(&mut fake, "chardev-add", json!({"id": "c1", "backend": {"type": "pty", "data": {}}})).unwrap();
+    assert_eq!(fake.calls, [r#"chardev [("backend", "pty"), ("id", "c1")]"#]);
+    let types = run(&mut fake, "qom-list-types", json!({"implements": "device"})).unwrap();
+    assert_eq!(types, json!([{"name": "vfio-pci", "parent": "device"}]));
+    assert_eq!(run(&mut fake, "query-cpus-fast", json!({})).unwrap()[0]["thread-id"], 17);
 }
 
 #[test]

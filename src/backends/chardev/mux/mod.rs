@@ -134,7 +134,12 @@ impl FrontEnd for Mux {
                         front.input_break();
                     }
                 }
-                Action::Next if !state.fronts.is_empty() => state.focus = (state.focus + 1) % state.fronts.len(),
+                Action::Next if !state.fronts.is_empty() => {
+                    state.focus = (state.focus + 1) % state.fronts.len();
+                    if let Some(front) = state.focused().and_then(|front| front.front.upgrade()) {
+                        front.focused();
+                    }
+                }
                 Action::Next => {}
                 Action::Times => {
                     let now = !self.timed.load(Ordering::Relaxed);
