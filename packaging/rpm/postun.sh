@@ -6,4 +6,9 @@ if [ -S /run/udev/control ]; then
 fi
 if [ "$1" = 0 ]; then
     rm -rf /run/passthru
+    # Folders are no part of the package. What the administrator has written stays, and the user and the groups as is the custom.
+    for folder in /usr/share/doc/passthru/docs /usr/share/doc/passthru/examples /usr/share/doc/passthru \
+        /usr/share/licenses/passthru /etc/passthru/devices.d /etc/passthru; do
+        rmdir "$folder" 2> /dev/null || :
+    done
 fi
