@@ -4,6 +4,7 @@
 mod argv;
 mod bind;
 mod check;
+mod complete;
 mod convert;
 mod ctl;
 mod devices;
@@ -71,6 +72,7 @@ enum Command {
     UdevClaim(udev_claim::UdevClaimArgs),
     WriteAttribute(write_attribute::WriteAttributeArgs),
     SetVf(set_vf::SetVfArgs),
+    Complete(complete::CompleteArgs),
     PlaceInterrupts(place_interrupts::PlaceInterruptsArgs),
     Generate(generate::GenerateArgs),
 }
@@ -112,6 +114,7 @@ fn dispatch(argv: Vec<OsString>, platform: &dyn Platform) -> Result<u8> {
         Command::Bind(args) => bind::execute(&args, &syntax, platform),
         Command::UdevReserve(args) => udev_reserve::execute(&args, platform.host()),
         Command::UdevClaim(args) => udev_claim::execute(&args, platform.host()),
+        Command::Complete(args) => complete::execute(&args, platform),
         Command::PlaceInterrupts(args) => place_interrupts::execute(&args, platform.host()),
         Command::Release(args) => release::execute(&args, &syntax, platform),
         Command::Recover(args) => recover::execute(&args, platform.host()),

@@ -152,6 +152,9 @@ pub trait Catalogue {
     /// The key that names the type.
     fn key(&self) -> &'static str;
 
+    /// The names of the types.
+    fn names(&self) -> Vec<&'static str>;
+
     /// The list of the types, grouped.
     fn help(&self) -> String;
 
@@ -168,6 +171,10 @@ pub trait Catalogue {
 impl<O, C> Catalogue for Registry<O, C> {
     fn key(&self) -> &'static str {
         self.key
+    }
+
+    fn names(&self) -> Vec<&'static str> {
+        self.types.iter().map(|of_type| of_type.name).collect()
     }
 
     fn help(&self) -> String {

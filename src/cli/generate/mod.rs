@@ -1,13 +1,13 @@
 //! `passthru generate`: man pages and completions of shells, made from the declaration of the command line. For packages;
 //! hidden from the help.
 
+mod completions;
 mod vm_page;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Command, ValueEnum};
-use clap_complete::Shell;
 
 use crate::error::{Code, Error, Result, explain_io};
 
@@ -33,7 +33,7 @@ enum What {
 pub(super) fn execute(args: &GenerateArgs, syntax: Command) -> Result<()> {
     let made = fs::create_dir_all(&args.folder).and_then(|()| match args.what {
         What::Man => man(syntax, &args.folder),
-        What::Completions => completions(syntax, &args.folder),
+        What::Completions => completions::generate(syntax, &args.folder),
     });
     made.map_err(|error| {
         Error::new(Code::FileUnusable, format!("{} cannot be written", args.folder.display()))
@@ -48,13 +48,6 @@ fn man(mut syntax: Command, folder: &Path) -> std::io::Result<()> {
         fs::write(folder.join(vm_page::NAME), vm_page::page(run))?;
     }
     clap_mangen::generate_to(syntax.term_width(0), folder)
-}
-
-fn completions(mut syntax: Command, folder: &Path) -> std::io::Result<()> {
-    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        clap_complete::generate_to(shell, &mut syntax, "passthru", folder)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -102,16 +95,5 @@ mod tests {
             assert!(page.contains(part), "{part}:\n{page}");
         }
         assert!(!page.contains("nodefaults") && !page.contains("fBhelp"), "{page}");
-    }
-
-    #[test]
-    fn completions_know_the_commands_and_their_options() {
-        let folder = tempfile::tempdir().unwrap();
-        completions(Cli::command(), folder.path()).unwrap();
-        assert_eq!(names(folder.path()), ["_passthru", "passthru.bash", "passthru.fish"]);
-        for name in names(folder.path()) {
-            let text = fs::read_to_string(folder.path().join(&name)).unwrap();
-            assert!(text.contains("device_del") && text.contains("shutdown-timeout"), "{name}");
-        }
     }
 }

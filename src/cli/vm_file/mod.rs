@@ -139,7 +139,7 @@ fn text(file: &Path, host: &Host) -> Result<String> {
 }
 
 /// The guests that have a file in `/etc/passthru`.
-fn names(host: &Host) -> BTreeSet<String> {
+pub(super) fn names(host: &Host) -> BTreeSet<String> {
     let Ok(entries) = std::fs::read_dir(host.etc("")) else { return BTreeSet::new() };
     let names = entries
         .flatten()

@@ -95,6 +95,11 @@ impl Host {
         self.declared().0.iter().any(|declared| declared.name.0 == name)
     }
 
+    /// The names that devices.d declares for PCI devices.
+    pub fn names(&self) -> Vec<Name> {
+        self.declared().0.into_iter().map(|declared| declared.name).collect()
+    }
+
     /// The address that is meant.
     ///
     /// # Errors
