@@ -290,10 +290,11 @@ pub static MATRIX_OTHERS_IOMMUFD: Machine =
     Machine { name: "matrix-others-iommufd", about: "as matrix-others, with iommufd", iommufd: true, ..MATRIX_OTHERS };
 
 /// Two NICs that a guest can own, each on a wire with one of the host's: what comes in on one wire reaches the other only by
-/// way of a guest.
+/// way of a guest. And two keyboards that differ in their serial numbers alone.
 pub static SERVICE: Machine = Machine {
     name: "service",
-    about: "systemd; e1000e twins at 01:00.0 and 02:00.0, each wired to a virtio NIC of the host's, at 00:06.0 and 00:07.0",
+    about: "systemd; e1000e twins at 01:00.0 and 02:00.0, each wired to a virtio NIC of the host's, at 00:06.0 and 00:07.0; \
+            two USB keyboards",
     init: Init::Systemd,
     devices: &[
         ROOT_PORT_1,
@@ -302,6 +303,8 @@ pub static SERVICE: Machine = Machine {
         "-netdev hubport,hubid=2,id=net2 -device e1000e,id=nic2,netdev=net2,bus=rp2,mac=52:54:00:00:00:02",
         "-netdev hubport,hubid=1,id=net3 -device virtio-net-pci,id=nic3,netdev=net3,addr=6,mac=52:54:00:00:00:03",
         "-netdev hubport,hubid=2,id=net4 -device virtio-net-pci,id=nic4,netdev=net4,addr=7,mac=52:54:00:00:00:04",
+        "-device qemu-xhci,id=xhci1,addr=8",
+        "-device usb-kbd,bus=xhci1.0,serial=lab-a -device usb-kbd,bus=xhci1.0,serial=lab-b",
     ],
     // The others are udev's matter.
     modules: &["kvm-amd"],

@@ -1,0 +1,39 @@
+//! What root does for a guest that has a place on the host and no right to make it: huge pages, and the CPUs of interrupts.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::{UNIT, kept, systemctl};
+use crate::l1::L1;
+
+/// Huge pages of the guest's memory.
+const PAGES: u32 = 128;
+const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
+/// Huge pages are added before the start and go with the guest; the interrupts of its devices go where its main thread is.
+pub fn placed(l1: &mut L1) -> Result<()> {
+    l1.ok("sed -i.orig 's/^memory = .*/memory = \"256M,hugepages=2M,grow-pool=on\"\\ncpu-placement = \"auto\"/' \
+         /etc/passthru/router.toml; systemctl reset-failed 'passthru@*'")?;
+    systemctl(l1, &format!("start {UNIT}"))?;
+    let pool = |l1: &mut L1| l1.ok(&format!("cat {POOL}/nr_hugepages {POOL}/free_hugepages"));
+    let seen = pool(l1)?;
+    ensure!(seen.starts_with(&format!("{PAGES}\n")), "huge pages, all and free: {seen}");
+    // One list of CPUs, that of the main thread, for all interrupts that VFIO handles; three vectors of each card.
+    let script = format!(
+        "pid=$(systemctl show -P MainPID {UNIT}); cpus=$(sed -n 's/^Cpus_allowed_list:\\t//p' /proc/$pid/status); \
+         for i in $(seq 120); do all=$(for d in /proc/irq/*/vfio-msi*; do cat $(dirname $d)/smp_affinity_list; done 2> /dev/null); \
+         [ $(echo $all | wc -w) -ge 2 ] && [ \"$(echo $all | tr ' ' '\\n' | sort -u)\" = \"$cpus\" ] && exit; sleep 0.5; done; \
+         echo main thread: $cpus, interrupts: $all; exit 1"
+    );
+    let ended = l1.sh_within(&script, Duration::from_secs(100))?;
+    let journal = l1.ok("journalctl -b -u 'passthru*@router' -o cat --no-pager | tail -20")?;
+    ensure!(ended.code == 0 && !journal.contains("PT082"), "{}{}\n{journal}", ended.stdout, ended.stderr);
+    let cpus = l1.ok(&format!("taskset -cp $(systemctl show -P MainPID {UNIT})"))?;
+    ensure!(!cpus.trim().ends_with("0,1") && !cpus.trim().ends_with("0-1"), "the guest has no place: {cpus}");
+    systemctl(l1, &format!("stop {UNIT}"))?;
+    ensure!(pool(l1)? == "0\n0\n", "huge pages stay behind");
+    l1.ok("mv /etc/passthru/router.toml.orig /etc/passthru/router.toml")?;
+    l1.ok("! systemctl is-failed -q passthru-interrupts@router")?;
+    kept(l1)
+}
