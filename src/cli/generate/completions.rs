@@ -68,9 +68,8 @@ fn bash() -> String {
 
 fn fish() -> String {
     let seen = |command: &str| format!("complete -c passthru -n \"__fish_seen_subcommand_from {command}\"");
-    let positionals = POSITIONALS
-        .iter()
-        .map(|(command, what)| format!("{} -f -a \"(passthru complete {what})\"\n", seen(command)));
+    let positionals =
+        POSITIONALS.iter().map(|(command, what)| format!("{} -f -a \"(passthru complete {what})\"\n", seen(command)));
     let types = format!("{} -l device -x -a \"(passthru complete types)\"\n", seen("run"));
     positionals.chain([types]).collect()
 }
