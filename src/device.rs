@@ -156,6 +156,8 @@ pub struct ObjectCx {
     pub id: Arc<str>,
     /// The machine's VFIO context.
     pub vfio: Arc<Vfio>,
+    /// The back ends of the machine.
+    pub backends: Arc<Backends>,
 }
 
 /// A device that was made and is not on a bus yet.

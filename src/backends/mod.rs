@@ -9,7 +9,7 @@ pub mod unix_listener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use block::BlockNode;
+use block::{BlockNode, throttle};
 use chardev::Chardev;
 use net::Netdev;
 use table::Table;
@@ -24,6 +24,8 @@ pub struct Backends {
     pub chardevs: Arc<Table<dyn Chardev>>,
     /// Those of `--blockdev`.
     pub nodes: Arc<Table<dyn BlockNode>>,
+    /// Limits that nodes share: `--object throttle-group`.
+    pub throttles: Arc<Table<throttle::Group>>,
     /// Those of `--netdev`.
     pub netdevs: Arc<Table<dyn Netdev>>,
     /// How many network devices were given an address.
@@ -43,6 +45,7 @@ impl Default for Backends {
         Backends {
             chardevs: Table::new(Kind::Chardev),
             nodes: Table::new(Kind::Node),
+            throttles: Table::new(Kind::Object),
             netdevs: Table::new(Kind::Netdev),
             macs: AtomicU8::new(0),
         }

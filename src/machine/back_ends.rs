@@ -156,7 +156,7 @@ impl BackEnds {
             backends: backends.clone(),
         };
         for Planned { of_type, mut args, name, .. } in self.objects {
-            of_type.create(&mut args, &ObjectCx { id: name, vfio: vfio.clone() })?;
+            of_type.create(&mut args, &ObjectCx { id: name, vfio: vfio.clone(), backends: backends.clone() })?;
         }
         for Planned { line, .. } in self.chardevs {
             let made = chardev::create(line, event_loop, &backends)?;

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::inbox::Task;
 use super::types::{DEVICES, OBJECTS};
 use super::{End, Machine};
-use crate::backends::block::BLOCKDEVS;
+use crate::backends::block::{BLOCKDEVS, BlockNode, overlay};
 use crate::backends::chardev::{self, CHARDEVS, Chardev};
 use crate::backends::net::NETDEVS;
 use crate::backends::table::Table;
@@ -109,6 +110,33 @@ impl Control for Machine {
             thread_of_core: index % topology.threads().max(1),
         };
         (0..).zip(topology.apic_ids()).map(view).collect()
+    }
+
+    fn nodes(&self) -> Arc<Table<dyn BlockNode>> {
+        self.backends.nodes.clone()
+    }
+
+    fn block_commit(&mut self, node: Arc<dyn BlockNode>, job: String) -> Result<(), Failure> {
+        if node.switch().is_none() || node.backing().is_none() {
+            return Err(Failure::generic(format!("'{job}' stands on no other image")));
+        }
+        if !self.jobs.insert(job.clone()) {
+            return Err(Failure::generic(format!("Job ID '{job}' already in use")));
+        }
+        let (inbox, name) = (self.inbox.clone(), job.clone());
+        // A thread of its own: it may take hours, and the guest runs meanwhile. It ends with the process, which leaves the
+        // overlay whole.
+        let commit = move || {
+            let len = node.info().len;
+            let done = node.switch().map(|switch| overlay::commit_live(switch, &name, &|| false).map(drop));
+            let error = done.and_then(Result::err).map(|error| error.evidence_lines().join(", "));
+            inbox.post(Task::Committed(name, len, error));
+        };
+        let started = std::thread::Builder::new().name("block-commit".into()).spawn(commit);
+        started.map(drop).map_err(|error| {
+            self.jobs.remove(&job);
+            Failure::generic(format!("no thread for the job: {error}"))
+        })
     }
 
     fn pci(&self) -> BusView {

@@ -142,6 +142,15 @@ impl Machine {
                 Task::Notice(id, Notice::Error) => self.device_failed(&id)?,
                 Task::Mapped => self.memory_settled()?,
                 Task::Interrupts(device) => self.stay.place_interrupts(device),
+                Task::Committed(job, len, error) => {
+                    self.jobs.remove(&job);
+                    let done = if error.is_none() { len } else { 0 };
+                    let mut data = json!({ "device": job, "type": "commit", "len": len, "offset": done, "speed": 0 });
+                    if let (Some(error), Some(members)) = (error, data.as_object_mut()) {
+                        members.insert("error".into(), error.into());
+                    }
+                    self.monitor.event("BLOCK_JOB_COMPLETED", Some(data));
+                }
             }
         }
         self.each_unplug(Event::Tick)

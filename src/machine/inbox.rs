@@ -20,6 +20,8 @@ pub enum Task {
     Mapped,
     /// VFIO has begun to deliver interrupts of this device of the host.
     Interrupts(Bdf),
+    /// The commit of an overlay with this name has ended: the length of the disk, and what went wrong.
+    Committed(String, u64, Option<String>),
 }
 
 /// Tasks in their order.

@@ -50,7 +50,7 @@ mod unplug;
 pub use placement::place;
 pub use preflight::examine;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -145,6 +145,8 @@ pub struct Machine {
     wish: Option<End>,
     /// After all devices, which use them.
     backends: Arc<Backends>,
+    /// Commits of overlays that are under way.
+    jobs: BTreeSet<String>,
     kvm: Kvm,
     cpus: CpuPlan,
     image: LinuxImage,
@@ -266,6 +268,7 @@ impl Machine {
             status: Status::Prelaunch,
             wish: None,
             backends,
+            jobs: BTreeSet::new(),
             kvm,
             cpus,
             image,

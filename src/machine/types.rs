@@ -1,7 +1,7 @@
 //! The tables of types: what `-M` and `--device` choose from, and what `help` is made of.
 
 use super::back_ends::ObjectCommon;
-use crate::backends::block::BLOCKDEVS;
+use crate::backends::block::{BLOCKDEVS, throttle};
 use crate::backends::chardev::CHARDEVS;
 use crate::backends::net::NETDEVS;
 use crate::device::{Cx, ObjectCx, Plug};
@@ -32,7 +32,7 @@ pub static OBJECTS: Registry<(), ObjectCx> = Registry {
     option: "--object",
     key: "qom-type",
     common: ObjectCommon::TABLE,
-    types: &[&vfio::object::TYPE],
+    types: &[&vfio::object::TYPE, &throttle::GROUP],
 };
 
 /// The types that the option of a kind of back end or object chooses from.

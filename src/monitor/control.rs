@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::message::Failure;
+use crate::backends::block::BlockNode;
 use crate::backends::chardev::Chardev;
 use crate::backends::table::Table;
 use crate::object::{Args, Prop};
@@ -178,6 +179,13 @@ pub trait Control {
     fn chardev_add(&mut self, args: Args) -> Result<(), Failure>;
     /// The guest's processors.
     fn cpus(&self) -> Vec<CpuView>;
+    /// The block nodes.
+    fn nodes(&self) -> Arc<Table<dyn BlockNode>>;
+    /// Begins to commit the overlay of a node, as the job of this name. That it is done is told by an event.
+    ///
+    /// # Errors
+    /// The node cannot be exchanged.
+    fn block_commit(&mut self, node: Arc<dyn BlockNode>, job: String) -> Result<(), Failure>;
     /// The root bus with all that is behind it.
     fn pci(&self) -> BusView;
     /// The devices, in the order in which they were plugged.

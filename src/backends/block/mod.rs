@@ -8,6 +8,7 @@
 //! | `raw` | a part of another node |
 //! | `qcow2` | images: header, the crate imago on a node, their check |
 //! | `chain` | opening an image by its file's name, with its backing files |
+//! | `throttle` | rates, which several nodes may share |
 //! | `copy_on_read`, `null` | keeps what was read in an overlay; nothing: reads as zeros |
 //! | `switch` | where a device holds on to while what is below it changes: a new overlay, a commit |
 //!
@@ -27,6 +28,7 @@ pub mod raw;
 pub mod switch;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod throttle;
 pub mod types;
 
 use std::ops::Range;

@@ -65,6 +65,11 @@ pub fn snapshot(switch: &Switch, name: &Arc<str>, path: &Path, format: Format) -
         Error::new(Code::BackingChain, format!("`{name}` is no file that an overlay could name"))
             .fix("make overlays of nodes that stand on a file")
     })?;
+    let data = fs::metadata(&backing).ok().filter(fs::Metadata::is_file);
+    if format == Format::Raw && data.is_some_and(|data| data.len() != switch.info().len) {
+        return Err(Error::new(Code::BackingChain, format!("`{name}` is a part of {}", backing.display()))
+            .fix("make overlays of nodes that are a whole file"));
+    }
     let file = new_file(path, false)?;
     let made = put_on_top(switch, name, &file, path, (&backing, format));
     if made.is_err() {

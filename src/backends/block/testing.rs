@@ -11,6 +11,9 @@ use vm_memory::VolatileSlice;
 use super::io::{fill_zero, range_len, total, within};
 use super::{BlockInfo, BlockNode};
 
+/// Where the disk is full, bytes.
+const MAX_LEN: u64 = 64 << 20;
+
 /// Bytes in memory.
 pub(crate) struct MemoryNode {
     bytes: Mutex<Vec<u8>>,
@@ -115,6 +118,9 @@ impl BlockNode for MemoryNode {
 
     fn resize(&self, len: u64) -> io::Result<()> {
         self.count_write()?;
+        if len > MAX_LEN {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
         self.bytes.lock().resize(len as usize, 0);
         Ok(())
     }

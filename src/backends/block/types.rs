@@ -28,6 +28,7 @@ pub static BLOCKDEVS: Registry<Arc<dyn BlockNode>, BackendCx> = Registry {
         &super::raw::TYPE,
         &super::qcow2::TYPE,
         &super::copy_on_read::TYPE,
+        &super::throttle::TYPE,
         &super::null::TYPE,
     ],
 };

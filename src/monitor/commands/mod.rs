@@ -1,6 +1,7 @@
 //! The table of commands. A command is a row with its parameters, one line about it, and what it does; what QMP says of
 //! unknown and missing arguments follows from the row.
 
+mod block;
 mod chardev;
 mod device;
 pub(super) mod human;
@@ -111,6 +112,7 @@ pub static GROUPS: &[(&str, &[Command])] = &[
     ("Protocol", query::PROTOCOL),
     ("Run state", run_state::COMMANDS),
     ("Devices", device::COMMANDS),
+    ("Disks", block::COMMANDS),
     ("Character back ends", chardev::COMMANDS),
     ("What there is", query::COMMANDS),
     ("PCI", pci::COMMANDS),
@@ -152,6 +154,11 @@ pub static EVENTS: &[Event] = &[
         name: "VFIO_DEVICE_ERROR",
         data: "device, path, host, registers, policy",
         doc: "A device had an uncorrectable error; the AER registers (null: unreadable) and what is done (on-error=)",
+    },
+    Event {
+        name: "BLOCK_JOB_COMPLETED",
+        data: "device, type, len, offset, speed, error",
+        doc: "A commit is done, or has failed with this error: then all is as it was",
     },
     Event { name: "SHUTDOWN", data: "guest, reason", doc: "The guest has ended, and the process is about to" },
 ];

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::backends::Backends;
+use crate::backends::block::BlockNode;
 use crate::backends::chardev::Chardev;
 use crate::backends::chardev::null::Null;
 use crate::backends::table::Table;
@@ -64,6 +65,13 @@ impl Control for Fake {
     fn cpus(&self) -> Vec<CpuView> {
         vec![CpuView { index: 0, thread: 17, socket: 0, core: 0, thread_of_core: 0 }]
     }
+    fn nodes(&self) -> Arc<Table<dyn BlockNode>> {
+        self.backends.nodes.clone()
+    }
+    fn block_commit(&mut self, _: Arc<dyn BlockNode>, job: String) -> Result<(), Failure> {
+        self.calls.push(format!("commit {job}"));
+        Ok(())
+    }
     fn pci(&self) -> BusView {
         BusView { number: 0, name: "pcie.0".into(), functions: Vec::new() }
     }
@@ -87,7 +95,7 @@ impl Control for Fake {
     }
 }
 
-fn run(fake: &mut Fake, command: &str, arguments: Value) -> Result<Value, Failure> {
+pub(super) fn run(fake: &mut Fake, command: &str, arguments: Value) -> Result<Value, Failure> {
     let arguments = arguments.as_object().cloned().unwrap_or_default();
     now(execute(Request { id: None, command: command.into(), arguments }, true, fake)?)
 }

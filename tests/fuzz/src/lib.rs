@@ -5,6 +5,7 @@
 //! with `cargo lab fuzz`.
 
 pub mod device;
+pub mod disk;
 pub mod guest;
 pub mod input;
 pub mod seeds;

@@ -1,5 +1,14 @@
 //! The corpora that the targets start from, made by code: each shows the fuzzer one thing that real devices or users do.
 
+use std::sync::Arc;
+
+use passthru::backends::block::io::{read_into, write_from};
+use passthru::backends::block::qcow2::Qcow2;
+use passthru::backends::block::qcow2::create::{New, create};
+use passthru::backends::block::{BlockNode, Child};
+
+use crate::disk::Disk;
+
 /// A fuzz target.
 pub struct Target {
     /// The name of its program.
@@ -15,6 +24,7 @@ pub static TARGETS: &[Target] = &[
     Target { name: "config_space", seeds: config_space },
     Target { name: "msix_table", seeds: msix_table },
     Target { name: "qmp", seeds: qmp },
+    Target { name: "qcow2", seeds: qcow2 },
     Target { name: "rom", seeds: rom },
 ];
 
@@ -175,6 +185,27 @@ fn rom() -> Vec<Vec<u8>> {
         vec![0xff; 64],
         [image(0, 1, false), vec![0; 512]].concat(),
     ]
+}
+
+/// Images as passthru makes them, with and without data.
+fn qcow2() -> Vec<Vec<u8>> {
+    [(512, 0), (512, 40), (4096, 40), (65536, 2)]
+        .into_iter()
+        .map(|(cluster_size, writes)| {
+            let file: Arc<dyn BlockNode> = Arc::new(Disk::new(&[]));
+            let made = create(file.clone(), &New { cluster_size, ..New::of(4 << 20) });
+            let image = made.ok().and_then(|()| Qcow2::open(Child::own(file.clone(), "file"), None, false, true).ok());
+            // A seed that could not be made is an empty one.
+            for at in 0..writes {
+                let _ = image.as_ref().map(|image| write_from(image, at * 90_000, &mut [7; 3000]));
+            }
+            let _ = image.as_ref().map(|image| image.write_zeroes(200_000..260_000, true));
+            drop(image);
+            let mut bytes = vec![0; file.info().len as usize];
+            let _ = read_into(&*file, 0, &mut bytes);
+            bytes
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -17,6 +17,10 @@ use vm_memory::VolatileSlice;
 use super::super::BlockNode;
 use super::super::io::{total, write_plain_zeroes};
 
+/// How far behind its file's end an image may write, bytes. New clusters follow each other, so that only a damaged table leads
+/// further, and would make the file as long as it likes.
+const MAX_GAP: u64 = 1 << 30;
+
 /// A node under an image.
 pub struct NodeStorage {
     node: Arc<dyn BlockNode>,
@@ -34,7 +38,14 @@ impl NodeStorage {
     /// Makes the node reach to `end` at least.
     fn reach(&self, offset: u64, len: u64) -> io::Result<u64> {
         let end = offset.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
-        if end > self.node.info().len {
+        let len = self.node.info().len;
+        if end.saturating_sub(len) > MAX_GAP {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the image leads to {end:#x}, far behind its end"),
+            ));
+        }
+        if end > len {
             let _growing = self.growing.lock();
             if end > self.node.info().len {
                 self.node.resize(end)?;

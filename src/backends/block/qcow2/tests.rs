@@ -160,3 +160,51 @@ proptest! {
         prop_assert!(bytes(&top, 0, size as usize) == model);
     }
 }
+
+/// An image with an overlay's table, data, zeros and holes, in small clusters.
+fn busy() -> Vec<u8> {
+    let file = Arc::new(MemoryNode::new(Vec::new()));
+    create::create(file.clone(), &New { cluster_size: 512, ..New::of(1 << 20) }).unwrap();
+    let image = Qcow2::open(child(file.clone(), "file"), None, false, true).unwrap();
+    for at in 0..8 {
+        write_from(&image, at * 100_000, &mut [at as u8 + 1; 3000]).unwrap();
+    }
+    image.write_zeroes(200_000..202_000, true).unwrap();
+    drop(image);
+    file.bytes()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// A damaged image is an error, or reads as something; it is never more than that.
+    #[test]
+    fn a_damaged_image_does_no_harm(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), prop::collection::vec(any::<u8>(), 1..9)), 1..6),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut image = busy();
+        for (at, value) in damage {
+            // Tables lie in front.
+            let at = at.index(16 << 10).min(image.len() - value.len());
+            image[at..at + value.len()].copy_from_slice(&value);
+        }
+        if let Some(cut) = cut {
+            image.truncate(cut.index(image.len()));
+        }
+        let file = Arc::new(MemoryNode::new(image));
+        let Ok(image) = Qcow2::open(child(file.clone(), "file"), None, false, true) else { return Ok(()) };
+        let len = image.info().len.min(1 << 20);
+        let mut into = vec![0; 5000];
+        for at in (0..len.saturating_sub(5000)).step_by(90_000) {
+            let _ = read_into(&image, at, &mut into);
+            let _ = image.extent(at, len);
+            let _ = write_from(&image, at + 1000, &mut into[..2000]);
+            let _ = image.discard(at..at + 4000);
+            let _ = image.write_zeroes(at..at + 3000, true);
+        }
+        let _ = image.flush();
+        let _ = image.resize(len + 100_000);
+        prop_assert!(file.info().len <= 64 << 20);
+    }
+}
