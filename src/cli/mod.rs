@@ -34,7 +34,7 @@ use std::ffi::OsString;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-pub use platform::Platform;
+pub use platform::{Platform, ThisHost};
 
 use crate::error::Result;
 

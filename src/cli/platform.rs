@@ -7,6 +7,7 @@ use crate::object::{Catalogue, Kind};
 use crate::placement::Plan;
 
 use crate::machine::options::RunOptions;
+use crate::machine::{self, types};
 
 /// What the command line stands on. The binary connects it to the machine and the real host; tests record what is
 /// asked for, on made-up hosts.
@@ -32,4 +33,41 @@ pub trait Platform {
 
     /// Runs a guest until it powers off, or reboots with `--no-reboot`.
     fn run(&self, options: RunOptions) -> Result<()>;
+}
+
+/// The machine's types and a host behind the command line.
+#[derive(Debug)]
+pub struct ThisHost {
+    /// The host.
+    pub host: Host,
+}
+
+impl Platform for ThisHost {
+    fn devices(&self) -> &dyn Catalogue {
+        &types::DEVICES
+    }
+
+    fn machines(&self) -> &dyn Catalogue {
+        &types::MACHINES
+    }
+
+    fn back_ends(&self, kind: Kind) -> &dyn Catalogue {
+        types::back_ends(kind)
+    }
+
+    fn host(&self) -> &Host {
+        &self.host
+    }
+
+    fn examine(&self, options: &RunOptions, kernel: bool, host: &Host) -> Result<Vec<Finding>> {
+        machine::examine(options, kernel, host)
+    }
+
+    fn place(&self, options: &RunOptions, host: &Host) -> Result<Plan> {
+        machine::place(options, host)
+    }
+
+    fn run(&self, options: RunOptions) -> Result<()> {
+        machine::run(options, &self.host)
+    }
 }

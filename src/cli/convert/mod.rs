@@ -88,51 +88,14 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
-    use crate::cli::Cli;
+    use crate::cli::{Cli, ThisHost};
     use crate::host::Host;
-    use crate::host::findings::Finding;
-    use crate::machine::options::RunOptions;
-    use crate::machine::types;
-    use crate::object::{Catalogue, Kind};
-    use crate::placement::Plan;
-
-    struct Types(Host);
-
-    impl Platform for Types {
-        fn devices(&self) -> &dyn Catalogue {
-            &types::DEVICES
-        }
-
-        fn machines(&self) -> &dyn Catalogue {
-            &types::MACHINES
-        }
-
-        fn back_ends(&self, kind: Kind) -> &dyn Catalogue {
-            types::back_ends(kind)
-        }
-
-        fn host(&self) -> &Host {
-            &self.0
-        }
-
-        fn examine(&self, _: &RunOptions, _: bool, _: &Host) -> Result<Vec<Finding>> {
-            Ok(Vec::new())
-        }
-
-        fn place(&self, _: &RunOptions, _: &Host) -> Result<Plan> {
-            Ok(Plan::default())
-        }
-
-        fn run(&self, _: RunOptions) -> Result<()> {
-            Ok(())
-        }
-    }
 
     /// The VM file and what was left out.
     fn converted(read: impl FnOnce(&mut Draft)) -> (String, Vec<String>) {
         let mut syntax = Cli::command();
         syntax.build();
-        let types = Types(Host::real());
+        let types = ThisHost { host: Host::real() };
         let mut draft = Draft::new(&syntax, &types);
         read(&mut draft);
         let file: Vec<_> = draft.file().lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
@@ -233,7 +196,7 @@ host = "0000:02:10.0""#
     #[test]
     fn other_texts_are_refused() {
         for (xml, why) in [("<network/>", "<network>"), ("<domain>", ""), ("<!DOCTYPE a []><domain/>", "DTD")] {
-            let types = Types(Host::real());
+            let types = ThisHost { host: Host::real() };
             let syntax = Cli::command();
             let error = libvirt::read(xml, &mut Draft::new(&syntax, &types)).unwrap_err();
             assert!(error.contains(why), "{xml}: {error}");
