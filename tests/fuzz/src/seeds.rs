@@ -23,9 +23,10 @@ pub static TARGETS: &[Target] = &[
     Target { name: "capabilities", seeds: capabilities },
     Target { name: "config_space", seeds: config_space },
     Target { name: "msix_table", seeds: msix_table },
-    Target { name: "qmp", seeds: qmp },
     Target { name: "qcow2", seeds: qcow2 },
+    Target { name: "qmp", seeds: qmp },
     Target { name: "rom", seeds: rom },
+    Target { name: "virtio", seeds: virtio },
 ];
 
 /// One line of each option, as users write them: the first letter says which.
@@ -206,6 +207,43 @@ fn qcow2() -> Vec<Vec<u8>> {
             bytes
         })
         .collect()
+}
+
+/// Each device with a request in its first rings, and a driver that does a few of the things that drivers do.
+fn virtio() -> Vec<Vec<u8>> {
+    // A descriptor: address, length, flags, next.
+    let descriptor = |addr: u64, len: u32, flags: u16, next: u16| {
+        [&addr.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat()
+    };
+    let part = |at: u16, bytes: &[u8]| [&at.to_le_bytes()[..], &[bytes.len() as u8], bytes].concat();
+    let table = [descriptor(0x8000, 16, 1, 1), descriptor(0x9000, 512, 3, 2), descriptor(0xa000, 1, 2, 0)].concat();
+    // Two tables, what is available of them, and the header of a read.
+    let parts = [
+        part(0x1000, &table),
+        part(0x2000, &table),
+        part(0x1402, &[1, 0, 0, 0]),
+        part(0x2402, &[1, 0, 0, 0]),
+        part(0x8000, &[0; 16]),
+    ];
+    let action = |kind: u8, at: u16, value: u32, more: u8| {
+        [&[kind][..], &at.to_le_bytes(), &value.to_le_bytes(), &[more]].concat()
+    };
+    // Kicks, the status, another header, the command register, a reset by the register and one of the function.
+    let actions = [
+        action(4, 0, 0, 0),
+        action(2, 0x14, 0, 0),
+        action(3, 0x8000, 1, 2),
+        action(3, 0x1402, 2, 1),
+        action(4, 1, 0, 0),
+        action(5, 4, 2, 2),
+        action(5, 4, 6, 2),
+        action(1, 0x14, 0, 0),
+        action(6, 0, 0, 0),
+        action(7, 0, 0, 0),
+    ]
+    .concat();
+    let seed = |device: u8| [&[device][..], &[0xff; 6], &[parts.len() as u8], &parts.concat(), &actions].concat();
+    (0..3).map(seed).collect()
 }
 
 #[cfg(test)]

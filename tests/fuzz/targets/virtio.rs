@@ -1,0 +1,206 @@
+//! A virtio device behind its registers, and a driver that writes into them and into its rings what it likes.
+#![no_main]
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+
+use fuzz::input::Input;
+use libfuzzer_sys::fuzz_target;
+use passthru::backends::Backends;
+use passthru::backends::block::null::{Null, Props};
+use passthru::backends::net::{HEADER, NetQueue, Netdev, Offloads};
+use passthru::device::Cx;
+use passthru::host::Host;
+use passthru::irq::Router;
+use passthru::machine::types::DEVICES;
+use passthru::memory::host::PageSize;
+use passthru::memory::{Backing, HostMem, Memory, PRIORITY_PLATFORM, Region, Space};
+use passthru::object::{Args, Size};
+use passthru::pci::{Decode, PciFunction, PciRoot};
+use passthru::vfio::space::Vfio;
+
+/// Every virtio device, on back ends that hold nothing.
+const LINES: [&str; 3] = [
+    "virtio-blk-pci,drive=d0,num-queues=2,queue-size=8,serial=x",
+    "virtio-net-pci,netdev=n0,rx_queue_size=64",
+    "virtio-rng-pci,filename=/dev/zero",
+];
+const RAM: u64 = 1 << 16;
+/// Where the BAR with the registers is, below that with the MSI-X table.
+const COMMON: u64 = 0xe000_0000;
+const MSIX: u32 = 0xe010_0000;
+/// Rings are this far apart, from here on.
+const RINGS: u64 = 0x1000;
+const QUEUES: u64 = 3;
+const MAX_STEPS: usize = 64;
+
+/// A wire to nowhere, from which each look takes one packet until it is empty.
+struct Wire {
+    pairs: Vec<Arc<dyn NetQueue>>,
+}
+
+struct End {
+    watch: Arc<OwnedFd>,
+    left: std::sync::atomic::AtomicU32,
+}
+
+impl NetQueue for End {
+    fn watch(&self) -> &Arc<OwnedFd> {
+        &self.watch
+    }
+    fn receive(&self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        let left = self.left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        if left == 0 {
+            self.left.store(0, std::sync::atomic::Ordering::Relaxed);
+            return Ok(None);
+        }
+        let len = HEADER + 60 * left as usize;
+        into[..len].fill(0x5a);
+        Ok(Some(len))
+    }
+    fn send(&self, packet: &[u8]) -> io::Result<bool> {
+        assert!(packet.len() >= HEADER);
+        Ok(true)
+    }
+}
+
+impl Netdev for Wire {
+    fn pairs(&self) -> &[Arc<dyn NetQueue>] {
+        &self.pairs
+    }
+    fn offloads(&self) -> Offloads {
+        Offloads::all()
+    }
+    fn set_offloads(&self, _: Offloads) -> io::Result<()> {
+        Ok(())
+    }
+    fn set_pairs(&self, count: usize) -> io::Result<()> {
+        assert!(count <= self.pairs.len());
+        Ok(())
+    }
+    fn place(&self) -> String {
+        "nowhere".into()
+    }
+}
+
+/// Both ends, of which the other keeps it open.
+static SOCKET: LazyLock<Option<(Arc<OwnedFd>, UnixStream)>> =
+    LazyLock::new(|| UnixStream::pair().ok().map(|(a, b)| (Arc::new(a.into()), b)));
+
+fn backends() -> Option<Arc<Backends>> {
+    let backends = Backends::default();
+    let null = Null::new(Props { size: Size(1 << 20), read_zeroes: true, read_only: false });
+    backends.nodes.add("d0".into(), "null-co", Arc::new(null), false).ok()?;
+    let watch = SOCKET.as_ref()?.0.clone();
+    let end: Arc<dyn NetQueue> = Arc::new(End { watch, left: 4.into() });
+    backends.netdevs.add("n0".into(), "wire", Arc::new(Wire { pairs: vec![end] }), false).ok()?;
+    Some(Arc::new(backends))
+}
+
+/// The machine, its device behind no port, decoding and mastering the bus.
+struct Guest {
+    memory: Arc<Memory>,
+    root: Arc<PciRoot>,
+    device: Arc<dyn PciFunction>,
+}
+
+impl Guest {
+    fn new(line: &str) -> Option<(Guest, passthru::pci::Slot)> {
+        let (memory, router) = (Memory::new(), Router::new());
+        let ram = Arc::new(HostMem::anonymous(RAM, PageSize::Small).ok()?);
+        let region = Region::whole("ram", RAM, PRIORITY_PLATFORM, Backing::Ram(ram.slice()));
+        memory.update(|layout| layout.add(Space::Mmio, 0, region)).ok()?;
+        let decode = Decode::new(memory.clone());
+        let root = PciRoot::new("pcie.0", &decode);
+        let mut args = Args::parse("--device", Some(DEVICES.key), line).ok()?;
+        let of_type = DEVICES.take_type(&mut args).ok()?;
+        let cx = Cx {
+            id: "dev0".into(),
+            on_root_bus: false,
+            next_slot: 1,
+            memory: memory.clone(),
+            router,
+            decode,
+            vfio: Vfio::new(Host::copied_to(Path::new("/nonexistent")), memory.clone()),
+            backends: backends()?,
+        };
+        let device = of_type.create(&mut args, &cx).ok()?.function;
+        let slot = root.bus().attach(device.clone(), Some("2")).ok()?;
+        let guest = Guest { memory, root, device };
+        for (off, value) in [(0x14, MSIX), (0x20, COMMON as u32), (0x24, 0), (0x04, 6)] {
+            guest.config(off, value, 4);
+        }
+        Some((guest, slot))
+    }
+
+    fn config(&self, off: u16, value: u32, len: usize) {
+        if let Some(devfn) = passthru::pci::Devfn::new(2, 0) {
+            self.root.write(0, devfn, off & !3, &value.to_le_bytes()[..len]);
+        }
+    }
+
+    fn write(&self, addr: u64, value: u64, len: usize) {
+        self.memory.write(Space::Mmio, addr, &value.to_le_bytes()[..len]);
+    }
+
+    /// A driver's way to DRIVER_OK, with the features of `wanted` that are offered.
+    fn start(&self, wanted: u64) {
+        self.write(COMMON + 0x14, 0, 1);
+        self.write(COMMON + 0x14, 3, 1);
+        for half in [0, 1] {
+            self.write(COMMON, half, 4);
+            let mut offered = [0; 4];
+            self.memory.read(Space::Mmio, COMMON + 4, &mut offered);
+            let chosen = u64::from(u32::from_le_bytes(offered)) & (wanted >> (32 * half) | half);
+            self.write(COMMON + 8, half, 4);
+            self.write(COMMON + 12, chosen, 4);
+        }
+        self.write(COMMON + 0x14, 0xb, 1);
+        for queue in 0..QUEUES {
+            self.write(COMMON + 0x16, queue, 2);
+            self.write(COMMON + 0x18, 8, 2);
+            for (at, ring) in [(0x20, 0), (0x28, 0x400), (0x30, 0x800)] {
+                self.write(COMMON + at, RINGS * (queue + 1) + ring, 8);
+            }
+            self.write(COMMON + 0x1c, 1, 2);
+        }
+        self.write(COMMON + 0x14, 0xf, 1);
+    }
+}
+
+// The device, the features that are wanted, what is in memory, then a driver's steps.
+fuzz_target!(|data: &[u8]| {
+    let mut input = Input::new(data);
+    let line = LINES[usize::from(input.u8()) % LINES.len()];
+    let Some((guest, slot)) = Guest::new(line) else { panic!("{line} cannot be made") };
+    let wanted = u64::from(input.u32()) << 16 | u64::from(input.u16());
+    for _ in 0..input.u8() % 16 {
+        let (at, len) = (u64::from(input.u16()), usize::from(input.u8() % 64));
+        guest.memory.write(Space::Mmio, at, input.take(len));
+    }
+    // Workers look at every queue when they start, and end with the reset at the end.
+    guest.start(wanted);
+    for _ in 0..MAX_STEPS {
+        if input.is_empty() {
+            break;
+        }
+        let (kind, at, value, more) = (input.u8(), input.u16(), input.u32(), input.u8());
+        let len = [1, 2, 4, 8][usize::from(more & 3)];
+        let value = u64::from(value) << (more >> 4);
+        match kind % 8 {
+            0 | 1 => guest.write(COMMON + u64::from(at & 0x3fff), value, len),
+            2 => guest.memory.read(Space::Mmio, COMMON + u64::from(at & 0x3fff), &mut value.to_le_bytes()[..len]),
+            3 => guest.write(u64::from(at), value, len),
+            4 => guest.write(COMMON + 0x3000 + 4 * (u64::from(at) % QUEUES), 0, 2),
+            5 => guest.config(at & 0xff, value as u32, 4),
+            6 => guest.start(wanted ^ value),
+            _ => guest.device.reset(),
+        }
+    }
+    guest.device.reset();
+    drop(slot);
+    guest.device.unplug();
+});
