@@ -1,6 +1,6 @@
 //! Guest RAM as the boot loader and emulated devices see it: vm-memory's checked guest memory over our mappings.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwapOption;
 use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
@@ -45,8 +45,9 @@ impl GuestRam {
 /// atomic loads while the memory map stays as it is.
 pub struct LiveRam {
     memory: Arc<Memory>,
-    /// The last answer, with the view that it was made of.
-    last: ArcSwapOption<(Arc<FlatView>, Arc<GuestRam>)>,
+    /// The last answer, with the view that it was made of. Weak: the view holds the trapped ranges' handlers, among them
+    /// the device that asks, which would keep itself alive.
+    last: ArcSwapOption<(Weak<FlatView>, Arc<GuestRam>)>,
 }
 
 impl LiveRam {
@@ -63,12 +64,12 @@ impl LiveRam {
     pub fn now(&self) -> Result<Arc<GuestRam>> {
         let view = self.memory.view(Space::Mmio);
         if let Some(last) = &*self.last.load()
-            && Arc::ptr_eq(&last.0, &view)
+            && std::ptr::eq(last.0.as_ptr(), Arc::as_ptr(&view))
         {
             return Ok(last.1.clone());
         }
         let ram = Arc::new(GuestRam::of(&view)?);
-        self.last.store(Some(Arc::new((view, ram.clone()))));
+        self.last.store(Some(Arc::new((Arc::downgrade(&view), ram.clone()))));
         Ok(ram)
     }
 }

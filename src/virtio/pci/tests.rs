@@ -250,6 +250,18 @@ fn an_unplugged_device_does_nothing() {
     assert!(echo.worker.lock().is_none());
 }
 
+#[test]
+fn nothing_of_an_unplugged_device_is_left() {
+    let (mut driver, echo) = driver();
+    driver.start(0);
+    echoes(&mut driver, 0);
+    let Driver { bench, function, .. } = driver;
+    bench.slots.lock().clear();
+    function.unplug();
+    drop(function);
+    assert_eq!(Arc::strong_count(&echo), 1, "its back end would never be free again");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// A driver writes what it likes to the registers of a device that runs, and to its rings; the device works after a
