@@ -65,8 +65,9 @@ pub fn start_killed(l1: &mut L1) -> Result<()> {
     let script = format!(
         "for ms in 200 600 1200 2000 3500; do systemctl reset-failed 'passthru@*'; systemctl start --no-block {UNIT}; \
          sleep $(printf %d.%03d $((ms / 1000)) $((ms % 1000))); systemctl kill --signal=KILL {UNIT}; systemctl stop {UNIT}; \
-         ! systemctl is-active -q {UNIT} && ! ls -d /run/passthru/vm/* /run/passthru/prepared/* 2> /dev/null \
-         || {{ echo after $ms ms; exit 1; }}; done"
+         left=$(ls /run/passthru/vm /run/passthru/prepared 2> /dev/null | grep router); \
+         ! systemctl is-active -q {UNIT} && [ -z \"$left\" ] || {{ echo after $ms ms: $left; \
+         journalctl -b -u {UNIT} -o cat --no-pager | tail -40; exit 1; }}; done"
     );
     let ended = l1.sh_within(&script, Duration::from_secs(200))?;
     ensure!(ended.code == 0, "{}{}", ended.stdout, ended.stderr);
