@@ -2,6 +2,7 @@
 //! is a line here.
 
 mod bars;
+mod console;
 mod control;
 mod errors;
 mod faults;
@@ -35,6 +36,7 @@ static TABLES: &[&[Scenario]] = &[
     service::SCENARIOS,
     main_job::SCENARIOS,
     bars::SCENARIOS,
+    console::SCENARIOS,
     control::SCENARIOS,
     hotplug::SCENARIOS,
     faults::SCENARIOS,
