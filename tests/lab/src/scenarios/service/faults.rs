@@ -60,11 +60,13 @@ pub fn power_cut(l1: &mut L1) -> Result<()> {
     kept(l1)
 }
 
-/// All processes of the unit are killed at several moments of its start: what prepares it, and what undoes that.
+/// The process that prepares the guest is killed at several moments, or the guest's own if it is there already. (Not all
+/// processes of the unit: systemd then kills what would undo it as well, and the next start or `recover` does.)
 pub fn start_killed(l1: &mut L1) -> Result<()> {
     let script = format!(
         "for ms in 200 600 1200 2000 3500; do systemctl reset-failed 'passthru@*'; systemctl start --no-block {UNIT}; \
-         sleep $(printf %d.%03d $((ms / 1000)) $((ms % 1000))); systemctl kill --signal=KILL {UNIT}; systemctl stop {UNIT}; \
+         sleep $(printf %d.%03d $((ms / 1000)) $((ms % 1000))); systemctl kill --kill-whom=control --signal=KILL {UNIT} \
+         || systemctl kill --kill-whom=main --signal=KILL {UNIT}; systemctl stop {UNIT}; \
          left=$(ls /run/passthru/vm /run/passthru/prepared 2> /dev/null | grep router); \
          ! systemctl is-active -q {UNIT} && [ -z \"$left\" ] || {{ echo after $ms ms: $left; \
          journalctl -b -u {UNIT} -o cat --no-pager | tail -40; exit 1; }}; done"
