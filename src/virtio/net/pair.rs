@@ -75,6 +75,8 @@ impl Pair {
             let Packets { incoming, waiting, .. } = &mut self.buffers;
             if *waiting == 0 {
                 match self.back.receive(incoming) {
+                    // What has no header is no packet, and is lost.
+                    Ok(Some(len)) if len < HEADER => continue,
                     Ok(Some(len)) => *waiting = len,
                     Ok(None) => return,
                     Err(error) => return self.shared.set_link(Link::Down(explain_io(&error))),

@@ -157,6 +157,7 @@ fn packets_wait_for_room() {
 #[test]
 fn what_is_no_packet_is_answered_and_lost() {
     let Wire { mut driver, ends, .. } = wire(SHAPE, 0);
+    ends[0].send(&[1; 4]).unwrap();
     assert_eq!(driver.request(TX, &[(AT, 11, false)]), 0, "shorter than its header");
     assert_eq!(driver.request(TX, &[(AT, MAX_PACKET as u32 + 1, false)]), 0, "longer than any");
     driver.request(TX, &[(AT, 13, false)]);
