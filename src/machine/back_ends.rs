@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::options::{RunOptions, serial};
 use super::places::Place;
-use super::references::{Named, Planned, Targets, plan};
+use super::references::{Named, Planned, Targets, plan, plan_one};
 use super::types::OBJECTS;
 use crate::backends::block::{self, BLOCKDEVS, BlockNode};
 use crate::backends::chardev::shorthand::Target;
@@ -17,7 +17,7 @@ use crate::backends::{BackendCx, Backends};
 use crate::device::ObjectCx;
 use crate::error::Result;
 use crate::event_loop::LoopHandle;
-use crate::object::{Id, Kind, PropValue, Refers, props};
+use crate::object::{Args, Id, Kind, PropValue, Refers, props};
 use crate::vfio::Vfio;
 
 props! {
@@ -150,37 +150,76 @@ impl BackEnds {
     /// The host does not have what one of them needs.
     pub fn make(self, vfio: &Arc<Vfio>, event_loop: &LoopHandle) -> Result<Arc<Backends>> {
         let backends = Arc::new(Backends::default());
-        let cx = |name: &Arc<str>| BackendCx {
-            name: name.clone(),
-            event_loop: event_loop.clone(),
-            backends: backends.clone(),
-        };
-        for Planned { of_type, mut args, name, .. } in self.objects {
-            of_type.create(&mut args, &ObjectCx { id: name, vfio: vfio.clone(), backends: backends.clone() })?;
-        }
-        for Planned { line, .. } in self.chardevs {
-            let made = chardev::create(line, event_loop, &backends)?;
-            backends.chardevs.add(made.name, made.of_type, made.back, made.shared)?;
-        }
-        add(self.nodes, &backends.nodes, cx, |node| node.info().read_only)?;
-        add(self.netdevs, &backends.netdevs, cx, |_| false)?;
+        let makes = Makes { vfio, event_loop, backends: &backends };
+        self.objects.into_iter().try_for_each(|planned| makes.object(planned))?;
+        self.chardevs.into_iter().try_for_each(|planned| makes.chardev(planned.line))?;
+        self.nodes.into_iter().try_for_each(|planned| makes.node(planned))?;
+        self.netdevs.into_iter().try_for_each(|planned| makes.netdev(planned))?;
         Ok(backends)
     }
 }
 
-/// Makes the back ends of a kind and puts them into their table.
-fn add<T: ?Sized>(
-    planned: Vec<Planned<Arc<T>, BackendCx>>,
-    table: &Table<T>,
-    cx: impl Fn(&Arc<str>) -> BackendCx,
-    shared: impl Fn(&T) -> bool,
-) -> Result<()> {
-    for Planned { of_type, mut args, name, .. } in planned {
-        let made = of_type.create(&mut args, &cx(&name))?;
-        let shared = shared(&made);
-        table.add(name, of_type.name(), made, shared)?;
+/// What back ends are made with.
+pub struct Makes<'a> {
+    pub vfio: &'a Arc<Vfio>,
+    pub event_loop: &'a LoopHandle,
+    pub backends: &'a Arc<Backends>,
+}
+
+impl Makes<'_> {
+    /// Makes one more while the machine is there.
+    ///
+    /// # Errors
+    /// What is wrong with the properties, or with the host; nothing of it is left then.
+    pub fn add(&self, kind: Kind, args: Args) -> Result<()> {
+        match kind {
+            Kind::Object => self.object(plan_one::<ObjectCommon, _, _>(&OBJECTS, args)?),
+            Kind::Chardev => self.chardev(args),
+            Kind::Netdev => self.netdev(plan_one::<net::Common, _, _>(&NETDEVS, args)?),
+            Kind::Node => {
+                let planned = plan::<block::Common, _, _>(&BLOCKDEVS, &block::expand(&[args])?)?;
+                let names: Vec<_> = planned.iter().map(|node| node.name.clone()).collect();
+                for (count, node) in planned.into_iter().enumerate() {
+                    if let Err(error) = self.node(node) {
+                        // The nodes inside it, which were made before it.
+                        names[..count].iter().rev().for_each(|name| drop(self.backends.nodes.remove(name)));
+                        return Err(error);
+                    }
+                }
+                Ok(())
+            }
+        }
     }
-    Ok(())
+
+    fn object(&self, Planned { of_type, mut args, name, .. }: Planned<(), ObjectCx>) -> Result<()> {
+        of_type.create(&mut args, &ObjectCx { id: name, vfio: self.vfio.clone(), backends: self.backends.clone() })
+    }
+
+    fn chardev(&self, line: Args) -> Result<()> {
+        let made = chardev::create(line, self.event_loop, self.backends)?;
+        self.backends.chardevs.add(made.name, made.of_type, made.back, made.shared)
+    }
+
+    fn node(&self, planned: Planned<Arc<dyn BlockNode>, BackendCx>) -> Result<()> {
+        self.make(planned, &self.backends.nodes, |node| node.info().read_only)
+    }
+
+    fn netdev(&self, planned: Planned<Arc<dyn Netdev>, BackendCx>) -> Result<()> {
+        self.make(planned, &self.backends.netdevs, |_| false)
+    }
+
+    /// Makes a back end and puts it into its table; `shared` says whether it may have several users.
+    fn make<T: ?Sized>(
+        &self,
+        Planned { of_type, mut args, name, .. }: Planned<Arc<T>, BackendCx>,
+        table: &Table<T>,
+        shared: impl Fn(&T) -> bool,
+    ) -> Result<()> {
+        let cx = BackendCx { name: name.clone(), event_loop: self.event_loop.clone(), backends: self.backends.clone() };
+        let made = of_type.create(&mut args, &cx)?;
+        let shared = shared(&made);
+        table.add(name, of_type.name(), made, shared)
+    }
 }
 
 #[cfg(test)]
@@ -188,7 +227,6 @@ mod tests {
     use super::*;
     use crate::error::Code;
     use crate::machine::places;
-    use crate::object::Args;
 
     fn check(objects: &[&str], devices: &[&str]) -> Result<()> {
         let parse = |option, key| move |text: &&str| Args::parse(option, Some(key), text);
@@ -228,5 +266,35 @@ mod tests {
             assert_eq!(error.code(), code, "{error}");
             assert!(error.to_string().contains(words), "{error}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_made_leaves_nothing() {
+        let host = crate::host::testtree::TestTree::new().host();
+        let vfio = Vfio::new(host, crate::memory::Memory::new());
+        let event_loop = crate::event_loop::EventLoop::new(|_, _| {}).unwrap().handle();
+        let backends = Arc::new(Backends::default());
+        let makes = Makes { vfio: &vfio, event_loop: &event_loop, backends: &backends };
+        let add = |kind: Kind, key, text: &str| makes.add(kind, Args::parse(kind.option(), Some(key), text).unwrap());
+        let names = || backends.nodes.list().into_iter().map(|node| node.name.to_string()).collect::<Vec<_>>();
+        let wrong = "raw,node-name=a,size=1T,file.driver=null-co,file.size=1M";
+        assert!(add(Kind::Node, "driver", wrong).is_err());
+        assert!(names().is_empty());
+        add(Kind::Node, "driver", "raw,node-name=a,file.driver=null-co").unwrap();
+        assert_eq!(names(), ["a.file", "a"]);
+        for (kind, key, text, code) in [
+            (Kind::Node, "driver", "null-co,node-name=a", Code::DuplicateId),
+            (Kind::Node, "driver", "null-co", Code::BadProperty),
+            (Kind::Node, "driver", "raw,node-name=b,file=a.file", Code::BackendInUse),
+            (Kind::Netdev, "type", "stream,id=n,addr.type=unix,addr.path=/nonexistent/socket", Code::NetdevFailed),
+            (Kind::Netdev, "type", "stream,id=n,addr.type=unix", Code::BadProperty),
+            (Kind::Object, "qom-type", "iomufd,id=i", Code::UnknownType),
+        ] {
+            assert_eq!(add(kind, key, text).unwrap_err().code(), code, "{text}");
+        }
+        assert_eq!(names(), ["a.file", "a"]);
+        assert!(backends.netdevs.list().is_empty());
+        add(Kind::Chardev, "backend", "null,id=c0").unwrap();
+        assert_eq!(backends.chardevs.list().len(), 1);
     }
 }

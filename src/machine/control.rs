@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::back_ends::Makes;
 use super::inbox::Task;
 use super::types::{DEVICES, OBJECTS};
 use super::{End, Machine};
 use crate::backends::block::{BLOCKDEVS, BlockNode, overlay};
-use crate::backends::chardev::{self, CHARDEVS, Chardev};
-use crate::backends::net::NETDEVS;
+use crate::backends::chardev::{CHARDEVS, Chardev};
+use crate::backends::net::{NETDEVS, Netdev};
 use crate::backends::table::Table;
 use crate::monitor::control::{Control, CpuView, DeviceView, DmaView, Removal, Resources, Status, Ticket, VmView};
 use crate::monitor::message::Failure;
-use crate::object::{Args, Prop};
+use crate::object::{Args, Kind, Prop};
 use crate::pci::view::{self, BusView};
 
 impl Machine {
@@ -94,9 +95,13 @@ impl Control for Machine {
         self.backends.chardevs.clone()
     }
 
-    fn chardev_add(&mut self, args: Args) -> Result<(), Failure> {
-        let made = chardev::create(args, &self.event_loop.handle(), &self.backends)?;
-        Ok(self.backends.chardevs.add(made.name, made.of_type, made.back, made.shared)?)
+    fn netdevs(&self) -> Arc<Table<dyn Netdev>> {
+        self.backends.netdevs.clone()
+    }
+
+    fn add_back_end(&mut self, kind: Kind, args: Args) -> Result<(), Failure> {
+        Ok(Makes { vfio: &self.vfio, event_loop: &self.event_loop.handle(), backends: &self.backends }
+            .add(kind, args)?)
     }
 
     fn cpus(&self) -> Vec<CpuView> {

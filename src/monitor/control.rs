@@ -8,8 +8,9 @@ use serde::Serialize;
 use super::message::Failure;
 use crate::backends::block::BlockNode;
 use crate::backends::chardev::Chardev;
+use crate::backends::net::Netdev;
 use crate::backends::table::Table;
-use crate::object::{Args, Prop};
+use crate::object::{Args, Kind, Prop};
 use crate::pci::view::{BarUse, BusView};
 
 /// Whether the guest runs (QMP's `RunState`, those that there are).
@@ -172,11 +173,13 @@ pub trait Control {
     fn types(&self) -> Vec<(&'static str, &'static str)>;
     /// The character back ends.
     fn chardevs(&self) -> Arc<Table<dyn Chardev>>;
-    /// Makes a character back end by the properties that `--chardev` takes.
+    /// The network back ends.
+    fn netdevs(&self) -> Arc<Table<dyn Netdev>>;
+    /// Makes a back end or an object by the properties that the option of its kind takes.
     ///
     /// # Errors
-    /// What keeps it from being made.
-    fn chardev_add(&mut self, args: Args) -> Result<(), Failure>;
+    /// What keeps it from being made; nothing of it is left then.
+    fn add_back_end(&mut self, kind: Kind, args: Args) -> Result<(), Failure>;
     /// The guest's processors.
     fn cpus(&self) -> Vec<CpuView>;
     /// The block nodes.

@@ -37,7 +37,7 @@ use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
-pub use types::{BLOCKDEVS, Common, expand};
+pub use types::{BLOCKDEVS, Common, expand, remove};
 
 use super::table::Claim;
 use switch::Switch;

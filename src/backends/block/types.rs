@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::switch::Switch;
 use super::{BlockNode, Child};
 use crate::backends::BackendCx;
+use crate::backends::table::Table;
 use crate::error::Result;
 use crate::object::{Args, Id, NodeRef, Props, Registry, props};
 
@@ -82,12 +83,23 @@ fn unnest(mut line: Args, depth: usize, all: &mut Vec<Args>) -> Result<()> {
     Ok(())
 }
 
+/// Removes a node that nobody has, with the nodes that [`expand`] has named after it.
+///
+/// # Errors
+/// [`crate::error::Code::UnknownBackend`], [`crate::error::Code::BackendInUse`].
+pub fn remove(nodes: &Table<dyn BlockNode>, name: &str) -> Result<()> {
+    // The node goes at the end of this line, and with it its claims on the others.
+    let children = nodes.remove(name)?.children();
+    let inside = children.iter().filter(|child| child.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')));
+    inside.into_iter().try_for_each(|child| remove(nodes, child))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::backends::Backends;
     use crate::backends::block::io::{read_into, write_from};
-    use crate::backends::table::Table;
+
     use crate::error::Code;
     use crate::event_loop::EventLoop;
     use crate::object::testing::check_registry;
@@ -135,6 +147,15 @@ mod tests {
         );
         let deep = (0..20).map(|depth| format!("{}driver=raw", "file.".repeat(depth))).collect::<Vec<_>>().join(",");
         assert_eq!(expand(&[line(&deep)]).unwrap_err().code(), Code::BadProperty);
+    }
+
+    #[test]
+    fn a_node_goes_with_what_was_made_inside_it() {
+        let nodes = make(&["null-co,node-name=n", "raw,node-name=a,file.driver=raw,file.file=n"]).unwrap();
+        assert_eq!(remove(&nodes, "a.file").unwrap_err().code(), Code::BackendInUse);
+        remove(&nodes, "a").unwrap();
+        let left: Vec<_> = nodes.list().into_iter().map(|node| (node.name.to_string(), node.users.len())).collect();
+        assert_eq!(left, [("n".to_owned(), 0)], "what has a name of its own stays");
     }
 
     /// Makes the nodes of `lines` as a machine does.

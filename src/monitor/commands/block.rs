@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use super::super::message::Failure;
 use super::{Command, Kind, nothing, optional, param};
 use crate::backends::block::chain::Format;
-use crate::backends::block::{BlockNode, overlay};
+use crate::backends::block::{self, BlockNode, overlay};
 use crate::backends::table::{Listed, Table};
 use crate::error::{Code, Error};
+use crate::object::{self, Args};
 
 /// The commands of this file.
 pub static COMMANDS: &[Command] = &[
@@ -39,6 +40,31 @@ pub static COMMANDS: &[Command] = &[
         params: &[optional("flat", Kind::Boolean, "QEMU's; the list is flat in any case")],
         open: false,
         run: |control, _| Ok(control.nodes().list().iter().map(described).collect::<Value>().into()),
+    },
+    Command {
+        name: "blockdev-add",
+        doc: "Makes a block node; the arguments are the properties of `--blockdev`, and a node inside it is an object of its \
+              own",
+        params: &[
+            param("driver", Kind::String, "Type of the node"),
+            param("node-name", Kind::String, "Name of the node"),
+        ],
+        open: true,
+        run: |control, arguments| {
+            let text = arguments.into_json().to_string();
+            control.add_back_end(object::Kind::Node, Args::parse("--blockdev", Some("driver"), &text)?)?;
+            Ok(nothing())
+        },
+    },
+    Command {
+        name: "blockdev-del",
+        doc: "Removes a block node that no device and no other node has, with the nodes that were made inside it",
+        params: &[param("node-name", Kind::String, "Name of the node")],
+        open: false,
+        run: |control, arguments| {
+            block::remove(&control.nodes(), arguments.text("node-name"))?;
+            Ok(nothing())
+        },
     },
     Command {
         name: "blockdev-snapshot-sync",

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::super::message::Failure;
 use super::{Arguments, Command, Control, Kind, nothing, optional, param};
 use crate::backends::chardev::{CHARDEVS, Chardev};
-use crate::object::Args;
+use crate::object::{self, Args};
 
 /// Most bytes that one `ringbuf-read` gives.
 const MAX_READ: u64 = 64 << 20;
@@ -44,7 +44,7 @@ pub static COMMANDS: &[Command] = &[
         open: false,
         run: |control, arguments| {
             let text = of_qapi(&arguments)?.to_string();
-            control.chardev_add(Args::parse("--chardev", Some(CHARDEVS.key), &text)?)?;
+            control.add_back_end(object::Kind::Chardev, Args::parse("--chardev", Some(CHARDEVS.key), &text)?)?;
             let id = arguments.text("id");
             let made = control.chardevs().list().into_iter().find(|row| &*row.name == id);
             let pty = made.and_then(|row| row.back.peer().place.strip_prefix("pty:").map(str::to_owned));

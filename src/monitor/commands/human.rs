@@ -6,10 +6,11 @@ use serde_json::Value;
 
 use super::super::control::{Control, CpuView, DeviceView, Removal, Ticket};
 use super::super::message::Failure;
-use super::{Command, Kind, Later, Reply, param};
+use super::{Command, Later, Reply, param};
 use crate::backends::chardev::Chardev;
+use crate::backends::net::Netdev;
 use crate::backends::table::Listed;
-use crate::object::Args;
+use crate::object::{Args, Kind};
 use crate::pci::BarKind;
 use crate::pci::bar::ROM_INDEX;
 use crate::pci::view::{BusView, FunctionView};
@@ -19,7 +20,7 @@ use crate::pci_names;
 pub static COMMANDS: &[Command] = &[Command {
     name: "human-monitor-command",
     doc: "Runs a command of the other monitor and answers with its text; `help` lists them",
-    params: &[param("command-line", Kind::String, "The command")],
+    params: &[param("command-line", super::Kind::String, "The command")],
     open: false,
     run: |control, arguments| Ok(run(control, arguments.text("command-line"))),
 }];
@@ -103,7 +104,7 @@ static LINES: &[Line] = &[
         doc: "TYPE,KEY=VALUE,...: makes a character back end",
         run: |control, rest| {
             let args = Args::parse("--chardev", Some("backend"), rest)?;
-            control.chardev_add(args).map(|()| nothing())
+            control.add_back_end(Kind::Chardev, args).map(|()| nothing())
         },
     },
     Line {
@@ -112,6 +113,41 @@ static LINES: &[Line] = &[
         run: |control, rest| {
             control.chardevs().remove(rest)?;
             Ok(nothing())
+        },
+    },
+    Line {
+        words: "netdev_add",
+        doc: "TYPE,KEY=VALUE,...: makes a network back end",
+        run: |control, rest| {
+            let args = Args::parse("--netdev", Some("type"), rest)?;
+            control.add_back_end(Kind::Netdev, args).map(|()| nothing())
+        },
+    },
+    Line {
+        words: "netdev_del",
+        doc: "ID: removes one that no device has",
+        run: |control, rest| {
+            control.netdevs().remove(rest)?;
+            Ok(nothing())
+        },
+    },
+    Line {
+        words: "object_add",
+        doc: "TYPE,KEY=VALUE,...: makes an object",
+        run: |control, rest| {
+            let args = Args::parse("--object", Some("qom-type"), rest)?;
+            control.add_back_end(Kind::Object, args).map(|()| nothing())
+        },
+    },
+    Line {
+        words: "info network",
+        doc: "the network back ends",
+        run: |control, _| {
+            let line = |row: Listed<dyn Netdev>| {
+                let user = row.users.first().map(|user| format!(" (used by {user})")).unwrap_or_default();
+                format!("{}: type={}, {}{user}\n", row.name, row.of_type, row.back.place())
+            };
+            Ok(control.netdevs().list().into_iter().map(line).collect::<String>().into())
         },
     },
     Line {

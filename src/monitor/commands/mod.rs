@@ -5,6 +5,7 @@ mod block;
 mod chardev;
 mod device;
 pub(super) mod human;
+mod net;
 mod pci;
 mod query;
 mod run_state;
@@ -114,6 +115,7 @@ pub static GROUPS: &[(&str, &[Command])] = &[
     ("Devices", device::COMMANDS),
     ("Disks", block::COMMANDS),
     ("Character back ends", chardev::COMMANDS),
+    ("Networks and objects", net::COMMANDS),
     ("What there is", query::COMMANDS),
     ("PCI", pci::COMMANDS),
     ("For people", human::COMMANDS),

@@ -7,9 +7,10 @@ use crate::backends::Backends;
 use crate::backends::block::BlockNode;
 use crate::backends::chardev::Chardev;
 use crate::backends::chardev::null::Null;
+use crate::backends::net::Netdev;
 use crate::backends::table::Table;
 use crate::monitor::control::{CpuView, DeviceView, Removal, Resources, Status, VmView};
-use crate::object::{Args, Prop};
+use crate::object::{self, Args, Prop};
 use crate::pci::view::BusView;
 
 #[derive(Default)]
@@ -58,8 +59,11 @@ impl Control for Fake {
     fn chardevs(&self) -> Arc<Table<dyn Chardev>> {
         self.backends.chardevs.clone()
     }
-    fn chardev_add(&mut self, mut args: Args) -> Result<(), Failure> {
-        self.calls.push(format!("chardev {:?}", args.take_rest()));
+    fn netdevs(&self) -> Arc<Table<dyn Netdev>> {
+        self.backends.netdevs.clone()
+    }
+    fn add_back_end(&mut self, kind: object::Kind, mut args: Args) -> Result<(), Failure> {
+        self.calls.push(format!("{kind:?} {:?}", args.take_rest()));
         Ok(())
     }
     fn cpus(&self) -> Vec<CpuView> {
@@ -196,7 +200,7 @@ fn character_back_ends_are_listed_made_and_removed() {
     }
     run(&mut fake, "chardev-remove", json!({"id": "c0"})).unwrap();
     run(&mut fake, "chardev-add", json!({"id": "c1", "backend": {"type": "pty", "data": {}}})).unwrap();
-    assert_eq!(fake.calls, [r#"chardev [("backend", "pty"), ("id", "c1")]"#]);
+    assert_eq!(fake.calls, [r#"Chardev [("backend", "pty"), ("id", "c1")]"#]);
     let types = run(&mut fake, "qom-list-types", json!({"implements": "device"})).unwrap();
     assert_eq!(types, json!([{"name": "vfio-pci", "parent": "device"}]));
     assert_eq!(run(&mut fake, "query-cpus-fast", json!({})).unwrap()[0]["thread-id"], 17);
