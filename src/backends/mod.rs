@@ -2,6 +2,7 @@
 
 pub mod block;
 pub mod chardev;
+pub mod memory;
 pub mod net;
 pub mod table;
 pub mod unix_listener;
@@ -16,6 +17,7 @@ use table::Table;
 
 use crate::event_loop::LoopHandle;
 use crate::host::setting::Mac;
+use crate::memory::HostMem;
 use crate::object::Kind;
 
 /// The back ends of one machine.
@@ -26,6 +28,8 @@ pub struct Backends {
     pub nodes: Arc<Table<dyn BlockNode>>,
     /// Limits that nodes share: `--object throttle-group`.
     pub throttles: Arc<Table<throttle::Group>>,
+    /// Memory that devices show: `--object memory-backend-*`.
+    pub memories: Arc<Table<HostMem>>,
     /// Those of `--netdev`.
     pub netdevs: Arc<Table<dyn Netdev>>,
     /// How many network devices were given an address.
@@ -46,6 +50,7 @@ impl Default for Backends {
             chardevs: Table::new(Kind::Chardev),
             nodes: Table::new(Kind::Node),
             throttles: Table::new(Kind::Object),
+            memories: Table::new(Kind::Object),
             netdevs: Table::new(Kind::Netdev),
             macs: AtomicU8::new(0),
         }

@@ -1,5 +1,6 @@
-//! Emulated devices of the board: what a PC has without a slot.
+//! Emulated devices that are no virtio device: what a PC has without a slot, and small functions.
 
+pub mod ivshmem;
 pub mod pm;
 pub mod power;
 pub mod reset;

@@ -3,9 +3,10 @@
 use super::back_ends::ObjectCommon;
 use crate::backends::block::{BLOCKDEVS, throttle};
 use crate::backends::chardev::CHARDEVS;
+use crate::backends::memory;
 use crate::backends::net::NETDEVS;
 use crate::device::{Cx, ObjectCx, Plug};
-use crate::devices::serial;
+use crate::devices::{ivshmem, serial};
 use crate::error::Result;
 use crate::object::{Catalogue, Common, Create, Kind, Props, Registry, TypeInfo, prop_enum, props};
 use crate::{pci, vfio, virtio};
@@ -22,6 +23,7 @@ pub static DEVICES: Registry<Plug, Cx> = Registry {
         &virtio::blk::TYPE,
         &virtio::net::TYPE,
         &virtio::rng::TYPE,
+        &ivshmem::TYPE,
         &serial::pci::TYPE,
     ],
 };
@@ -32,7 +34,7 @@ pub static OBJECTS: Registry<(), ObjectCx> = Registry {
     option: "--object",
     key: "qom-type",
     common: ObjectCommon::TABLE,
-    types: &[&vfio::object::TYPE, &throttle::GROUP],
+    types: &[&vfio::object::TYPE, &memory::RAM, &memory::FILE, &memory::MEMFD, &throttle::GROUP],
 };
 
 /// The types that the option of a kind of back end or object chooses from.

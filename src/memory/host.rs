@@ -99,6 +99,16 @@ impl HostMem {
         Self::map(len, largest_page(len), MapFlags::MAP_SHARED, Some((fd, offset)))
     }
 
+    /// The first `len` bytes of a file, as they are now: what is written here stays here.
+    pub fn copied(fd: BorrowedFd<'_>, len: u64) -> io::Result<HostMem> {
+        let fd = Arc::new(fd.try_clone_to_owned()?);
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        let mut mem = Self::map(len, largest_page(len), MapFlags::MAP_PRIVATE, Some((fd, 0)))?;
+        // The file does not stand for this memory: no other process can be given it.
+        mem.file = None;
+        Ok(mem)
+    }
+
     fn map(len: usize, align: usize, flags: MapFlags, file: Option<(Arc<OwnedFd>, u64)>) -> io::Result<HostMem> {
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
