@@ -94,6 +94,11 @@ fn put_on_top(
     new_image(file, path, &new)?;
     let mut refused = None;
     let done = switch.exchange(|present| {
+        // What the commit copies and what the guest writes would be two images then.
+        if switch.is_watched() {
+            refused = Some(busy(name));
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
         let below = Child::own(present.clone(), backing);
         let top = Qcow2::open(Child::own(file.clone(), path.display().to_string()), Some(below), false, true);
         top.map(|top| Arc::new(top) as Arc<dyn BlockNode>).map_err(|error| {
@@ -128,17 +133,23 @@ pub fn commit(top: &dyn BlockNode, name: &str, progress: &mut dyn FnMut(u64)) ->
 /// # Errors
 /// As [`commit`]. The switch is left as it was.
 pub fn commit_live(switch: &Switch, name: &str, cancelled: &dyn Fn() -> bool) -> Result<Option<PathBuf>> {
-    let top = switch.target();
-    let base = base_of(&*top, name)?;
+    let top = switch.watch().ok_or_else(|| busy(name))?;
+    let committed = commit_watched(switch, &*top, name, cancelled);
+    switch.end_watch();
+    committed.map(|()| top.filename())
+}
+
+/// [`commit_live`] from the beginning of the watch on, which its caller ends.
+fn commit_watched(switch: &Switch, top: &dyn BlockNode, name: &str, cancelled: &dyn Fn() -> bool) -> Result<()> {
+    let base = base_of(top, name)?;
     let len = top.info().len;
-    switch.watch();
     let copied = (|| {
         open_base(&*base, len)?;
-        copy_own(&*top, &*base, 0, len, cancelled)?;
+        copy_own(top, &*base, 0, len, cancelled)?;
         for _ in 0..MAX_ROUNDS {
             let changed = switch.take_changed();
             for range in changed.ranges(len) {
-                copy_own(&*top, &*base, range.start, range.end, cancelled)?;
+                copy_own(top, &*base, range.start, range.end, cancelled)?;
             }
             if changed.count() <= FEW_UNITS {
                 break;
@@ -146,16 +157,19 @@ pub fn commit_live(switch: &Switch, name: &str, cancelled: &dyn Fn() -> bool) ->
         }
         base.flush()?;
         switch.exchange(|top| {
-            for range in switch.end_watch().ranges(len) {
+            for range in switch.last_changed().ranges(len) {
                 copy_own(&**top, &*base, range.start, range.end, cancelled)?;
             }
             base.flush()?;
             Ok(base.clone())
         })
     })();
-    switch.end_watch();
-    copied.map_err(|error: io::Error| failed(name, &error))?;
-    Ok(top.filename())
+    copied.map_err(|error: io::Error| failed(name, &error))
+}
+
+fn busy(name: &str) -> Error {
+    Error::new(Code::DiskInUse, format!("the overlay of `{name}` is being committed"))
+        .fix("wait for the event BLOCK_JOB_COMPLETED")
 }
 
 fn copy_own(
@@ -245,6 +259,26 @@ mod tests {
         drop(switch);
         let content = fs::read(&base).unwrap();
         assert_eq!((content[0], content[1], content[9], content[70_000], content[131_072]), (4, 1, 5, 0, 1));
+    }
+
+    #[test]
+    fn a_node_has_one_commit_and_no_snapshot_during_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let switch = disk(folder.path());
+        let name: Arc<str> = "disk0".into();
+        snapshot(&switch, &name, &folder.path().join("top.qcow2"), Format::Raw).unwrap();
+        let other = folder.path().join("other.qcow2");
+        let asked = std::cell::Cell::new(false);
+        let meanwhile = || {
+            if !asked.replace(true) {
+                assert_eq!(commit_live(&switch, &name, &|| false).unwrap_err().code(), Code::DiskInUse);
+                assert_eq!(snapshot(&switch, &name, &other, Format::Qcow2).unwrap_err().code(), Code::DiskInUse);
+            }
+            false
+        };
+        commit_live(&switch, &name, &meanwhile).unwrap();
+        assert!(asked.get() && !other.exists());
+        snapshot(&switch, &name, &other, Format::Raw).unwrap();
     }
 
     #[test]

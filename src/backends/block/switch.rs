@@ -83,11 +83,22 @@ impl Switch {
         Ok(())
     }
 
-    /// Begins to remember what is changed.
-    pub fn watch(&self) {
+    /// Begins to remember what is changed, and says where the switch leads; `None` if somebody does already. Who exchanges
+    /// the node meanwhile and is not the one who remembers, must not: see [`Switch::is_watched`].
+    pub fn watch(&self) -> Option<Arc<dyn BlockNode>> {
         // With no request under way: one that has begun would be missed.
         let to = self.to.write();
-        *self.changed.lock() = Some(Changed::new(to.info().len));
+        let mut changed = self.changed.lock();
+        if changed.is_some() {
+            return None;
+        }
+        *changed = Some(Changed::new(to.info().len));
+        Some(to.clone())
+    }
+
+    /// Whether somebody remembers what is changed. Inside of [`Switch::exchange`] the answer stays true until its end.
+    pub fn is_watched(&self) -> bool {
+        self.changed.lock().is_some()
     }
 
     /// What was changed since the last call; goes on remembering.
@@ -96,9 +107,15 @@ impl Switch {
         self.changed.lock().replace(Changed::new(len)).unwrap_or_default()
     }
 
-    /// The same inside of [`Switch::exchange`], and remembers no more.
-    pub fn end_watch(&self) -> Changed {
-        self.changed.lock().take().unwrap_or_default()
+    /// The same inside of [`Switch::exchange`], where nothing more can change; the watch goes on, and ends with
+    /// [`Switch::end_watch`].
+    pub fn last_changed(&self) -> Changed {
+        self.changed.lock().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Remembers no more. For the one whom [`Switch::watch`] has let.
+    pub fn end_watch(&self) {
+        *self.changed.lock() = None;
     }
 
     /// Called when a change is done, before it is said to be: a copy that is made after the mark has it.
@@ -196,7 +213,8 @@ mod tests {
         let len = 200 * UNIT + 5;
         let switch = Switch::new(Arc::new(MemoryNode::new(vec![0; len as usize])));
         write_from(&switch, 0, &mut [1]).unwrap();
-        switch.watch();
+        assert!(switch.watch().is_some());
+        assert!(switch.watch().is_none());
         write_from(&switch, UNIT - 1, &mut [1, 2]).unwrap();
         write_from(&switch, 200 * UNIT, &mut [1]).unwrap();
         switch.discard(64 * UNIT..65 * UNIT).unwrap();
@@ -205,8 +223,9 @@ mod tests {
         let ranges: Vec<_> = changed.ranges(len).collect();
         assert_eq!(ranges, [0..UNIT, UNIT..2 * UNIT, 64 * UNIT..65 * UNIT, 200 * UNIT..len]);
         switch.write_zeroes(0..1, true).unwrap();
-        assert_eq!(switch.end_watch().count(), 1);
+        assert_eq!(switch.last_changed().count(), 1);
+        switch.end_watch();
         write_from(&switch, 0, &mut [1]).unwrap();
-        assert_eq!(switch.end_watch().count(), 0);
+        assert_eq!(switch.last_changed().count(), 0);
     }
 }
