@@ -7,6 +7,7 @@ pub mod check;
 pub mod create;
 pub mod header;
 mod props;
+mod refcounts;
 pub mod snapshots;
 mod storage;
 
@@ -77,7 +78,7 @@ impl Qcow2 {
     pub fn open(file: Child, backing: Option<Child>, read_only: bool, unmap: bool) -> Result<Qcow2> {
         let header = read_header(&*file.node, &file.name)?;
         let writable = !read_only && !file.node.info().read_only;
-        let image = open(&file, backing.as_ref(), writable).map_err(|error| match error.kind() {
+        let image = open(&file, backing.as_ref(), &header, writable).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::Unsupported => {
                 Error::new(Code::ImageUnusable, format!("the image `{}` cannot be used", file.name))
                     .evidence(error.to_string())
@@ -145,7 +146,15 @@ impl Qcow2 {
 }
 
 /// Opens the crate's view of the image.
-fn open(file: &Child, backing: Option<&Child>, writable: bool) -> io::Result<FormatAccess<NodeStorage>> {
+fn open(
+    file: &Child,
+    backing: Option<&Child>,
+    header: &Header,
+    writable: bool,
+) -> io::Result<FormatAccess<NodeStorage>> {
+    if writable {
+        refcounts::check_covered(&*file.node, header)?;
+    }
     let gate = DenyImplicitOpenGate::default;
     let backing = match backing {
         None => None,
@@ -244,7 +253,7 @@ impl BlockNode for Qcow2 {
             image.flush()?;
             image.sync()?;
         }
-        *image = open(&self.file, self.backing.as_ref(), writable)?;
+        *image = open(&self.file, self.backing.as_ref(), &self.header, writable)?;
         self.writable.store(writable, Ordering::Relaxed);
         if writable { Ok(()) } else { self.file.node.set_writable(false) }
     }

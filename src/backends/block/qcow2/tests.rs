@@ -208,3 +208,31 @@ proptest! {
         prop_assert!(file.info().len <= 64 << 20);
     }
 }
+
+/// The crate looks for a free cluster with no end where a used one is not counted, and it would take the header's for free.
+#[test]
+fn an_image_whose_refcounts_have_holes_is_only_read() {
+    let (file, image) = image(1 << 20);
+    write_from(&image, 0, &mut [1; 1000]).unwrap();
+    image.flush().unwrap();
+    let table = usize::try_from(image.header().refcount_table_offset).unwrap();
+    drop(image);
+    let whole = file.bytes();
+    let with = |entries: &[(usize, u64)]| {
+        let mut bytes = whole.clone();
+        for (index, entry) in entries {
+            bytes[table + 8 * index..][..8].copy_from_slice(&entry.to_be_bytes());
+        }
+        bytes
+    };
+    let first = u64::from_be_bytes(whole[table..table + 8].try_into().unwrap());
+    for entries in [vec![(0, 0)], vec![(2, first)], vec![(0, 0), (1, first)], vec![(7, first)]] {
+        let node = || child(Arc::new(MemoryNode::new(with(&entries))), "damaged");
+        let error = Qcow2::open(node(), None, false, true).err().unwrap();
+        assert_eq!(error.code(), Code::ImageUnusable, "{entries:?}");
+        let read = Qcow2::open(node(), None, true, true).unwrap();
+        assert_eq!(bytes(&read, 999, 2), [1, 0]);
+        assert!(read.set_writable(true).is_err());
+    }
+    Qcow2::open(child(Arc::new(MemoryNode::new(with(&[(1, first)]))), "file"), None, false, true).unwrap();
+}
