@@ -4,6 +4,7 @@
 mod bars;
 mod console;
 mod control;
+mod disks;
 mod errors;
 mod faults;
 mod groups;
@@ -38,6 +39,7 @@ static TABLES: &[&[Scenario]] = &[
     bars::SCENARIOS,
     console::SCENARIOS,
     control::SCENARIOS,
+    disks::SCENARIOS,
     hotplug::SCENARIOS,
     faults::SCENARIOS,
     lifecycle::SCENARIOS,
