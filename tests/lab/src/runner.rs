@@ -20,8 +20,8 @@ use crate::setup::Image;
 const MAX_AT_A_TIME: u64 = 2;
 /// Memory that L0's QEMU takes beside its machine's, MiB.
 const QEMU_MIB: u64 = 1024;
-/// What L1's kernel says when its page tables hold what it never wrote.
-const DAMAGE: [&str; 2] = ["BUG: Bad page map", "BUG: Bad page state"];
+/// What L1's kernel says when its page tables, or its lists, hold what it never wrote.
+const DAMAGE: [&str; 3] = ["BUG: Bad page map", "BUG: Bad page state", "BUG: unable to handle page fault"];
 /// Times that a scenario is run at most, while it is the PC that is at fault.
 const MOST_TRIES: usize = 3;
 /// Scenarios of a run that may fail once and be run again although nothing shows that the PC was at fault.
