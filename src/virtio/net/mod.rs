@@ -45,21 +45,20 @@ pub struct Shared {
     interrupts: Mutex<Option<Arc<Interrupts>>>,
 }
 
-/// Whether the other end is there.
-enum Link {
-    /// No more; why, for people.
-    Down(String),
-}
-
 impl Shared {
     fn is_up(&self) -> bool {
         self.up.load(Ordering::Acquire)
     }
 
-    /// The other end has gone, which the driver is told once.
-    fn set_link(&self, Link::Down(why): Link) {
+    /// The other end has gone, which the driver is told once. `why`: for people.
+    fn link_lost(&self, why: &io::Error) {
         if self.up.swap(false, Ordering::AcqRel) {
-            crate::log::warn(format_args!("{}: the link is down: {}: {why}", self.id, self.netdev.place()));
+            crate::log::warn(format_args!(
+                "{}: the link is down: {}: {}",
+                self.id,
+                self.netdev.place(),
+                explain_io(why)
+            ));
             if let Some(interrupts) = &*self.interrupts.lock() {
                 interrupts.config_changed();
             }

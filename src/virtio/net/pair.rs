@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
+use super::Shared;
 use super::config::bit;
 use super::control;
-use super::{Link, Shared};
 use crate::backends::net::{HEADER, MAX_PACKET, NetQueue};
-use crate::error::explain_io;
 use crate::virtio::{Buffers, Given, Serve, Served, Source, VirtQueue};
 
 /// Packets that are taken from the back end before the thread looks at anything else.
@@ -79,7 +78,7 @@ impl Pair {
                     Ok(Some(len)) if len < HEADER => continue,
                     Ok(Some(len)) => *waiting = len,
                     Ok(None) => return,
-                    Err(error) => return self.shared.set_link(Link::Down(explain_io(&error))),
+                    Err(error) => return self.shared.link_lost(&error),
                 }
             }
             let packet = &mut incoming[..*waiting];
@@ -119,7 +118,7 @@ fn send(back: &dyn NetQueue, outgoing: &mut [u8], shared: &Shared, mut from: Buf
     if fits && shared.is_up() {
         let len = from.read(outgoing);
         if let Err(error) = back.send(&outgoing[..len]) {
-            shared.set_link(Link::Down(explain_io(&error)));
+            shared.link_lost(&error);
         }
     }
     Served::Done(0)
