@@ -181,7 +181,7 @@ mod tests {
         let reader = std::thread::spawn(move || {
             let mut all = Vec::new();
             other.read_to_end(&mut all).unwrap();
-            all.len()
+            all
         });
         // The rest of the one that was cut goes before the next.
         while !queue.send(&packet(&vec![7; 60000])).unwrap() {
@@ -191,7 +191,15 @@ mod tests {
             std::thread::yield_now();
         }
         drop(queue);
-        assert_eq!(reader.join().unwrap() % 60004 % 4, 0);
+        let all = reader.join().unwrap();
+        let mut rest = &all[..];
+        while let Some((length, behind)) = rest.split_first_chunk::<LENGTH>() {
+            let (frame, next) = behind.split_at(u32::from_be_bytes(*length) as usize);
+            assert!(frame.is_empty() || frame.len() == 60000 && frame.iter().all(|byte| *byte == 7));
+            rest = next;
+        }
+        assert!(rest.is_empty());
+        assert_eq!(all.len() % 60004 % 4, 0);
     }
 
     proptest! {
