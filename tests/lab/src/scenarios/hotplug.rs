@@ -88,9 +88,7 @@ fn all_functions(lab: &mut Lab) -> Result<()> {
             Ok(count.trim().to_owned())
         };
         let works = |guest: &mut Live, l1: &mut L1| -> Result<()> {
-            guest.sh(l1, &l2::nic_up("e1000e"))?;
-            guest.sh(l1, &l2::ping(3))?;
-            ensure!(guest.value("ping")? == "3", "pings were lost");
+            steps::nic_works_in_guest(guest, l1)?;
             let mac = guest.sh(l1, "modprobe 8139cp; sleep 2; cat /sys/class/net/eth1/address; rmmod 8139cp")?;
             ensure!(mac.trim() == "52:54:00:00:00:02", "the second function's registers read wrong: {mac}");
             Ok(())
@@ -171,9 +169,7 @@ fn maps_beside(lab: &mut Lab) -> Result<()> {
         progress(&format!("  meanwhile the guest has {} functions", there.trim()));
         guest.qmp_end(lab.l1, number)?;
         ensure!(guest.resources(lab.l1)?["iova-mappings"] == 2, "2 GiB are two pieces");
-        guest.sh(lab.l1, &l2::nic_up("e1000e"))?;
-        guest.sh(lab.l1, &l2::ping(3))?;
-        ensure!(guest.value("ping")? == "3", "pings were lost");
+        steps::nic_works_in_guest(&mut guest, lab.l1)?;
         // It goes and comes while its memory is mapped: what was begun is taken back.
         guest.device_del(lab.l1, "nic0")?;
         let again = json!({ "driver": "vfio-pci", "id": "nic0", "host": NIC, "bus": "port1" });

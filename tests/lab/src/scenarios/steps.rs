@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::l1::live::Live;
 use crate::l1::{Ended, Guest, L1, l2_scripts as l2};
 use crate::package;
 use crate::scenario::Lab;
@@ -106,5 +107,13 @@ pub fn eventually(l1: &mut L1, condition: &str) -> Result<()> {
     let text = format!("for i in $(seq 100); do {condition} && exit 0; sleep 0.1; done; exit 1");
     let output = l1.sh_within(&text, Duration::from_secs(30))?;
     ensure!(output.code == 0, "this did not become true: {condition}");
+    Ok(())
+}
+
+/// The e1000e that a guest owns comes up and answers three pings.
+pub fn nic_works_in_guest(guest: &mut Live, l1: &mut L1) -> Result<()> {
+    guest.sh(l1, &l2::nic_up("e1000e"))?;
+    guest.sh(l1, &l2::ping(3))?;
+    ensure!(guest.value("ping")? == "3", "pings were lost");
     Ok(())
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::steps::{self, NIC};
 use crate::l1::live::Live;
-use crate::l1::{Guest, L1, l2_scripts as l2};
+use crate::l1::{Guest, L1};
 use crate::scenario::{Lab, Scenario};
 
 pub static SCENARIOS: &[Scenario] = &[
@@ -57,9 +57,7 @@ fn rng(lab: &mut Lab) -> Result<()> {
                 _ => {}
             }
         }
-        guest.sh(lab.l1, &l2::nic_up("e1000e"))?;
-        guest.sh(lab.l1, &l2::ping(3))?;
-        ensure!(guest.value("ping")? == "3", "pings were lost");
+        steps::nic_works_in_guest(&mut guest, lab.l1)?;
         guest.power_off(lab.l1)?.success()
     })?;
     ended.lacks("soft lockup")?.lacks("device error")?;
@@ -107,9 +105,7 @@ fn blk(lab: &mut Lab) -> Result<()> {
         guest.device_add(lab.l1, add)?;
         guest.sh(lab.l1, read)?;
         ensure!(guest.value("read")? == sum.trim(), "the guest reads other bytes after it was out");
-        guest.sh(lab.l1, &l2::nic_up("e1000e"))?;
-        guest.sh(lab.l1, &l2::ping(3))?;
-        ensure!(guest.value("ping")? == "3", "pings were lost");
+        steps::nic_works_in_guest(&mut guest, lab.l1)?;
         guest.power_off(lab.l1)?.success()
     })?;
     ended.lacks("soft lockup")?.lacks("I/O error")?;
@@ -174,9 +170,7 @@ fn net(lab: &mut Lab) -> Result<()> {
                 _ => {}
             }
         }
-        guest.sh(lab.l1, &l2::nic_up("e1000e"))?;
-        guest.sh(lab.l1, &l2::ping(3))?;
-        ensure!(guest.value("ping")? == "3", "pings were lost");
+        steps::nic_works_in_guest(&mut guest, lab.l1)?;
         guest.power_off(lab.l1)?.success()
     })?;
     ended.lacks("soft lockup")?.lacks("device error")?;
