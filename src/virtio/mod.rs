@@ -67,6 +67,11 @@ pub trait VirtioDevice: Send + Sync {
     /// What it is. Asked once, when it is plugged.
     fn info(&self) -> VirtioInfo;
 
+    /// Whether there is no legacy interface for it, although there is one for devices of its type.
+    fn modern_only(&self) -> bool {
+        false
+    }
+
     /// Reads its configuration space. The transport has cut the access at the end of the space.
     fn read_config(&self, _offset: usize, data: &mut [u8]) {
         data.fill(0);

@@ -137,7 +137,7 @@ mod tests {
             "drive=d0,logical_block_size=4096,physical_block_size=512",
             "drive=d0,serial=123456789012345678901",
             "drive=d0,werror=stop",
-            "drive=d0,disable-legacy=off",
+            "drive=d0,disable-legacy=on,disable-modern=on",
         ] {
             assert_eq!(check(wrong).unwrap_err().code(), Code::BadProperty, "{wrong}");
         }

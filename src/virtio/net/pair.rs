@@ -6,11 +6,12 @@ use super::Shared;
 use super::config::bit;
 use super::control;
 use crate::backends::net::{HEADER, MAX_PACKET, NetQueue};
-use crate::virtio::{Buffers, Given, Serve, Served, Source, VirtQueue};
+use crate::virtio::{Buffers, Given, Serve, Served, Source, VirtQueue, feature};
 
 /// Packets that are taken from the back end before the thread looks at anything else.
 const BATCH: usize = 64;
-/// Where a packet's header has the number of buffers that it lies in (num_buffers).
+/// Where a packet's header has the number of buffers that it lies in (num_buffers). For a legacy driver that merges no
+/// buffers the header ends there (virtio 5.1.6.1).
 const NUM_BUFFERS: usize = 10;
 
 /// What the worker of one pair does.
@@ -82,9 +83,12 @@ impl Pair {
                 }
             }
             let packet = &mut incoming[..*waiting];
-            let given = queue.give(packet.len() as u64, most, |count, mut to| {
+            let header = header_len(self.features);
+            let given = queue.give((packet.len() - (HEADER - header)) as u64, most, |count, mut to| {
                 packet[NUM_BUFFERS..HEADER].copy_from_slice(&count.to_le_bytes());
-                let mut rest = &packet[..];
+                // A short header ends where the packet begins.
+                packet.copy_within(..header, HEADER - header);
+                let mut rest = &packet[HEADER - header..];
                 to.iter_mut().for_each(|buffers| {
                     let written = buffers.write(rest);
                     rest = &rest[written..];
@@ -103,7 +107,8 @@ impl Pair {
     fn transmit(&mut self) {
         let Some(queue) = &self.transmit else { return };
         let (back, outgoing, shared) = (&self.back, &mut self.buffers.outgoing, &self.shared);
-        queue.drain(|chain| send(&**back, outgoing, shared, chain.readable));
+        let header = header_len(self.features);
+        queue.drain(|chain| send(&**back, outgoing, shared, header, chain.readable));
     }
 
     fn control(&mut self) {
@@ -112,11 +117,19 @@ impl Pair {
     }
 }
 
+/// Bytes of the header that the driver has in front of each packet.
+fn header_len(features: u64) -> usize {
+    if features & (bit::MRG_RXBUF | feature::VERSION_1) == 0 { NUM_BUFFERS } else { HEADER }
+}
+
 /// Sends one packet. What is too long for a packet, or shorter than its header, is lost.
-fn send(back: &dyn NetQueue, outgoing: &mut [u8], shared: &Shared, mut from: Buffers<'_>) -> Served {
-    let fits = (HEADER as u64..=MAX_PACKET as u64).contains(&from.len());
+fn send(back: &dyn NetQueue, outgoing: &mut [u8], shared: &Shared, header: usize, mut from: Buffers<'_>) -> Served {
+    let missing = HEADER - header;
+    let fits = (header as u64..=(MAX_PACKET - missing) as u64).contains(&from.len());
     if fits && shared.is_up() {
-        let len = from.read(outgoing);
+        let len = from.read(&mut outgoing[missing..]) + missing;
+        outgoing.copy_within(missing..HEADER, 0);
+        outgoing[header..HEADER].fill(0);
         if let Err(error) = back.send(&outgoing[..len]) {
             shared.link_lost(&error);
         }
@@ -138,5 +151,15 @@ impl Serve for Pair {
         // As long as the driver has no room, the packets wait in the back end; a link that is gone stays readable.
         EVENTS.get(source) == Some(&Event::Packet)
             && (self.buffers.waiting > 0 || self.receive.is_none() || !self.shared.is_up())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_header_is_short_for_a_legacy_driver_without_merging() {
+        assert_eq!([header_len(0), header_len(bit::MRG_RXBUF), header_len(feature::VERSION_1)], [10, 12, 12]);
     }
 }

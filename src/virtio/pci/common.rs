@@ -1,6 +1,8 @@
 //! The common configuration: features, the status byte and the queues' registers (virtio 4.1.4.3), as a state machine
 //! that says what is to be done and does nothing itself.
 
+pub mod legacy;
+
 use bitflags::bitflags;
 
 use super::fields::{self, Field};
@@ -111,6 +113,8 @@ pub struct Common {
     agreed: u64,
     config_vector: u16,
     status: Status,
+    /// A legacy driver uses the device without having said that it is ready.
+    started: bool,
     queue_select: u16,
     queues: Vec<QueueRegisters>,
 }
@@ -130,6 +134,7 @@ impl Common {
             agreed: 0,
             config_vector: NO_VECTOR,
             status: Status::empty(),
+            started: false,
             queue_select: 0,
             queues: vec![queue; usize::from(queues)],
         }
@@ -142,7 +147,7 @@ impl Common {
 
     /// Whether driver and device are done with their negotiation and the driver has not given up.
     pub fn runs(&self) -> bool {
-        self.status.contains(Status::DRIVER_OK) && !self.status.contains(Status::FAILED)
+        (self.started || self.status.contains(Status::DRIVER_OK)) && !self.status.contains(Status::FAILED)
     }
 
     /// The status byte, without the device's bit.

@@ -1,8 +1,8 @@
-//! Virtio over PCI (virtio 4.1): a function with the modern interface and no other.
+//! Virtio over PCI (virtio 4.1): a function with the modern interface, the legacy one, or both.
 //!
-//! QEMU gives a device on a conventional bus or on pcie.0 the legacy interface beside the modern one, with a device id
-//! of its own (1000h to 103fh). There is none here: every id is 1040h plus the type of the device, as QEMU has it behind
-//! root ports, which drivers know since Linux 4.0.
+//! As in QEMU, a device behind a port is modern only, with an id of 1040h plus its type. Elsewhere it is transitional: it
+//! has an id of its own (1000h to 103fh) and legacy registers in ports beside the modern ones. Types of device that came
+//! with virtio 1.0 are modern everywhere.
 
 mod common;
 mod fields;
@@ -16,6 +16,7 @@ pub use options::PciOptions;
 pub(crate) use options::virtio_props;
 
 use layout::{BAR, CFG_BAR, CFG_DATA, CFG_LENGTH, CFG_OFFSET, MSIX_BAR, cfg_access};
+use options::Interfaces;
 use transport::Transport;
 
 use super::VirtioDevice;
@@ -24,7 +25,7 @@ use crate::error::Result;
 use crate::irq::Router;
 use crate::memory::{HostSlice, Memory};
 use crate::pci::regs::{
-    CAP_EXPRESS, CAP_POWER, CLASS, COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_MEMORY, DEVICE,
+    CAP_EXPRESS, CAP_POWER, CLASS, COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY, DEVICE,
     EXPRESS_DEVICE_CAP_FLR, INTERRUPT_PIN, POWER_CONTROL, POWER_NO_SOFT_RESET, POWER_STATE, REVISION, SUBSYSTEM,
     SUBSYSTEM_VENDOR, VENDOR,
 };
@@ -34,10 +35,15 @@ use crate::pci::{BarContent, BarKind, Changes, ConfigSpace, Msix, MsixSpec, PciC
 const VENDOR_VIRTIO: u16 = 0x1af4;
 /// Device ids are this and the type of the device (virtio 4.1.2.1).
 const DEVICE_BASE: u16 = 0x1040;
-/// Subsystem id, as QEMU has it; drivers of the modern interface do not look at it.
+/// Ids of transitional devices by their type (virtio 4.1.2.1).
+const TRANSITIONAL: [(u16, u16); 7] =
+    [(1, 0x1000), (2, 0x1001), (5, 0x1002), (3, 0x1003), (8, 0x1004), (4, 0x1005), (9, 0x1009)];
+/// Subsystem id without a legacy interface, as QEMU has it; with one it is the type of the device.
 const SUBSYSTEM_ID: u16 = 0x1100;
 /// Revision of devices without a legacy interface.
 const REVISION_MODERN: u8 = 1;
+/// The BAR with the legacy registers.
+const LEGACY_BAR: u8 = 0;
 /// Vendor-specific capability (PCI appendix H).
 const CAP_VENDOR: u8 = 0x09;
 
@@ -58,14 +64,15 @@ pub struct VirtioPci {
     core: Arc<PciCore>,
     device: Arc<dyn VirtioDevice>,
     transport: Arc<Transport>,
-    /// The capability by which firmware reaches the BAR.
-    access: u16,
+    interfaces: Interfaces,
+    /// The capability by which firmware reaches the modern BAR, if there is one.
+    access: Option<u16>,
 }
 
 /// Puts a device behind a transport of its own.
 ///
 /// # Errors
-/// No descriptor is left.
+/// [`crate::error::Code::BadProperty`] if it has no interface there; no descriptor is left.
 pub fn plug(device: Arc<dyn VirtioDevice>, options: &PciOptions, cx: &Cx) -> Result<Plug> {
     let wiring =
         Wiring { id: cx.id.clone(), on_root_bus: cx.on_root_bus, memory: cx.memory.clone(), router: cx.router.clone() };
@@ -88,41 +95,46 @@ impl VirtioPci {
     /// The function of `device`.
     ///
     /// # Errors
-    /// No descriptor is left.
+    /// [`crate::error::Code::BadProperty`] if it has no interface there; no descriptor is left.
     pub fn new(device: Arc<dyn VirtioDevice>, options: &PciOptions, wiring: Wiring) -> Result<Arc<VirtioPci>> {
         let Wiring { id, on_root_bus, memory, router } = wiring;
         let info = device.info();
+        let transitional = TRANSITIONAL.into_iter().find(|(of_type, _)| *of_type == info.device_type);
+        let transitional = transitional.map(|(_, id)| id).filter(|_| !device.modern_only());
+        let interfaces = options.interfaces(!on_root_bus, transitional.is_some())?;
+        let (device_id, subsystem, revision) = match transitional.filter(|_| interfaces.legacy) {
+            Some(id) => (id, info.device_type, 0),
+            None => (DEVICE_BASE + info.device_type, SUBSYSTEM_ID, REVISION_MODERN),
+        };
         let mut config = ConfigSpace::new();
         config.set_u16(VENDOR, VENDOR_VIRTIO);
-        config.set_u16(DEVICE, DEVICE_BASE + info.device_type);
-        config.set_u8(REVISION, REVISION_MODERN);
+        config.set_u16(DEVICE, device_id);
+        config.set_u8(REVISION, revision);
         config.set(CLASS, &info.class);
         config.set_u16(SUBSYSTEM_VENDOR, VENDOR_VIRTIO);
-        config.set_u16(SUBSYSTEM, SUBSYSTEM_ID);
+        config.set_u16(SUBSYSTEM, subsystem);
         config.set_u8(INTERRUPT_PIN, 1);
-        config.allow(COMMAND, &(COMMAND_MEMORY | COMMAND_BUS_MASTER | COMMAND_INTX_DISABLE).to_le_bytes());
+        let ports = if interfaces.legacy { COMMAND_IO } else { 0 };
+        config.allow(COMMAND, &(ports | COMMAND_MEMORY | COMMAND_BUS_MASTER | COMMAND_INTX_DISABLE).to_le_bytes());
         let vectors = options.vectors.unwrap_or(info.queues + 1);
         let msix = match vectors {
             0 => None,
             _ => Some(Msix::add(&mut config, MsixSpec::exclusive(MSIX_BAR, vectors), &router, &id)?),
         };
-        for body in layout::Layout::new(info.config_len, info.queues).capabilities() {
-            config.add_capability(CAP_VENDOR, &body)?;
-        }
-        let access = config.add_capability(CAP_VENDOR, &cfg_access())?;
-        config.allow(access + CFG_BAR, &[0xff]);
-        config.allow(access + CFG_OFFSET, &[0xff; 12]);
+        let access = match interfaces.modern {
+            true => Some(modern_capabilities(&mut config, &layout::Layout::new(info.config_len, info.queues))?),
+            false => None,
+        };
         if !on_root_bus {
             express(&mut config)?;
         }
         let core = Arc::new(PciCore::new(id.clone(), config, None, msix));
-        let transport = Transport::new(core.clone(), device.clone(), options.features(), &memory, &router)?;
-        Ok(Arc::new(VirtioPci { id, core, device, transport, access }))
+        let transport = Transport::new(core.clone(), device.clone(), options.features(interfaces), &memory, &router)?;
+        Ok(Arc::new(VirtioPci { id, core, device, transport, interfaces, access }))
     }
 
     /// The access that the capability's registers describe: offset in the BAR and length. `None`: there is none.
-    fn window(&self) -> Option<(u64, usize)> {
-        let at = self.access;
+    fn window(&self, at: u16) -> Option<(u64, usize)> {
         let (bar, offset, length) = self
             .core
             .with(|config| (config.u8(at + CFG_BAR), config.u32(at + CFG_OFFSET), config.u32(at + CFG_LENGTH)));
@@ -130,11 +142,26 @@ impl VirtioPci {
         possible.then_some((u64::from(offset), length as usize))
     }
 
-    /// Whether an access to configuration space touches the capability's data.
-    fn touches_data(&self, off: u16, len: usize) -> bool {
-        let data = self.access + CFG_DATA;
-        off < data + 4 && usize::from(data) < usize::from(off) + len
+    /// The offset of the capability's data and the access that they stand for, if an access to configuration space touches
+    /// them.
+    fn touched(&self, off: u16, len: usize) -> Option<(u16, u64, usize)> {
+        let access = self.access?;
+        let data = access + CFG_DATA;
+        let touches = off < data + 4 && usize::from(data) < usize::from(off) + len;
+        let (offset, len) = self.window(access).filter(|_| touches)?;
+        Some((data, offset, len))
     }
+}
+
+/// The capabilities that lead to the modern registers. Gives the offset of the one by which firmware reaches the BAR.
+fn modern_capabilities(config: &mut ConfigSpace, layout: &layout::Layout) -> Result<u16> {
+    for body in layout.capabilities() {
+        config.add_capability(CAP_VENDOR, &body)?;
+    }
+    let access = config.add_capability(CAP_VENDOR, &cfg_access())?;
+    config.allow(access + CFG_BAR, &[0xff]);
+    config.allow(access + CFG_OFFSET, &[0xff; 12]);
+    Ok(access)
 }
 
 /// Power management and PCI Express, which a device has behind a port.
@@ -181,7 +208,12 @@ impl PciFunction for VirtioPci {
     fn bar(&self, index: usize) -> Option<BarContent> {
         match u8::try_from(index).ok()? {
             MSIX_BAR => Some(self.core.msix()?.exclusive_bar()),
-            BAR => Some(BarContent {
+            LEGACY_BAR if self.interfaces.legacy => {
+                let (size, pieces) = self.transport.legacy_bar();
+                let name = format!("{} legacy registers", self.id).into();
+                Some(BarContent { name, size, kind: BarKind::Io, prefetchable: false, pieces })
+            }
+            BAR if self.interfaces.modern => Some(BarContent {
                 name: format!("{} registers", self.id).into(),
                 size: self.transport.bar_size(),
                 kind: BarKind::Mem64,
@@ -193,23 +225,19 @@ impl PciFunction for VirtioPci {
     }
 
     fn config_read(&self, off: u16, data: &mut [u8]) {
-        if self.touches_data(off, data.len())
-            && let Some((offset, len)) = self.window()
-        {
+        if let Some((at, offset, len)) = self.touched(off, data.len()) {
             let mut value = [0; 4];
             self.transport.bar_read(offset, &mut value[..len]);
-            self.core.with(|config| config.set(self.access + CFG_DATA, &value));
+            self.core.with(|config| config.set(at, &value));
         }
         self.core.read(off, data);
     }
 
     fn config_write(&self, off: u16, data: &[u8]) -> Changes {
         let what = self.core.write(off, data);
-        if self.touches_data(off, data.len())
-            && let Some((offset, len)) = self.window()
-        {
+        if let Some((at, offset, len)) = self.touched(off, data.len()) {
             let mut value = [0; 4];
-            self.core.with(|config| config.read(self.access + CFG_DATA, &mut value));
+            self.core.with(|config| config.read(at, &mut value));
             self.transport.bar_write(offset, &value[..len]);
         }
         what
@@ -235,7 +263,7 @@ impl PciFunction for VirtioPci {
 
     /// Not any more once somebody reaches the BAR by the capability: its data are what the BAR reads.
     fn page_is_current(&self) -> bool {
-        self.core.with(|config| config.u32(self.access + CFG_LENGTH)) == 0
+        self.access.is_none_or(|at| self.core.with(|config| config.u32(at + CFG_LENGTH)) == 0)
     }
 }
 

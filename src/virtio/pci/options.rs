@@ -23,10 +23,10 @@ macro_rules! virtio_props {
                 /// Offer descriptor tables of a request's own
                 #[name = "indirect_desc"]
                 indirect_desc: bool = "on",
-                /// QEMU's word: off would be the interface before virtio 1.0, which there is not
+                /// Leave out the registers from before virtio 1.0; by default behind a port, where a device has none
                 #[name = "disable-legacy"]
                 disable_legacy: $crate::object::OnOffAuto = "auto",
-                /// QEMU's word: on would leave no interface at all
+                /// Leave out the registers of virtio 1.0
                 #[name = "disable-modern"]
                 disable_modern: bool = "off",
             }
@@ -56,9 +56,9 @@ pub struct PciOptions {
     pub event_idx: bool,
     /// Whether INDIRECT_DESC is offered.
     pub indirect_desc: bool,
-    /// Off asks for what there is not.
+    /// Whether the legacy interface is left out; auto: behind a port.
     pub disable_legacy: OnOffAuto,
-    /// On asks for nothing at all.
+    /// Whether the modern interface is left out.
     pub disable_modern: bool,
 }
 
@@ -75,28 +75,62 @@ impl Default for PciOptions {
     }
 }
 
+/// The interfaces that a device has: one at least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Interfaces {
+    /// Ports, from before virtio 1.0.
+    pub legacy: bool,
+    /// That of virtio 1.0.
+    pub modern: bool,
+}
+
 impl PciOptions {
     /// Whether there is an interface as the user wants it.
     ///
     /// # Errors
     /// [`Code::BadProperty`].
     pub fn check(&self) -> Result<()> {
-        if self.disable_modern {
-            return Err(Error::new(Code::BadProperty, "virtio devices have the interface of virtio 1.0 and no other")
-                .fix("leave disable-modern=on out"));
+        match self.disable_modern && self.disable_legacy == OnOffAuto::On {
+            true => Err(no_interface("both interfaces of the device are switched off")),
+            false => Ok(()),
         }
-        if self.disable_legacy == OnOffAuto::Off {
-            return Err(Error::new(Code::BadProperty, "virtio devices have no legacy interface")
-                .fix("leave disable-legacy=off out: every guest since Linux 4.0 has drivers for virtio 1.0"));
-        }
-        Ok(())
     }
 
-    /// The features of the rings that are offered.
-    pub(super) fn features(&self) -> u64 {
-        let offered = [(self.event_idx, feature::EVENT_IDX), (self.indirect_desc, feature::INDIRECT_DESC)];
+    /// The interfaces of a device: as in QEMU, it has both where it is no PCI Express endpoint. `has_legacy`: whether there
+    /// is a legacy interface for devices of its kind.
+    ///
+    /// # Errors
+    /// [`Code::BadProperty`]: none is left.
+    pub(super) fn interfaces(&self, behind_port: bool, has_legacy: bool) -> Result<Interfaces> {
+        let legacy = match self.disable_legacy {
+            OnOffAuto::On => false,
+            OnOffAuto::Auto => has_legacy && !behind_port,
+            OnOffAuto::Off if has_legacy => true,
+            OnOffAuto::Off => return Err(no_interface("the device has no legacy interface")),
+        };
+        match (legacy, !self.disable_modern) {
+            (false, false) if has_legacy => Err(no_interface("behind a port a device has no legacy interface by itself")
+                .fix("write disable-legacy=off, too")),
+            (false, false) => Err(no_interface("the device has the modern interface only")),
+            (legacy, modern) => Ok(Interfaces { legacy, modern }),
+        }
+    }
+
+    /// The features of the transport and the rings that are offered.
+    pub(super) fn features(&self, interfaces: Interfaces) -> u64 {
+        let offered = [
+            (self.event_idx, feature::EVENT_IDX),
+            (self.indirect_desc, feature::INDIRECT_DESC),
+            (interfaces.modern, feature::VERSION_1),
+        ];
         offered.into_iter().filter(|(on, _)| *on).fold(0, |features, (_, feature)| features | feature)
     }
+}
+
+fn no_interface(cause: &str) -> Error {
+    Error::new(Code::BadProperty, cause)
+        .evidence("disable-legacy leaves out the interface before virtio 1.0, disable-modern that of virtio 1.0")
+        .fix("leave disable-modern=on or disable-legacy= out")
 }
 
 #[cfg(test)]
@@ -104,13 +138,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_there_is_not_is_refused() {
-        let options = PciOptions { indirect_desc: false, disable_legacy: OnOffAuto::On, ..PciOptions::default() };
-        options.check().unwrap();
-        assert_eq!(options.features(), feature::EVENT_IDX);
-        let legacy = PciOptions { disable_legacy: OnOffAuto::Off, ..options };
-        assert_eq!(legacy.check().unwrap_err().code(), Code::BadProperty);
-        let nothing = PciOptions { disable_modern: true, ..options };
-        assert_eq!(nothing.check().unwrap_err().code(), Code::BadProperty);
+    fn interfaces_are_those_that_qemu_has() {
+        use OnOffAuto::{Auto, Off, On};
+        let table = [
+            // disable-legacy, disable-modern, behind a port, legacy exists: legacy, modern
+            (Auto, false, false, true, Some((true, true))),
+            (Auto, false, true, true, Some((false, true))),
+            (Auto, false, false, false, Some((false, true))),
+            (Off, false, true, true, Some((true, true))),
+            (Off, false, false, false, None),
+            (On, false, false, true, Some((false, true))),
+            (Auto, true, false, true, Some((true, false))),
+            (Off, true, true, true, Some((true, false))),
+            (Auto, true, true, true, None),
+            (Auto, true, false, false, None),
+            (On, true, false, true, None),
+        ];
+        for (disable_legacy, disable_modern, port, exists, expected) in table {
+            let options = PciOptions { disable_legacy, disable_modern, ..PciOptions::default() };
+            let found = options.interfaces(port, exists);
+            assert_eq!(found.map(|it| (it.legacy, it.modern)).ok(), expected, "{options:?} {port} {exists}");
+        }
+        let none = PciOptions { disable_legacy: On, disable_modern: true, ..PciOptions::default() };
+        assert_eq!(none.check().unwrap_err().code(), Code::BadProperty);
+    }
+
+    #[test]
+    fn features_follow_the_interfaces() {
+        let options = PciOptions { indirect_desc: false, ..PciOptions::default() };
+        let both = Interfaces { legacy: true, modern: true };
+        assert_eq!(options.features(both), feature::EVENT_IDX | feature::VERSION_1);
+        assert_eq!(options.features(Interfaces { modern: false, ..both }), feature::EVENT_IDX);
     }
 }

@@ -1,3 +1,5 @@
+mod legacy;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
+use super::common::legacy::{self, Register as Legacy};
 use super::common::{Action, Common, Live};
+use super::fields;
 use super::layout::{Block, Layout, NOTIFY_MULTIPLIER};
 use crate::error::{Error, Result};
 use crate::guest_error;
@@ -48,7 +50,8 @@ impl State {
 }
 
 impl Transport {
-    /// The transport of `device`, which may offer `transport_features` of its rings.
+    /// The transport of `device`, which offers `transport_features` beside the device's own: of its rings, and VERSION_1 if
+    /// it has the modern interface.
     ///
     /// # Errors
     /// [`crate::error::Code::SystemFailed`]: no descriptor is left for a doorbell.
@@ -67,7 +70,7 @@ impl Transport {
         };
         let doorbells: Result<Vec<Doorbell>> = (0..info.queues).map(bell).collect();
         let vectors = core.msix().map_or(0, |msix| msix.spec().vectors);
-        let offered = info.features | transport_features | feature::VERSION_1;
+        let offered = info.features | transport_features;
         let state = State {
             common: Common::new(offered, info.queues, info.queue_size, vectors),
             queues: None,
@@ -103,6 +106,13 @@ impl Transport {
     /// Size of that BAR.
     pub fn bar_size(&self) -> u64 {
         self.layout.bar_size
+    }
+
+    /// The legacy registers as a trapped piece of their BAR, and the size of that.
+    pub fn legacy_bar(self: &Arc<Self>) -> (u64, Vec<Piece>) {
+        let size = legacy::bar_size(self.info.config_len);
+        let io: Arc<dyn IoHandler> = Arc::new(LegacyIo(self.clone()));
+        (size, vec![Piece { range: 0..size, backing: Backing::io(io) }])
     }
 
     /// Reads at an offset of the BAR by way of configuration space; what is not in one block reads as ones.
@@ -142,12 +152,7 @@ impl Transport {
                     *first = self.interrupts.take_isr();
                 }
             }
-            Block::Device => {
-                data.fill(0xff);
-                if let Some((at, len)) = self.inside_config(offset, data.len()) {
-                    self.device.read_config(at, &mut data[..len]);
-                }
-            }
+            Block::Device => self.read_config(offset, data),
             // A doorbell has nothing to say.
             Block::Notify => data.fill(0),
         }
@@ -161,12 +166,7 @@ impl Transport {
                     self.act(&mut state, action);
                 }
             }
-            Block::Device => {
-                let state = self.state.lock();
-                if let Some((at, len)) = self.inside_config(offset, data.len()).filter(|_| !state.unplugged) {
-                    self.device.write_config(at, &data[..len]);
-                }
-            }
+            Block::Device => self.write_config(offset, data),
             // KVM rings it without an exit; where it could not, this does.
             Block::Notify => {
                 let rung = self.doorbells.iter().find(|doorbell| doorbell.offset == offset);
@@ -175,6 +175,60 @@ impl Transport {
             }
             Block::Isr => {}
         }
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if let Some((at, len)) = self.inside_config(offset, data.len()) {
+            self.device.read_config(at, &mut data[..len]);
+        }
+    }
+
+    fn write_config(&self, offset: u64, data: &[u8]) {
+        let state = self.state.lock();
+        if let Some((at, len)) = self.inside_config(offset, data.len()).filter(|_| !state.unplugged) {
+            self.device.write_config(at, &data[..len]);
+        }
+    }
+
+    fn msix_enabled(&self) -> bool {
+        self.core.msix().is_some_and(|msix| msix.enabled())
+    }
+
+    fn legacy_read(&self, offset: u64, data: &mut [u8]) {
+        let msix = self.msix_enabled();
+        if let Some(at) = offset.checked_sub(legacy::config_start(msix)) {
+            return self.read_config(at, data);
+        }
+        let state = self.state.lock();
+        fields::read(legacy::table(msix), offset, data, |register| match register {
+            Legacy::Isr => self.interrupts.take_isr().into(),
+            register => state.common.legacy_get(register),
+        });
+    }
+
+    fn legacy_write(&self, offset: u64, data: &[u8]) {
+        let msix = self.msix_enabled();
+        if let Some(at) = offset.checked_sub(legacy::config_start(msix)) {
+            return self.write_config(at, data);
+        }
+        let state = &mut *self.state.lock();
+        let get = |state: &State, register| state.common.legacy_get(register);
+        fields::write(legacy::table(msix), offset, data, state, get, |state, register, value| {
+            let action = match register {
+                Legacy::QueueNotify => state.common.legacy_kick(value as u16),
+                register => state.common.legacy_set(register, value),
+            };
+            if let Some(action) = action {
+                self.act(state, action);
+            }
+            if register == Legacy::QueueNotify
+                && let Some(doorbell) = self.doorbells.get(value as usize)
+            {
+                // EAGAIN would mean that the counter is at its maximum: rung all the same.
+                let _ = doorbell.bell.write(1);
+            }
+        });
     }
 
     /// An access to the device's configuration space, as offset and length, cut at its end.
@@ -312,5 +366,18 @@ impl IoHandler for BlockIo {
             Block::Notify => &self.transport.doorbells,
             _ => &[],
         }
+    }
+}
+
+/// The legacy registers as a trapped piece.
+struct LegacyIo(Arc<Transport>);
+
+impl IoHandler for LegacyIo {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.0.legacy_read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.0.legacy_write(offset, data);
     }
 }
