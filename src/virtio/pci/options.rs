@@ -109,8 +109,10 @@ impl PciOptions {
             OnOffAuto::Off => return Err(no_interface("the device has no legacy interface")),
         };
         match (legacy, !self.disable_modern) {
-            (false, false) if has_legacy => Err(no_interface("behind a port a device has no legacy interface by itself")
-                .fix("write disable-legacy=off, too")),
+            (false, false) if has_legacy => {
+                Err(no_interface("behind a port a device has no legacy interface by itself")
+                    .fix("write disable-legacy=off, too"))
+            }
             (false, false) => Err(no_interface("the device has the modern interface only")),
             (legacy, modern) => Ok(Interfaces { legacy, modern }),
         }

@@ -150,7 +150,7 @@ mod tests {
         let expected = Rings { size: 256, descriptors: 0x5000, available: 0x6000, used: 0x7000 };
         assert_eq!(rings(5, 256), expected);
         assert_eq!(rings(1, 8), Rings { size: 8, descriptors: 0x1000, available: 0x1080, used: 0x2000 });
-        assert_eq!(rings(u32::MAX, 1024).descriptors, 0xffff_ffff_000);
+        assert_eq!(rings(u32::MAX, 1024).descriptors, 0x0fff_ffff_f000);
     }
 
     #[test]

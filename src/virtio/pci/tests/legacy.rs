@@ -55,9 +55,11 @@ impl Ports {
         let base = PAGE[queue] << 12;
         self.driver.put(0x20000, b"hello");
         self.driver.put(0x20100, &[0; 8]);
-        for (at, (addr, len, flags, next)) in [(0x20000u64, 5u32, 1u16, 1u16), (0x20100, 8, 2, 0)].into_iter().enumerate()
+        for (at, (addr, len, flags, next)) in
+            [(0x20000u64, 5u32, 1u16, 1u16), (0x20100, 8, 2, 0)].into_iter().enumerate()
         {
-            let body = [&addr.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat();
+            let body =
+                [&addr.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat();
             self.driver.put(base + 16 * at as u64, &body);
         }
         self.driver.put(base + 16 * SIZE, &[0, 0, 1, 0, 0, 0]);
