@@ -14,6 +14,7 @@ use crate::object::prop_enum;
 use crate::pci::decode::Decode;
 use crate::pci::view::BarUse;
 use crate::pci::{PciBus, PciFunction};
+use crate::scsi::ScsiBus;
 use crate::vfio::Vfio;
 
 /// A device that was plugged. Its drop order is its unplug order: leases and mappings go when the last owner goes.
@@ -62,6 +63,9 @@ pub trait Device: Send + Sync {
     fn report_error(&self) -> ErrorReport {
         ErrorReport::default()
     }
+
+    /// The guest goes on after it stood still: what waited for that is tried again.
+    fn resumed(&self) {}
 
     /// Silences the host's side for good: no interrupt, no DMA. Later accesses by the guest read as ones. Idempotent.
     fn unplug(&self) {}
@@ -148,6 +152,12 @@ pub struct Cx {
     pub vfio: Arc<Vfio>,
     /// The machine's back ends.
     pub backends: Arc<Backends>,
+    /// The name of the bus that it adds; empty if it adds none.
+    pub adds: Arc<str>,
+    /// The bus that it goes to, if that is no PCI bus.
+    pub bus: Option<UnitBus>,
+    /// What the device has to tell the machine, it tells by this, from any thread.
+    pub tell: Tell,
 }
 
 /// What making an object needs: something that devices name and that is no device itself.
@@ -160,10 +170,128 @@ pub struct ObjectCx {
     pub backends: Arc<Backends>,
 }
 
+/// The kinds of buses, as `bus` of help has them.
+pub const PCI: &str = "PCI";
+/// See [`PCI`].
+pub const SCSI: &str = "SCSI";
+
+/// The name of the bus of this kind that the device with this id adds, as QEMU has it.
+pub fn bus_name(kind: &str, id: &str) -> String {
+    match kind {
+        PCI => id.to_owned(),
+        _ => format!("{id}.0"),
+    }
+}
+
+/// A bus that a device adds for devices that are no PCI functions.
+#[derive(Clone)]
+pub enum UnitBus {
+    /// Disks of a SCSI host adapter.
+    Scsi(Arc<ScsiBus>),
+}
+
+impl UnitBus {
+    /// The name that `bus=` takes.
+    pub fn name(&self) -> &str {
+        match self {
+            UnitBus::Scsi(bus) => bus.name(),
+        }
+    }
+
+    /// Whether devices come and go while the guest runs.
+    pub fn hotplug(&self) -> bool {
+        match self {
+            UnitBus::Scsi(bus) => bus.hotplug(),
+        }
+    }
+}
+
+/// A device on a bus that another device adds.
+pub trait Unit: Device {
+    /// Its address there, for people.
+    fn addr(&self) -> String;
+
+    /// Puts it on its bus, where the guest finds it; a guest that runs is told, if the bus can.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::BadBus`]: its address is taken.
+    fn attach(self: Arc<Self>) -> Result<()>;
+
+    /// Takes it off its bus: when this returns the guest reaches it no more. A guest that runs is told.
+    fn detach(&self);
+}
+
 /// A device that was made and is not on a bus yet.
 pub struct Plug {
     /// What goes to the bus.
-    pub function: Arc<dyn PciFunction>,
-    /// A bus that comes with it, named by its id.
-    pub adds: Option<Arc<PciBus>>,
+    pub device: AnyDevice,
+    /// A bus that comes with it.
+    pub adds: Option<Adds>,
 }
+
+/// What goes to a bus.
+#[derive(Clone)]
+pub enum AnyDevice {
+    /// A function, to a PCI bus.
+    Function(Arc<dyn PciFunction>),
+    /// Anything else, to the bus that [`Cx::bus`] was.
+    Unit(Arc<dyn Unit>),
+}
+
+/// A bus that comes with a device.
+pub enum Adds {
+    /// A PCI bus.
+    Pci(Arc<PciBus>),
+    /// Another one.
+    Units(UnitBus),
+}
+
+impl Plug {
+    /// A PCI function that adds no bus.
+    pub fn function(function: Arc<dyn PciFunction>) -> Plug {
+        Plug { device: AnyDevice::Function(function), adds: None }
+    }
+}
+
+impl AnyDevice {
+    /// The device.
+    pub fn device(&self) -> Arc<dyn Device> {
+        match self {
+            AnyDevice::Function(function) => function.clone(),
+            AnyDevice::Unit(unit) => unit.clone(),
+        }
+    }
+
+    /// The function, if it is one.
+    pub fn as_function(&self) -> Option<&Arc<dyn PciFunction>> {
+        match self {
+            AnyDevice::Function(function) => Some(function),
+            AnyDevice::Unit(_) => None,
+        }
+    }
+}
+
+/// What a device can tell the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Word {
+    /// Its back end could not do a request.
+    IoError(IoError),
+}
+
+/// A request that a disk's back end could not do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IoError {
+    /// The block node.
+    pub node: Arc<str>,
+    /// Whether something was to be changed, rather than read.
+    pub write: bool,
+    /// Whether the medium is full.
+    pub full: bool,
+    /// What is done about it: `report`, `ignore`, or `stop`.
+    pub action: &'static str,
+    /// What the system says.
+    pub reason: String,
+}
+
+/// Takes what a device tells: the device's id, then the word. Waits for nothing.
+pub type Tell = Arc<dyn Fn(&Arc<str>, Word) + Send + Sync>;

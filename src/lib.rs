@@ -10,7 +10,7 @@
 //! | [`object`] | the grammar of `type,key=value`, `props!`, the tables of types and their help |
 //! | [`memory`], [`irq`] | the guest's one memory map and its one table of interrupt routes |
 //! | [`pci`], [`vfio`] | PCI Express as the guest sees it; functions of the host on it |
-//! | [`virtio`] | virtio devices behind their PCI transport |
+//! | [`virtio`], [`scsi`] | virtio devices behind their PCI transport; the disks of a SCSI host adapter |
 //! | [`devices`], [`backends`] | the board's emulated devices, and where their bytes go |
 //! | [`kvm`], [`cpu`], [`boot`] | the VM descriptor and vCPU threads; CPUID and topology; kernel, ACPI, entry state |
 //!
@@ -43,6 +43,7 @@ pub mod object;
 pub mod pci;
 pub mod pci_names;
 pub mod placement;
+pub mod scsi;
 pub mod terminal;
 pub mod vfio;
 pub mod virtio;

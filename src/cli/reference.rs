@@ -3,6 +3,7 @@
 
 use super::explain::meaning;
 use super::output;
+use crate::device::bus_name;
 use crate::error::{Class, Code};
 use crate::monitor::commands;
 use crate::object::{Preset, Prop, Registry, TypeInfo};
@@ -28,6 +29,10 @@ pub fn page<O, C>(heading: &str, registry: &Registry<O, C>) -> String {
         out += &format!("\nProperties of every {}:\n\n", registry.what);
         table(&mut out, registry.common);
     }
+    for (bus, props) in registry.on_bus {
+        out += &format!("\nProperties of every {} on a {bus} bus:\n\n", registry.what);
+        table(&mut out, props);
+    }
     for of_type in registry.types {
         entry(&mut out, of_type);
     }
@@ -39,8 +44,8 @@ fn entry<O, C>(out: &mut String, of_type: &TypeInfo<O, C>) {
     if let Some(bus) = of_type.bus() {
         *out += &format!(" Goes on a {bus} bus.");
     }
-    if of_type.adds_bus() {
-        *out += " Adds a bus that is called as its `id` says.";
+    if let Some(kind) = of_type.adds_bus() {
+        *out += &format!(" Adds a {kind} bus, which is called {}.", bus_name(kind, "ID"));
     }
     *out += "\n\n";
     if of_type.props().is_empty() {

@@ -48,7 +48,7 @@ impl Create<Plug, Cx> for IvshmemType {
             return Err(Error::new(Code::BadProperty, "the memory of a BAR has a size that is a power of two")
                 .evidence(format!("`{}` has {} bytes", memory.name(), memory.len())));
         }
-        Ok(Plug { function: Arc::new(Ivshmem::new(cx.id.clone(), memory)), adds: None })
+        Ok(Plug::function(Arc::new(Ivshmem::new(cx.id.clone(), memory))))
     }
 }
 
@@ -161,7 +161,7 @@ mod tests {
     fn the_guest_sees_the_memory_in_bar_2() {
         let bench = Bench::new();
         let (backends, memory) = backends(64 << 10);
-        bench.plug(create(&bench, &backends).unwrap().function, "3");
+        bench.plug(create(&bench, &backends).unwrap().device.as_function().unwrap().clone(), "3");
         assert_eq!(bench.read32(0, "3", 0), 0x1110_1af4);
         for (off, value) in [(0, 0xe000_0000), (8, 0xe010_0000), (12, 0)] {
             bench.write(0, "3", BAR0 + off, value, 4);

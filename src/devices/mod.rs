@@ -1,5 +1,6 @@
 //! Emulated devices that are no virtio device: what a PC has without a slot, and small functions.
 
+pub mod disk;
 pub mod ivshmem;
 pub mod pm;
 pub mod power;

@@ -50,6 +50,7 @@ impl Control for Machine {
             self.status = Status::Running;
             self.monitor.event("RESUME", None);
             self.running.iter().for_each(super::Running::resume);
+            self.plugged.resumed();
         }
     }
 
@@ -71,7 +72,7 @@ impl Control for Machine {
     }
 
     fn device_del(&mut self, removal: &Removal) -> Result<(), Failure> {
-        if self.plugged.function(&removal.id).is_none() {
+        if self.plugged.device(&removal.id).is_none() {
             return Err(Failure::no_device(&removal.id));
         }
         let timeout = removal.timeout.map(Duration::from_millis);
@@ -79,7 +80,7 @@ impl Control for Machine {
     }
 
     fn properties(&self, of_type: &str) -> Result<Vec<&'static Prop>, Failure> {
-        Ok(DEVICES.find(of_type)?.props().iter().chain(DEVICES.common).collect())
+        Ok(DEVICES.props_of(DEVICES.find(of_type)?).into_iter().flatten().collect())
     }
 
     fn types(&self) -> Vec<(&'static str, &'static str)> {
@@ -184,7 +185,7 @@ impl Control for Machine {
             irqfds: self.router.irqfds(),
             iova_mappings: self.vfio.mappings(),
             host_devices: self.vfio.devices(),
-            functions: self.plugged.views().len(),
+            functions: self.plugged.functions(),
         }
     }
 }

@@ -12,7 +12,7 @@ use super::inbox::Task;
 use super::plug::Made;
 use super::unplug::{Action, Event, SlotState, Waiting, step};
 use super::{Machine, preflight};
-use crate::device::{ErrorReport, Notice, OnError};
+use crate::device::{ErrorReport, IoError, Notice, OnError, Word};
 use crate::error::{Code, Error, Result};
 use crate::monitor::control::{Control, Status, Ticket};
 use crate::monitor::device_data;
@@ -107,7 +107,7 @@ impl Machine {
     }
 
     fn watch(&mut self, id: &Arc<str>) -> Result<()> {
-        let Some(function) = self.plugged.function(id) else { return Ok(()) };
+        let Some(function) = self.plugged.device(id) else { return Ok(()) };
         for notice in function.notices()? {
             let (inbox, of) = (self.inbox.clone(), id.clone());
             let token = self.event_loop.add(notice.watch, EpollFlags::EPOLLIN, move |_, _| {
@@ -141,6 +141,7 @@ impl Machine {
                 Task::Notice(id, Notice::Request) => self.wanted_back(&id)?,
                 Task::Notice(id, Notice::Error) => self.device_failed(&id)?,
                 Task::Mapped => self.memory_settled()?,
+                Task::Told(id, Word::IoError(error)) => self.disk_failed(&id, error),
                 Task::Interrupts(device) => self.stay.place_interrupts(device),
                 Task::Committed(job, len, error) => {
                     self.jobs.remove(&job);
@@ -169,6 +170,10 @@ impl Machine {
 
     /// Asks for the device with this id.
     pub(super) fn unplug(&mut self, id: &str, timeout: Option<Duration>, force: bool) -> Result<()> {
+        if self.plugged.goes_at_once(id) {
+            self.take_away(&[id.into()]);
+            return Ok(());
+        }
         let Some((bus, slot)) = self.plugged.slot_of(id) else {
             return Err(no_hotplug(&self.plugged.bus_of(id).unwrap_or_default()));
         };
@@ -216,7 +221,7 @@ impl Machine {
 
     /// Takes devices out at once: off the bus and out of the memory map, then silenced, then closed.
     fn take_away(&mut self, ids: &[Arc<str>]) {
-        for id in ids.iter().rev() {
+        for id in self.plugged.with_units(ids).iter().rev() {
             self.withdraw(id);
             self.root.hide_unreachable_pages();
             self.places.free(id);
@@ -227,7 +232,7 @@ impl Machine {
 
     /// The host wants a device back: the guest is asked, and when its time is over the device goes.
     fn wanted_back(&mut self, id: &Arc<str>) -> Result<()> {
-        let Some(function) = self.plugged.function(id) else { return Ok(()) };
+        let Some(function) = self.plugged.device(id) else { return Ok(()) };
         let timeout = function.policy().request_timeout;
         let slot = self.plugged.slot_of(id);
         let pending = slot.as_ref().and_then(|(bus, _)| self.unplugs.get(bus)).copied();
@@ -253,9 +258,23 @@ impl Machine {
         }
     }
 
+    /// The back end of a disk could not do a request.
+    fn disk_failed(&mut self, id: &Arc<str>, error: IoError) {
+        let IoError { node, write, full, action, reason } = error;
+        let data = json!({
+            "device": "", "qom-path": format!("/machine/peripheral/{id}"), "qdev": &**id, "node-name": &*node,
+            "operation": if write { "write" } else { "read" }, "action": action, "nospace": full, "reason": reason,
+        });
+        self.monitor.event("BLOCK_IO_ERROR", Some(data));
+        // The device may have gone meanwhile, and somebody may have let the guest go on.
+        if action == "stop" && self.plugged.device(id).is_some() {
+            self.pause(Status::IoError);
+        }
+    }
+
     /// The kernel has found an uncorrectable error of a device.
     fn device_failed(&mut self, id: &Arc<str>) -> Result<()> {
-        let Some(function) = self.plugged.function(id) else { return Ok(()) };
+        let Some(function) = self.plugged.device(id) else { return Ok(()) };
         let (policy, report) = (function.policy().on_error, function.report_error());
         drop(function);
         let mut data = device_data(id);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::bdf::Bdf;
-use crate::device::Notice;
+use crate::device::{Notice, Word};
 use crate::event_loop::{EventLoop, LoopHandle};
 use crate::pci::slot::Answer;
 
@@ -18,6 +18,8 @@ pub enum Task {
     Notice(Arc<str>, Notice),
     /// The guest's memory is mapped for devices, or cannot be.
     Mapped,
+    /// The device with this id tells something.
+    Told(Arc<str>, Word),
     /// VFIO has begun to deliver interrupts of this device of the host.
     Interrupts(Bdf),
     /// The commit of an overlay with this name has ended: the length of the disk, and what went wrong.

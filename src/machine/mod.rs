@@ -210,12 +210,14 @@ impl Machine {
         }
         let serial = serial.map(|id| backends.chardevs.claim(&id, options::serial::ID)).transpose()?;
         let board = Board::new(&memory, &router, &mut event_loop, &events, serial)?;
+        let told = inbox.clone();
         let parts = Parts {
             memory: memory.clone(),
             router: router.clone(),
             decode,
             vfio: vfio.clone(),
             backends: backends.clone(),
+            tell: Arc::new(move |id, word| told.post(Task::Told(id.clone(), word))),
         };
         let plugged = Plugged::new(&root, parts, &mut places)?;
 

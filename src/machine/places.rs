@@ -7,16 +7,18 @@ use std::sync::Arc;
 use super::functions::{self, Function};
 use super::hotplug::no_hotplug;
 use super::types::DEVICES;
-use crate::device::{Cx, Plug};
+use crate::device::{Cx, PCI, Plug, bus_name};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
-use crate::object::{Args, Common, PciAddr, Props, TypeInfo, did_you_mean};
+use crate::object::{Args, Common, PciAddr, PciPlace, Props, TypeInfo, did_you_mean};
 use crate::pci::{Devfn, choose_address, host_bridge};
 
 /// The bus of the board.
 pub const ROOT_BUS: &str = "pcie.0";
 /// The board's own bus: it has a name, so that a device that is put there is told why that cannot be.
 const ISA_BUS: &str = "isa.0";
+/// Its kind.
+const ISA: &str = "ISA";
 /// Bus numbers are bytes.
 const MAX_BUSES: usize = 256;
 
@@ -30,16 +32,21 @@ pub struct Place {
     pub id: Arc<str>,
     /// Name of the bus that it goes to.
     pub bus: Arc<str>,
-    /// Its address there.
-    pub addr: Devfn,
+    /// Its address there, if that is a PCI bus; other devices find theirs when they are put there.
+    pub addr: Option<Devfn>,
     /// `multifunction=`, if the user gave it.
     pub multifunction: Option<bool>,
+    /// The name of the bus that it adds; empty if it adds none.
+    pub adds: Arc<str>,
 }
 
 /// A bus, with the id of what is at each address.
 #[derive(Clone)]
 struct Bus {
     name: Arc<str>,
+    kind: &'static str,
+    /// The id of the device that adds it.
+    owner: Arc<str>,
     functions: BTreeMap<Devfn, Arc<str>>,
 }
 
@@ -61,7 +68,8 @@ pub struct Places {
 /// or is of another kind, and for an address that is taken or that the bus does not have.
 pub fn plan(devices: &[Args], host: &Host) -> Result<(Places, Vec<Place>)> {
     let bridge = (Devfn::parse(host_bridge::ADDRESS)?, host_bridge::ID.into());
-    let root = Bus { name: ROOT_BUS.into(), functions: BTreeMap::from([bridge]) };
+    let functions = BTreeMap::from([bridge]);
+    let root = Bus { name: ROOT_BUS.into(), kind: PCI, owner: ROOT_BUS.into(), functions };
     let mut places = Places { ids: BTreeSet::from([root.name.clone()]), buses: vec![root], lines: devices.len() };
     let mut all = Vec::new();
     for (index, args) in devices.iter().enumerate() {
@@ -83,20 +91,21 @@ impl Places {
         let before = self.clone();
         let placed = self.place(self.lines - 1, functions)?;
         for place in &placed {
-            if place.of_type.adds_bus() {
+            if place.of_type.adds_bus() == Some(PCI) {
                 let cause = format!("Device '{}' does not support hotplugging", place.of_type.name());
                 return Err(Error::new(Code::NoHotplug, cause).evidence(place.args.written()));
             }
             if !hotplug(&place.bus) {
                 return Err(no_hotplug(&place.bus).evidence(place.args.written()));
             }
+            let Some(addr) = place.addr else { continue };
             let bus = before.buses.iter().find(|bus| bus.name == place.bus);
-            let zero = bus.and_then(|bus| bus.functions.get(&Devfn::new(place.addr.slot(), 0)?));
+            let zero = bus.and_then(|bus| bus.functions.get(&Devfn::new(addr.slot(), 0)?));
             if let Some(holder) = zero {
                 // The guest looks at the other functions of a slot only when function 0 comes.
                 let cause = format!(
                     "PCI: slot {} function 0 already occupied by {holder}, new func {} cannot be exposed to guest.",
-                    place.addr.slot(),
+                    addr.slot(),
                     place.id
                 );
                 return Err(Error::new(Code::BadBus, cause).evidence(place.args.written()));
@@ -106,9 +115,10 @@ impl Places {
         Ok(placed)
     }
 
-    /// A device has gone: its id and its address are free.
+    /// A device has gone: its id and its address are free, and its bus is not there any more.
     pub fn free(&mut self, id: &str) {
         self.ids.remove(id);
+        self.buses.retain(|bus| &*bus.owner != id);
         for bus in &mut self.buses {
             bus.functions.retain(|_, at| &**at != id);
         }
@@ -124,12 +134,13 @@ impl Places {
                 (Arc::from(format!("{id}.{number}")), addr)
             });
             let place = self.place_one(index, args, beside)?;
-            if number.is_some() && first.is_none() && place.addr.function() != 0 {
+            let addr = place.addr.filter(|_| number.is_some());
+            if first.is_none() && addr.is_some_and(|addr| addr.function() != 0) {
                 return Err(Error::new(Code::BadBus, "all functions of a device start with function 0 of a slot")
                     .evidence(place.args.written())
                     .fix("write addr= with the slot only"));
             }
-            first.get_or_insert((place.id.clone(), place.addr));
+            first = first.or(addr.map(|addr| (place.id.clone(), addr)));
             placed.push(place);
         }
         placed.reverse();
@@ -140,12 +151,13 @@ impl Places {
     fn check_functions(&self, all: &[Place]) -> Result<()> {
         for place in all {
             let Some(bus) = self.buses.iter().find(|bus| bus.name == place.bus) else { continue };
-            let slot = || bus.functions.iter().filter(|(devfn, _)| devfn.slot() == place.addr.slot());
+            let Some(addr) = place.addr else { continue };
+            let slot = || bus.functions.iter().filter(|(devfn, _)| devfn.slot() == addr.slot());
             let names = || slot().map(|(devfn, id)| format!("{devfn} is {id}"));
             if slot().all(|(devfn, _)| devfn.function() != 0) {
                 let error = Error::new(
                     Code::BadBus,
-                    format!("slot {:02x} of bus {} has no function 0", place.addr.slot(), bus.name),
+                    format!("slot {:02x} of bus {} has no function 0", addr.slot(), bus.name),
                 );
                 return Err(names().fold(error.evidence(place.args.written()), Error::evidence).fix(
                     "a guest looks for a slot's other functions only if it finds function 0: put a device there",
@@ -158,14 +170,15 @@ impl Places {
 
     /// Whether what is to be the only function of its slot is.
     fn check_alone(&self, place: &Place) -> Result<()> {
-        let Some(bus) = self.buses.iter().find(|bus| bus.name == place.bus) else { return Ok(()) };
-        let slot = || bus.functions.iter().filter(|(devfn, _)| devfn.slot() == place.addr.slot());
-        if place.multifunction != Some(false) || place.addr.function() != 0 || slot().count() < 2 {
+        let bus = self.buses.iter().find(|bus| bus.name == place.bus);
+        let Some((bus, addr)) = bus.zip(place.addr) else { return Ok(()) };
+        let slot = || bus.functions.iter().filter(|(devfn, _)| devfn.slot() == addr.slot());
+        if place.multifunction != Some(false) || addr.function() != 0 || slot().count() < 2 {
             return Ok(());
         }
         let error = Error::new(
             Code::BadBus,
-            format!("{} is not to have other functions, and slot {:02x} has", place.id, place.addr.slot()),
+            format!("{} is not to have other functions, and slot {:02x} has", place.id, addr.slot()),
         );
         Err(slot()
             .map(|(devfn, id)| format!("{devfn} is {id}"))
@@ -177,48 +190,76 @@ impl Places {
     fn place_one(&mut self, index: usize, mut args: Args, beside: Option<(Arc<str>, PciAddr)>) -> Result<Place> {
         let of_type = DEVICES.take_type(&mut args)?;
         let common = Common::parse(&mut args)?;
+        let on_pci = of_type.bus() == Some(PCI);
+        let place = on_pci.then(|| PciPlace::parse(&mut args)).transpose()?;
+        let (wanted, multifunction) = place.map_or((None, None), |place| (place.addr, place.multifunction));
         of_type.check(&args)?;
         let written = |error: Error| error.evidence(args.written());
         let (id, wanted): (Arc<str>, _) = match (beside, &common.id) {
             (Some((id, addr)), _) => (id, Some(addr)),
-            (None, Some(id)) => (id.as_str().into(), common.addr),
+            (None, Some(id)) => (id.as_str().into(), wanted),
             // The character that no id of the user's can have keeps the two apart.
-            (None, None) => (format!("{}#{}", of_type.name(), index + 1).into(), common.addr),
+            (None, None) => (format!("{}#{}", of_type.name(), index + 1).into(), wanted),
         };
         if !self.ids.insert(id.clone()) {
             return Err(written(Error::new(Code::DuplicateId, format!("the id `{id}` is used twice"))));
         }
-        let at = self.find(common.bus.as_deref(), of_type.name()).map_err(written)?;
-        let addr = self.occupy(at, wanted, &id).map_err(|error| written(error.evidence(self.list())))?;
+        let at = self.find(common.bus.as_deref(), of_type).map_err(written)?;
+        let addr = on_pci.then(|| self.occupy(at, wanted, &id)).transpose();
+        let addr = addr.map_err(|error| written(error.evidence(self.list())))?;
         let bus = self.buses.get(at).map(|bus| bus.name.clone()).unwrap_or_default();
-        if of_type.adds_bus() {
+        let mut adds: Arc<str> = "".into();
+        if let Some(kind) = of_type.adds_bus() {
             if self.buses.len() >= MAX_BUSES {
                 return Err(written(Error::new(Code::BadBus, format!("there cannot be more than {MAX_BUSES} buses"))));
             }
-            self.buses.push(Bus { name: id.clone(), functions: BTreeMap::new() });
+            let unnamed = (0..).map(|count| format!("{}.{count}", kind.to_lowercase()));
+            let mut unnamed = unnamed.filter(|name| self.buses.iter().all(|bus| *bus.name != **name));
+            let name = match common.id {
+                None if kind != PCI => unnamed.next().unwrap_or_default(),
+                _ => bus_name(kind, &id),
+            };
+            adds = Arc::from(name);
+            self.buses.push(Bus { name: adds.clone(), kind, owner: id.clone(), functions: BTreeMap::new() });
         }
-        Ok(Place { of_type, args, id, bus, addr, multifunction: common.multifunction })
+        Ok(Place { of_type, args, id, bus, addr, multifunction, adds })
     }
 
-    /// The index of the bus that `bus=` names, or of the first one.
-    fn find(&self, name: Option<&str>, of_type: &str) -> Result<usize> {
-        let Some(name) = name else { return Ok(0) };
-        if name == ISA_BUS {
-            return Err(Error::new(Code::BadBus, format!("{of_type} needs a PCI bus, and {ISA_BUS} is an ISA bus"))
-                .evidence(self.list()));
-        }
-        self.buses.iter().position(|bus| &*bus.name == name).ok_or_else(|| {
-            let hint = did_you_mean(name, self.buses.iter().map(|bus| &*bus.name));
-            Error::new(Code::BadBus, format!("there is no bus `{name}`{hint}"))
+    /// The index of the bus that `bus=` names, or of the first one of the kind that the type goes on.
+    fn find(&self, name: Option<&str>, of_type: &TypeInfo<Plug, Cx>) -> Result<usize> {
+        let (kind, type_name) = (of_type.bus().unwrap_or(PCI), of_type.name());
+        let other_kind = |name: &str, other: &str| {
+            let article = if other == ISA { "an" } else { "a" };
+            let cause = format!("{type_name} needs a {kind} bus, and {name} is {article} {other} bus");
+            Error::new(Code::BadBus, cause).evidence(self.list())
+        };
+        let comes_before = |error: Error| {
+            let adds = DEVICES.types.iter().find(|other| other.adds_bus() == Some(kind));
+            let adds = adds.map_or("pcie-root-port", |other| other.name());
+            error
                 .evidence(self.list())
-                .fix("a device that adds a bus, such as `pcie-root-port,id=NAME`, comes before the devices on it")
-        })
+                .fix(format!("a device that adds a bus, such as `{adds},id=NAME`, comes before the devices on it"))
+        };
+        match name {
+            None => self.buses.iter().position(|bus| bus.kind == kind).ok_or_else(|| {
+                comes_before(Error::new(Code::BadBus, format!("there is no {kind} bus for {type_name}")))
+            }),
+            Some(ISA_BUS) => Err(other_kind(ISA_BUS, ISA)),
+            Some(name) => match self.buses.iter().position(|bus| &*bus.name == name) {
+                Some(at) if self.buses[at].kind == kind => Ok(at),
+                Some(at) => Err(other_kind(name, self.buses[at].kind)),
+                None => {
+                    let hint = did_you_mean(name, self.buses.iter().map(|bus| &*bus.name));
+                    Err(comes_before(Error::new(Code::BadBus, format!("there is no bus `{name}`{hint}"))))
+                }
+            },
+        }
     }
 
     /// Gives `id` an address of the bus with this index.
     fn occupy(&mut self, at: usize, wanted: Option<PciAddr>, id: &Arc<str>) -> Result<Devfn> {
         let none = || Error::new(Code::BadBus, "the address is on no bus");
-        let Bus { name, functions } = self.buses.get_mut(at).ok_or_else(none)?;
+        let Bus { name, functions, .. } = self.buses.get_mut(at).ok_or_else(none)?;
         let wanted = wanted.map(|addr| Devfn::new(addr.device, addr.function).ok_or_else(none)).transpose()?;
         let taken = functions.iter().map(|(devfn, id)| (*devfn, &**id)).collect();
         let devfn = choose_address(name, at == 0, &taken, wanted)?;
@@ -227,8 +268,16 @@ impl Places {
     }
 
     fn list(&self) -> String {
-        let names: Vec<&str> = self.buses.iter().map(|bus| &*bus.name).collect();
-        format!("the buses are {} (PCI) and {ISA_BUS} (ISA)", names.join(", "))
+        let mut kinds: Vec<&str> = self.buses.iter().map(|bus| bus.kind).collect();
+        kinds.dedup();
+        kinds.sort_unstable();
+        kinds.dedup();
+        let of_kind = |kind: &str| {
+            let names = self.buses.iter().filter(|bus| bus.kind == kind).map(|bus| &*bus.name);
+            format!("{} ({kind})", names.collect::<Vec<_>>().join(", "))
+        };
+        let all: Vec<String> = kinds.into_iter().map(of_kind).collect();
+        format!("the buses are {} and {ISA_BUS} ({ISA})", all.join(", "))
     }
 }
 
@@ -246,7 +295,7 @@ mod tests {
             tree.pci(address).add();
         }
         let (_, places) = plan(&devices, &tree.host())?;
-        Ok(places.iter().map(|place| format!("{} {} {}", place.id, place.bus, place.addr)).collect())
+        Ok(places.iter().map(|place| format!("{} {} {}", place.id, place.bus, place.addr.unwrap())).collect())
     }
 
     #[test]
@@ -270,6 +319,35 @@ mod tests {
             "rp3 rp2 00.0",
         ];
         assert_eq!(seen.unwrap(), expected);
+    }
+
+    #[test]
+    fn devices_go_to_the_first_bus_of_their_kind() {
+        let plan = |devices: &[&str]| -> Result<Vec<String>> {
+            let parse = |text: &&str| Args::parse("--device", Some("driver"), text);
+            let devices: Vec<Args> = devices.iter().map(parse).collect::<Result<_>>()?;
+            let (_, places) = plan(&devices, &TestTree::new().host())?;
+            Ok(places.iter().map(|place| format!("{} {} {}", place.id, place.bus, place.adds)).collect())
+        };
+        let seen = plan(&[
+            "virtio-scsi-pci",
+            "virtio-scsi-pci,id=s",
+            "scsi-hd,id=a,drive=d",
+            "scsi-hd,id=b,drive=d,bus=s.0",
+            "scsi-cd,id=c,drive=d,bus=scsi.0",
+        ]);
+        let expected = ["virtio-scsi-pci#1 pcie.0 scsi.0", "s pcie.0 s.0", "a scsi.0 ", "b s.0 ", "c scsi.0 "];
+        assert_eq!(seen.unwrap(), expected);
+        for (devices, cause) in [
+            (&["scsi-hd,drive=d"][..], "there is no SCSI bus for scsi-hd"),
+            (&["virtio-scsi-pci,id=scsi0", "scsi-hd,drive=d,bus=scsi0"], "there is no bus `scsi0`"),
+            (&["virtio-scsi-pci,id=s", "scsi-hd,drive=d,bus=pcie.0"], "pcie.0 is a PCI bus"),
+            (&["virtio-scsi-pci,id=s", "virtio-rng-pci,bus=s.0"], "virtio-rng-pci needs a PCI bus, and s.0 is a SCSI bus"),
+            (&["virtio-scsi-pci", "scsi-hd,drive=d,addr=2"], "no property `addr`"),
+        ] {
+            let error = plan(devices).unwrap_err();
+            assert!(error.cause().contains(cause), "{error}");
+        }
     }
 
     #[test]
@@ -339,7 +417,7 @@ mod tests {
             let placed = next.plan_hot(parse(text), &host, |bus| bus == "rp1")?;
             *places = next;
             Ok::<_, Error>(
-                placed.iter().map(|place| format!("{} {} {}", place.id, place.bus, place.addr)).collect::<Vec<_>>(),
+                placed.iter().map(|place| format!("{} {} {}", place.id, place.bus, place.addr.unwrap())).collect::<Vec<_>>(),
             )
         };
         for (text, code, cause) in [
@@ -370,7 +448,7 @@ mod tests {
             let mut next = places.clone();
             let placed = next.plan_hot(parse(text), &tree.host(), |_| true)?;
             *places = next;
-            Ok::<_, Error>(placed.iter().map(|place| format!("{} {}", place.id, place.addr)).collect::<Vec<_>>())
+            Ok::<_, Error>(placed.iter().map(|place| format!("{} {}", place.id, place.addr.unwrap())).collect::<Vec<_>>())
         };
         assert_eq!(add(&mut places, "vfio-pci,host=05:00,bus=rp1,id=card").unwrap(), ["card.1 00.1", "card 00.0"]);
         assert!(add(&mut places, "vfio-pci,host=05:00,bus=rp1").is_err(), "occupied");

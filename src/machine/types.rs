@@ -5,11 +5,11 @@ use crate::backends::block::{BLOCKDEVS, throttle};
 use crate::backends::chardev::CHARDEVS;
 use crate::backends::memory;
 use crate::backends::net::NETDEVS;
-use crate::device::{Cx, ObjectCx, Plug};
+use crate::device::{Cx, ObjectCx, PCI, Plug};
 use crate::devices::{ivshmem, serial};
 use crate::error::Result;
-use crate::object::{Catalogue, Common, Create, Kind, Props, Registry, TypeInfo, prop_enum, props};
-use crate::{pci, vfio, virtio};
+use crate::object::{Catalogue, Common, Create, Kind, PciPlace, Props, Registry, TypeInfo, prop_enum, props};
+use crate::{pci, scsi, vfio, virtio};
 
 /// The device types of `--device`, grouped as help lists them.
 pub static DEVICES: Registry<Plug, Cx> = Registry {
@@ -17,10 +17,14 @@ pub static DEVICES: Registry<Plug, Cx> = Registry {
     option: "--device",
     key: "driver",
     common: Common::TABLE,
+    on_bus: &[(PCI, PciPlace::TABLE)],
     types: &[
         &pci::root_port::TYPE,
         &vfio::front_end::TYPE,
         &virtio::blk::TYPE,
+        &virtio::scsi::TYPE,
+        &scsi::DISK,
+        &scsi::CD,
         &virtio::net::TYPE,
         &virtio::rng::TYPE,
         &ivshmem::TYPE,
@@ -34,6 +38,7 @@ pub static OBJECTS: Registry<(), ObjectCx> = Registry {
     option: "--object",
     key: "qom-type",
     common: ObjectCommon::TABLE,
+    on_bus: &[],
     types: &[&vfio::object::TYPE, &memory::RAM, &memory::FILE, &memory::MEMFD, &throttle::GROUP],
 };
 
@@ -49,7 +54,7 @@ pub fn back_ends(kind: Kind) -> &'static dyn Catalogue {
 
 /// The machine types of `-M`.
 pub static MACHINES: Registry<Q35, ()> =
-    Registry { what: "machine type", option: "-M", key: "type", common: &[], types: &[&Q35_TYPE] };
+    Registry { what: "machine type", option: "-M", key: "type", common: &[], on_bus: &[], types: &[&Q35_TYPE] };
 
 static Q35_TYPE: TypeInfo<Q35, ()> = TypeInfo::of::<Q35Type>();
 

@@ -8,6 +8,7 @@
 //! mutex and before any listener's own lock. [`Memory::read`] and [`Memory::write`] take no lock at all: they load the
 //! current flat view and call the handler without holding anything.
 
+mod buffers;
 pub mod flat;
 pub mod host;
 pub mod ram;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 use nix::sys::eventfd::EventFd;
 
+pub use buffers::Buffers;
 pub use flat::{FlatRange, FlatView};
 pub use host::{HostMem, HostSlice};
 pub use transaction::{Listening, Memory};

@@ -18,7 +18,7 @@ mod value;
 
 pub use address::PciAddr;
 pub use args::{Args, HelpTopic};
-pub use props::{Common, Preset, Prop, PropField, Props, options_help};
+pub use props::{Common, PciPlace, Preset, Prop, PropField, Props, options_help};
 pub(crate) use props::{dashed, props};
 pub(crate) use reference::reference;
 pub use reference::{ChardevRef, Kind, NetdevRef, NodeRef, Refers};

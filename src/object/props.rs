@@ -182,6 +182,12 @@ props! {
         id: Option<Id>,
         /// Bus that the device is put on; without it the first bus of its kind
         bus: Option<String>,
+    }
+}
+
+props! {
+    /// Where a PCI function goes on its bus.
+    pub struct PciPlace {
         /// Slot and function on the bus, in hexadecimal; without it the next free slot
         addr: Option<PciAddr>,
         /// Whether the slot may have other functions; a guest is told of them in any case
@@ -275,7 +281,7 @@ mod tests {
     #[test]
     fn the_declaration_is_the_help() {
         assert_eq!(
-            options_help("sample options", &[Sample::TABLE, Common::TABLE]),
+            options_help("sample options", &[Sample::TABLE, PciPlace::TABLE, Common::TABLE]),
             "sample options:
   addr=<slot[.function]> - Slot and function on the bus, in hexadecimal; without it the next free slot
   bus=<str>              - Bus that the device is put on; without it the first bus of its kind

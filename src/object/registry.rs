@@ -12,8 +12,8 @@ pub trait Create<O, C> {
     const GROUP: &'static str;
     /// The kind of bus that it is put on, such as `PCI`.
     const BUS: Option<&'static str> = None;
-    /// Whether it adds a bus that is named by its id.
-    const ADDS_BUS: bool = false;
+    /// The kind of bus that it adds, if it adds one.
+    const ADDS_BUS: Option<&'static str> = None;
     /// The properties; their doc comment is the type's line in help.
     type Props: Props;
 
@@ -32,7 +32,7 @@ pub struct TypeInfo<O, C> {
     name: &'static str,
     group: &'static str,
     bus: Option<&'static str>,
-    adds_bus: bool,
+    adds_bus: Option<&'static str>,
     doc: &'static str,
     props: &'static [Prop],
     check: fn(&Args) -> Result<()>,
@@ -64,8 +64,8 @@ impl<O, C> TypeInfo<O, C> {
         self.bus
     }
 
-    /// Whether it adds a bus that is named by its id.
-    pub fn adds_bus(&self) -> bool {
+    /// The kind of bus that it adds, if it adds one.
+    pub fn adds_bus(&self) -> Option<&'static str> {
         self.adds_bus
     }
 
@@ -117,6 +117,8 @@ pub struct Registry<O: 'static, C: 'static> {
     pub key: &'static str,
     /// Properties that every type has and that are taken before [`TypeInfo::create`].
     pub common: &'static [Prop],
+    /// What types on a bus of a kind have besides: where they go on it.
+    pub on_bus: &'static [(&'static str, &'static [Prop])],
     /// The types, grouped as help lists them.
     pub types: &'static [&'static TypeInfo<O, C>],
 }
@@ -140,6 +142,12 @@ impl<O, C> Registry<O, C> {
         let found = self.find(&name).map_err(|error| error.evidence(args.written()))?;
         args.set_type(found.name);
         Ok(found)
+    }
+
+    /// All properties of a type: its own, then those of its bus's kind, then those of every type.
+    pub fn props_of(&self, of_type: &TypeInfo<O, C>) -> Vec<&'static [Prop]> {
+        let on_bus = self.on_bus.iter().filter(|(bus, _)| of_type.bus == Some(bus)).map(|(_, props)| *props);
+        std::iter::once(of_type.props).chain(on_bus).chain([self.common]).collect()
     }
 
     fn list_fix(&self) -> String {
@@ -198,18 +206,18 @@ impl<O, C> Catalogue for Registry<O, C> {
 
     fn help_for(&self, name: &str) -> Result<String> {
         let of_type = self.find(name)?;
-        Ok(options_help(&format!("{name} options"), &[of_type.props, self.common]))
+        Ok(options_help(&format!("{name} options"), &self.props_of(of_type)))
     }
 
     fn properties(&self, name: &str) -> Option<Vec<&'static str>> {
         let of_type = self.find(name).ok()?;
-        Some(of_type.props.iter().chain(self.common).map(|prop| prop.name).collect())
+        Some(self.props_of(of_type).into_iter().flatten().map(|prop| prop.name).collect())
     }
 
     fn check(&self, args: &Args) -> Result<()> {
         let mut args = args.clone();
         let of_type = self.take_type(&mut args)?;
-        for prop in self.common {
+        for prop in self.props_of(of_type).into_iter().skip(1).flatten() {
             if let Some(text) = args.take(prop.name) {
                 (prop.check)(&text).map_err(|invalid| args.bad_value(prop.name, &text, invalid))?;
             }

@@ -11,8 +11,7 @@ pub(crate) fn check_registry<O, C>(registry: &Registry<O, C>) {
     assert_eq!(names.len(), registry.types.len(), "two types have the same name");
     for of_type in registry.types {
         assert!(!of_type.doc().is_empty(), "{} is undocumented", of_type.name());
-        let mut props = of_type.props().to_vec();
-        props.extend_from_slice(registry.common);
+        let props = registry.props_of(of_type).concat();
         assert!(props.iter().all(|prop| prop.name != registry.key), "{} takes its own name", of_type.name());
         check_props(of_type.name(), &props);
     }
@@ -81,13 +80,14 @@ pub(crate) static DEVICES: Registry<u32, u32> = Registry {
     option: "--device",
     key: "driver",
     common: Common::TABLE,
+    on_bus: &[],
     types: &[&NUMBER, &NOTHING],
 };
 
 /// Object types for tests of what uses a registry.
 pub(crate) static OBJECTS: Registry<u32, u32> =
-    Registry { what: "object type", option: "--object", key: "qom-type", common: &[], types: &[&NOTHING] };
+    Registry { what: "object type", option: "--object", key: "qom-type", common: &[], on_bus: &[], types: &[&NOTHING] };
 
 /// Machine types for tests of what uses a registry.
 pub(crate) static MACHINES: Registry<u32, u32> =
-    Registry { what: "machine type", option: "-M", key: "type", common: &[], types: &[&NOTHING] };
+    Registry { what: "machine type", option: "-M", key: "type", common: &[], on_bus: &[], types: &[&NOTHING] };

@@ -16,7 +16,7 @@ use super::regs::{
 };
 use super::slot::{self, ExpressSlot};
 use super::{Changes, ConfigSpace, Msi, MsiSpec, PciBus, PciCore, PciFunction};
-use crate::device::{Cx, Device, Plug};
+use crate::device::{Adds, Cx, Device, AnyDevice, PCI, Plug};
 use crate::error::Result;
 use crate::irq::Router;
 use crate::memory::HostSlice;
@@ -98,7 +98,7 @@ impl Create<Plug, Cx> for RootPortType {
     const NAME: &'static str = "pcie-root-port";
     const GROUP: &'static str = "Bridges";
     const BUS: Option<&'static str> = Some("PCI");
-    const ADDS_BUS: bool = true;
+    const ADDS_BUS: Option<&'static str> = Some(PCI);
     type Props = RootPortProps;
 
     fn create(props: RootPortProps, cx: &Cx) -> Result<Plug> {
@@ -116,7 +116,7 @@ impl Create<Plug, Cx> for RootPortType {
         };
         let port = RootPort::with(&cx.id, slot, &cx.decode, &cx.router, props.hotplug, reserve)?;
         let bus = port.bus().clone();
-        Ok(Plug { function: port, adds: Some(bus) })
+        Ok(Plug { device: AnyDevice::Function(port), adds: Some(Adds::Pci(bus)) })
     }
 }
 

@@ -140,6 +140,9 @@ impl Bench {
             decode: self.decode.clone(),
             vfio: Vfio::new(TestTree::new().host(), self.memory.clone()),
             backends: backends.clone(),
+            adds: format!("{id}.0").into(),
+            bus: None,
+            tell: Arc::new(|_, _| ()),
         }
     }
 

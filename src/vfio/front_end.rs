@@ -101,7 +101,7 @@ impl Create<Plug, Cx> for VfioPciType {
             },
             attachment: if cx.on_root_bus { Attachment::RootBus } else { Attachment::Port },
         };
-        Ok(Plug { function: VfioPci::open(&cx.vfio, bdf, &cx.router, options)?, adds: None })
+        Ok(Plug::function(VfioPci::open(&cx.vfio, bdf, &cx.router, options)?))
     }
 }
 

@@ -1,7 +1,9 @@
 //! A request of the driver: a chain of buffers in guest memory, those that the device reads first (virtio 2.7.5).
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+use vm_memory::GuestMemoryMmap;
+
+use crate::memory::Buffers;
 
 /// The most descriptors of a chain; a ring is not larger (virtio 2.7.5.2: no chain is longer than its queue).
 pub const MAX_DESCRIPTORS: usize = 1024;
@@ -54,165 +56,11 @@ impl<'a> Chain<'a> {
                 }
                 false => &mut readable,
             };
-            buffers.push(ram, descriptor.addr(), descriptor.len())?;
+            buffers.push(ram, descriptor.addr().0, descriptor.len()).map_err(Broken::new)?;
         }
         match ends {
             true => Ok(Chain { readable, writable }),
             false => Err(Broken::new("a chain that leads nowhere")),
-        }
-    }
-}
-
-/// Parts of guest memory, one after the other. Reading and writing consumes them from the front.
-#[derive(Default)]
-pub struct Buffers<'a> {
-    slices: Vec<VolatileSlice<'a>>,
-}
-
-impl<'a> Buffers<'a> {
-    fn push(&mut self, ram: &'a GuestMemoryMmap, addr: GuestAddress, len: u32) -> Result<(), Broken> {
-        if len == 0 {
-            return Err(Broken::new("an empty buffer"));
-        }
-        // A buffer may lie across the border of two regions of RAM.
-        for slice in ram.get_slices(addr, len as usize) {
-            let slice = slice.map_err(|_| {
-                Broken::new(format!("a buffer at {:#x}, {len:#x} bytes, that is not in memory", addr.0))
-            })?;
-            self.slices.push(slice);
-        }
-        Ok(())
-    }
-
-    /// The parts.
-    pub fn slices(&self) -> &[VolatileSlice<'a>] {
-        &self.slices
-    }
-
-    /// Whether there is nothing left.
-    pub fn is_empty(&self) -> bool {
-        self.slices.is_empty()
-    }
-
-    /// Bytes in all. A chain has at most 1024 buffers of less than 4 GiB.
-    pub fn len(&self) -> u64 {
-        self.slices.iter().map(|slice| slice.len() as u64).sum()
-    }
-
-    /// Cuts off all behind the first `at` bytes, and gives it. Where there are fewer, that is nothing.
-    pub fn split_off(&mut self, at: u64) -> Buffers<'a> {
-        let mut rest = at;
-        for index in 0..self.slices.len() {
-            let len = self.slices[index].len() as u64;
-            if rest < len {
-                let mut behind = self.slices.split_off(index);
-                // `rest` is less than the slice's length, so this splits.
-                if let (true, Ok((before, after))) = (rest > 0, behind[0].split_at(rest as usize)) {
-                    self.slices.push(before);
-                    behind[0] = after;
-                }
-                return Buffers { slices: behind };
-            }
-            rest -= len;
-        }
-        Buffers::default()
-    }
-
-    /// Cuts off the last `count` bytes, and gives them; `None`, with nothing changed, if there are fewer.
-    pub fn split_last(&mut self, count: u64) -> Option<Buffers<'a>> {
-        let at = self.len().checked_sub(count)?;
-        Some(self.split_off(at))
-    }
-
-    /// Copies as many bytes as there are to the front of `data`, and says how many.
-    pub fn read(&mut self, data: &mut [u8]) -> usize {
-        let behind = self.split_off(data.len() as u64);
-        let mut done = 0;
-        for slice in std::mem::replace(&mut self.slices, behind.slices) {
-            done += slice.copy_to(&mut data[done..]);
-        }
-        done
-    }
-
-    /// Copies as many bytes of `data` as there is room for, and says how many.
-    pub fn write(&mut self, data: &[u8]) -> usize {
-        let behind = self.split_off(data.len() as u64);
-        let mut done = 0;
-        for slice in std::mem::replace(&mut self.slices, behind.slices) {
-            let len = slice.len();
-            slice.copy_from(&data[done..done + len]);
-            done += len;
-        }
-        done
-    }
-
-    /// Reads exactly an array; `None` if there is less.
-    pub fn read_array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let mut data = [0; N];
-        (self.read(&mut data) == N).then_some(data)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use vm_memory::Bytes;
-
-    /// Two regions side by side and one apart.
-    fn ram() -> GuestMemoryMmap {
-        let ranges = [(0, 0x1000), (0x1000, 0x1000), (0x8000, 0x1000)];
-        let ranges = ranges.map(|(start, len)| (GuestAddress(start), len));
-        GuestMemoryMmap::from_ranges(&ranges).unwrap()
-    }
-
-    fn buffers<'a>(ram: &'a GuestMemoryMmap, parts: &[(u64, u32)]) -> Result<Buffers<'a>, Broken> {
-        let mut buffers = Buffers::default();
-        parts.iter().try_for_each(|(at, len)| buffers.push(ram, GuestAddress(*at), *len))?;
-        Ok(buffers)
-    }
-
-    #[test]
-    fn a_buffer_may_cross_from_region_to_region_and_not_leave_memory() {
-        let ram = ram();
-        assert_eq!(buffers(&ram, &[(0xffc, 8)]).unwrap().slices().len(), 2);
-        for (at, len) in [(0x1ffc, 8), (0x7fff, 2), (0x2000, 1), (u64::MAX, 2), (0, u32::MAX), (0, 0)] {
-            assert!(buffers(&ram, &[(at, len)]).is_err(), "{at:#x} {len:#x}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn splitting_keeps_every_byte(lens in prop::collection::vec(1u32..20, 0..6), at in 0u64..100) {
-            let ram = ram();
-            ram.write_slice(&(0..=255).collect::<Vec<u8>>(), GuestAddress(0xff0)).unwrap();
-            let mut next = 0xff0;
-            let parts: Vec<_> = lens.iter().map(|len| { next += u64::from(*len); (next - u64::from(*len), *len) }).collect();
-            let mut front = buffers(&ram, &parts).unwrap();
-            let total = front.len();
-            let mut back = front.split_off(at);
-            prop_assert_eq!((front.len(), back.len()), (at.min(total), total - at.min(total)));
-            let mut data = vec![0; 200];
-            let read = front.read(&mut data);
-            let read = read + back.read(&mut data[read..]);
-            prop_assert_eq!(read as u64, total);
-            prop_assert!(data[..read].iter().enumerate().all(|(index, byte)| usize::from(*byte) == index));
-            prop_assert!(front.is_empty() && back.is_empty());
-        }
-
-        #[test]
-        fn what_is_written_from_the_back_is_read(lens in prop::collection::vec(1u32..20, 1..6), count in 0u64..30) {
-            let ram = ram();
-            let parts: Vec<_> = lens.iter().map(|len| (0x8000, *len)).collect();
-            let mut all = buffers(&ram, &parts).unwrap();
-            let total = all.len();
-            match all.split_last(count) {
-                Some(mut last) => {
-                    prop_assert_eq!((all.len(), last.len()), (total - count, count));
-                    prop_assert_eq!(last.write(&[7; 40]) as u64, count);
-                }
-                None => prop_assert!(count > total && all.len() == total),
-            }
         }
     }
 }

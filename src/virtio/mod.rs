@@ -20,18 +20,20 @@ pub mod net;
 pub mod pci;
 mod queue;
 pub mod rng;
+pub mod scsi;
 #[cfg(test)]
 mod testing;
 mod worker;
 
 use std::sync::Arc;
 
-pub use chain::{Buffers, Chain};
+pub use chain::Chain;
 pub use interrupt::Interrupts;
 pub use queue::{Given, Served, VirtQueue};
 pub use worker::{Serve, Source, Worker};
 
 use crate::error::Result;
+pub use crate::memory::Buffers;
 
 /// Feature bits that belong to the transport and the rings (virtio 6); the bits below 24 and from 50 on are the device's.
 pub mod feature {

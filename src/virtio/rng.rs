@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::chain::Buffers;
+use crate::memory::Buffers;
 use super::pci::{self, virtio_props};
 use super::{Activation, Serve, Served, Source, VirtQueue, VirtioDevice, VirtioInfo, Worker};
 use crate::device::{Cx, Plug};

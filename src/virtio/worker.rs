@@ -58,6 +58,14 @@ impl AsFd for Source {
     }
 }
 
+/// The name of a device's thread with this number.
+pub fn name(id: &str, index: usize) -> String {
+    match index {
+        0 => id.to_owned(),
+        index => format!("{id}.{index}"),
+    }
+}
+
 /// A running worker. Dropping it returns when its thread has ended.
 pub struct Worker {
     stop: Arc<EventFd>,

@@ -23,6 +23,7 @@ pub static BLOCKDEVS: Registry<Arc<dyn BlockNode>, BackendCx> = Registry {
     option: "--blockdev",
     key: KEY,
     common: Common::TABLE,
+    on_bus: &[],
     types: &[
         &super::file::FILE,
         &super::file::HOST_DEVICE,

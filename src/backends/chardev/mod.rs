@@ -119,6 +119,7 @@ pub static CHARDEVS: Registry<Arc<dyn Chardev>, BackendCx> = Registry {
     option: "--chardev",
     key: "backend",
     common: Common::TABLE,
+    on_bus: &[],
     types: &[&null::TYPE, &stdio::TYPE, &file::TYPE, &pty::TYPE, &socket::TYPE, &ringbuf::TYPE],
 };
 

@@ -96,6 +96,7 @@ pub static NETDEVS: Registry<Arc<dyn Netdev>, BackendCx> = Registry {
     option: "--netdev",
     key: "type",
     common: Common::TABLE,
+    on_bus: &[],
     types: &[&tap::TYPE, &user::TYPE, &stream::TYPE],
 };
 

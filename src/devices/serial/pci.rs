@@ -44,7 +44,7 @@ impl Create<Plug, Cx> for PciSerialType {
 
     fn create(props: PciSerialProps, cx: &Cx) -> Result<Plug> {
         let chardev = cx.backends.chardevs.claim(props.chardev.as_str(), &cx.id)?;
-        Ok(Plug { function: PciSerial::new(cx, chardev), adds: None })
+        Ok(Plug::function(PciSerial::new(cx, chardev)))
     }
 }
 
@@ -149,7 +149,9 @@ mod tests {
         backends.chardevs.add("c0".into(), "null", recorder.clone(), false).unwrap();
         let cx = bench.cx("serial1", &backends);
         let mut args = Args::parse("--device", None, "chardev=c0").unwrap();
-        let Plug { function, .. } = TYPE.create(&mut args, &cx).unwrap();
+        let Plug { device, .. } = TYPE.create(&mut args, &cx).unwrap();
+        let function = device.as_function().unwrap().clone();
+        drop(device);
         let slot = bench.root.bus().attach(function.clone(), Some("05.0")).unwrap();
         let gsi = function.core().gsi().unwrap();
 

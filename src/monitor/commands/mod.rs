@@ -153,6 +153,11 @@ pub static EVENTS: &[Event] = &[
         doc: "The host wants a device back; the guest has this many milliseconds to give it up",
     },
     Event {
+        name: "BLOCK_IO_ERROR",
+        data: "qdev, node-name, operation, action, nospace, reason",
+        doc: "A disk's node could not do a request: action says what becomes of it, and with stop the guest stands still",
+    },
+    Event {
         name: "VFIO_DEVICE_ERROR",
         data: "device, path, host, registers, policy",
         doc: "A device had an uncorrectable error; the AER registers (null: unreadable) and what is done (on-error=)",

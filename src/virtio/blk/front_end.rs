@@ -2,8 +2,9 @@
 
 use super::config::Shape;
 use super::request::ID_LEN;
-use super::{Blk, ErrorPolicy, Options};
+use super::Blk;
 use crate::device::{Cx, Plug};
+use crate::devices::disk::{self, Disk, DiskOptions, ErrorPolicy};
 use crate::error::{Code, Error, Result};
 use crate::object::{Create, Int, NodeRef, TypeInfo};
 use crate::virtio::pci::{self, virtio_props};
@@ -11,8 +12,6 @@ use crate::virtio::pci::{self, virtio_props};
 /// The row of the table of device types.
 pub static TYPE: TypeInfo<Plug, Cx> = TypeInfo::of::<BlkType>();
 
-/// Block sizes that a guest may be shown.
-const BLOCK_SIZES: std::ops::RangeInclusive<u32> = 512..=2 << 20;
 /// The sizes of a queue: at least header, data and status fit.
 const QUEUE_SIZES: std::ops::RangeInclusive<u64> = 4..=1024;
 
@@ -46,10 +45,12 @@ virtio_props! {
         /// Whether the guest may switch the write cache
         #[name = "config-wce"]
         config_wce: bool = "on",
-        /// What the guest is told of a failed read: report tells it, ignore does not
-        rerror: ErrorPolicy = "report",
-        /// What the guest is told of a failed write
-        werror: ErrorPolicy = "report",
+        /// After a failed read: report tells the guest, ignore does not, stop lets it stand still until `cont` tries again
+        rerror: ErrorPolicy = "auto",
+        /// After a failed write; enospc, which is auto, stops where the medium is full and reports all else
+        werror: ErrorPolicy = "auto",
+        /// Its place among what firmware boots from; kept and shown, as no firmware asks
+        bootindex: Option<Int<0, { i32::MAX as u64 }>>,
     }
 }
 
@@ -63,27 +64,13 @@ impl Create<Plug, Cx> for BlkType {
 
     fn check(props: &BlkProps) -> Result<()> {
         props.pci().check()?;
-        let sizes = [("logical_block_size", Some(props.logical)), ("physical_block_size", props.physical)];
-        for (name, size) in sizes.into_iter().filter_map(|(name, size)| Some((name, size?))) {
-            if !size.is_power_of_two() || !BLOCK_SIZES.contains(&size) {
-                return Err(
-                    bad(format!("{name}={size} is no size of a block")).fix("write a power of two from 512 to 2097152")
-                );
-            }
-        }
-        if props.physical.is_some_and(|physical| physical < props.logical) {
-            return Err(bad("physical_block_size= is less than logical_block_size=")
-                .fix("leave physical_block_size= out, or make it as large"));
-        }
+        disk::check_block_sizes(props.logical, props.physical)?;
         if !props.queue_size.get().is_power_of_two() {
             let (least, most) = QUEUE_SIZES.into_inner();
             return Err(bad(format!("queue-size={} is no power of two", props.queue_size.get()))
                 .fix(format!("write a power of two from {least} to {most}")));
         }
-        if let Some(serial) = props.serial.as_ref().filter(|serial| serial.len() > ID_LEN) {
-            return Err(bad(format!("serial={serial} is longer than {ID_LEN} bytes")).fix("write a shorter one"));
-        }
-        Ok(())
+        disk::check_serial(props.serial.as_ref(), ID_LEN)
     }
 
     fn create(props: BlkProps, cx: &Cx) -> Result<Plug> {
@@ -98,13 +85,14 @@ impl Create<Plug, Cx> for BlkType {
             write_zeroes: props.write_zeroes,
             config_wce: props.config_wce,
         };
-        let own = Options {
-            serial: props.serial.unwrap_or_default(),
+        let own = DiskOptions {
             rerror: props.rerror,
             werror: props.werror,
             write_cache: props.write_cache,
+            bootindex: props.bootindex.map(|index| index.get() as u32),
         };
-        pci::plug(Blk::new(cx.id.clone(), claim.into(), shape, own), &options, cx)
+        let disk = Disk::new(cx.id.clone(), claim.into(), own, cx.tell.clone());
+        pci::plug(Blk::new(disk, shape, props.serial.as_deref().unwrap_or_default()), &options, cx)
     }
 }
 
@@ -127,7 +115,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused_before_anything_is_made() {
-        check("drive=d0,serial=abc,num-queues=4,queue-size=128,logical_block_size=4096").unwrap();
+        check("drive=d0,werror=stop,rerror=enospc,bootindex=1,serial=abc,num-queues=4,queue-size=128,logical_block_size=4096").unwrap();
         for wrong in [
             "serial=abc",
             "drive=d0,queue-size=100",
@@ -136,7 +124,7 @@ mod tests {
             "drive=d0,logical_block_size=513",
             "drive=d0,logical_block_size=4096,physical_block_size=512",
             "drive=d0,serial=123456789012345678901",
-            "drive=d0,werror=stop",
+            "drive=d0,werror=never",
             "drive=d0,disable-legacy=on,disable-modern=on",
         ] {
             assert_eq!(check(wrong).unwrap_err().code(), Code::BadProperty, "{wrong}");

@@ -1,6 +1,5 @@
 //! One request to a disk: what it asks for, and its answer (virtio 5.2.6).
 
-use std::io;
 use std::ops::Range;
 
 use virtio_bindings::virtio_blk::{
@@ -9,9 +8,8 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::config::{MAX_RANGE, MAX_RANGES, SECTOR, bit};
-use super::{ErrorPolicy, Medium};
-use crate::error::explain_io;
-use crate::guest_error;
+use super::Medium;
+use crate::devices::disk::Undone;
 use crate::virtio::{Buffers, Chain, Served};
 
 /// Length of struct virtio_blk_req's header.
@@ -30,9 +28,14 @@ enum Failure {
     Unsupported,
     /// The driver asks for what there is not: beyond the end, no whole sectors, a write to what is read-only.
     Refused,
-    /// The back end says so.
-    Reading(io::Error),
-    Writing(io::Error),
+    /// The disk could not do it.
+    Undone(Undone),
+}
+
+impl From<Undone> for Failure {
+    fn from(undone: Undone) -> Failure {
+        Failure::Undone(undone)
+    }
 }
 
 /// Serves one request of a driver that has agreed on `features`.
@@ -45,7 +48,8 @@ pub fn serve(medium: &Medium, features: u64, mut chain: Chain<'_>) -> Served {
     let [a, b, c, d, _, _, _, _, sector @ ..] = header;
     let (kind, sector) = (u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(sector));
     let done = answer(medium, features, kind, sector, chain);
-    status.write(&[code(medium, done) as u8]);
+    let Some(code) = code(done) else { return Served::Later };
+    status.write(&[code as u8]);
     // A chain is less than 4 GiB long.
     Served::Done(u32::try_from(total).unwrap_or(u32::MAX))
 }
@@ -54,19 +58,15 @@ fn answer(medium: &Medium, features: u64, kind: u32, sector: u64, mut chain: Cha
     match kind {
         VIRTIO_BLK_T_IN => {
             let offset = medium.place(sector, chain.writable.len())?.start;
-            medium.node.read(offset, chain.writable.slices()).map_err(Failure::Reading)
+            Ok(medium.disk.read(offset, chain.writable.slices())?)
         }
         VIRTIO_BLK_T_OUT => {
             let range = medium.place(sector, chain.readable.len())?;
             medium.changes()?;
-            medium.node.write(range.start, chain.readable.slices()).map_err(Failure::Writing)?;
-            medium.settle()
+            Ok(medium.disk.write(range.start, chain.readable.slices())?)
         }
         // A driver that has not agreed on it writes through, and need not be told.
-        VIRTIO_BLK_T_FLUSH => match medium.node.info().read_only {
-            true => Ok(()),
-            false => medium.node.flush().map_err(Failure::Writing),
-        },
+        VIRTIO_BLK_T_FLUSH => Ok(medium.disk.flush()?),
         VIRTIO_BLK_T_GET_ID => {
             chain.writable.write(&medium.serial);
             Ok(())
@@ -75,21 +75,21 @@ fn answer(medium: &Medium, features: u64, kind: u32, sector: u64, mut chain: Cha
             medium.changes()?;
             for (range, flags) in ranges(medium, &mut chain.readable)? {
                 match flags {
-                    0 => medium.node.discard(range).map_err(Failure::Writing)?,
+                    0 => medium.disk.discard(range)?,
                     _ => return Err(Failure::Unsupported),
                 }
             }
-            medium.settle()
+            Ok(())
         }
         VIRTIO_BLK_T_WRITE_ZEROES if features & bit::WRITE_ZEROES != 0 => {
             medium.changes()?;
             for (range, flags) in ranges(medium, &mut chain.readable)? {
                 match flags & !FLAG_UNMAP {
-                    0 => medium.node.write_zeroes(range, flags & FLAG_UNMAP != 0).map_err(Failure::Writing)?,
+                    0 => medium.disk.write_zeroes(range, flags & FLAG_UNMAP != 0)?,
                     _ => return Err(Failure::Unsupported),
                 }
             }
-            medium.settle()
+            Ok(())
         }
         _ => Err(Failure::Unsupported),
     }
@@ -120,36 +120,22 @@ impl Medium {
         let start = sector.checked_mul(SECTOR).ok_or(Failure::Refused)?;
         let end = start.checked_add(len).ok_or(Failure::Refused)?;
         // The capacity that the driver knows has no part of a sector at its end.
-        let capacity = self.node.info().len / SECTOR * SECTOR;
+        let capacity = self.disk.info().len / SECTOR * SECTOR;
         if !len.is_multiple_of(SECTOR) || end > capacity { Err(Failure::Refused) } else { Ok(start..end) }
     }
 
     /// Whether the disk may be changed.
     fn changes(&self) -> Result<(), Failure> {
-        if self.node.info().read_only { Err(Failure::Refused) } else { Ok(()) }
-    }
-
-    /// Without a write cache what was changed is on the medium when the driver hears of it.
-    fn settle(&self) -> Result<(), Failure> {
-        match self.write_back() {
-            true => Ok(()),
-            false => self.node.flush().map_err(Failure::Writing),
-        }
+        if self.disk.info().read_only { Err(Failure::Refused) } else { Ok(()) }
     }
 }
 
-/// The status byte. What the back end could not do is told to the user, and to the guest as the user wants it.
-fn code(medium: &Medium, done: Result<(), Failure>) -> u32 {
-    let (policy, doing, error) = match done {
-        Ok(()) => return VIRTIO_BLK_S_OK,
-        Err(Failure::Unsupported) => return VIRTIO_BLK_S_UNSUPP,
-        Err(Failure::Refused) => return VIRTIO_BLK_S_IOERR,
-        Err(Failure::Reading(error)) => (medium.rerror, "read", error),
-        Err(Failure::Writing(error)) => (medium.werror, "write", error),
-    };
-    guest_error!(medium.id, "cannot {doing}: {}", explain_io(&error));
-    match policy {
-        ErrorPolicy::Report => VIRTIO_BLK_S_IOERR,
-        ErrorPolicy::Ignore => VIRTIO_BLK_S_OK,
+/// The status byte; `None`: it is not done yet.
+fn code(done: Result<(), Failure>) -> Option<u32> {
+    match done {
+        Ok(()) => Some(VIRTIO_BLK_S_OK),
+        Err(Failure::Unsupported) => Some(VIRTIO_BLK_S_UNSUPP),
+        Err(Failure::Refused | Failure::Undone(Undone::Failed(_))) => Some(VIRTIO_BLK_S_IOERR),
+        Err(Failure::Undone(Undone::Stopped)) => None,
     }
 }

@@ -4,8 +4,10 @@ use proptest::prelude::*;
 use vm_memory::VolatileSlice;
 
 use super::*;
-use crate::backends::block::BlockInfo;
+use crate::backends::block::{BlockInfo, BlockNode};
 use crate::backends::block::testing::MemoryNode;
+use crate::devices::disk::testing::{OPTIONS, listener};
+use crate::devices::disk::{DiskOptions, Drive, ErrorPolicy};
 use crate::virtio::pci::PciOptions;
 use crate::virtio::testing::{Buffer, CONFIG, Driver};
 
@@ -22,15 +24,6 @@ const SHAPE: Shape = Shape {
 const HEADER: u64 = 0x20000;
 const STATUS: u64 = 0x20100;
 const DATA: u64 = 0x21000;
-
-fn options() -> Options {
-    Options {
-        serial: "a-serial-number-that-is-too-long".into(),
-        rerror: ErrorPolicy::Report,
-        werror: ErrorPolicy::Report,
-        write_cache: true,
-    }
-}
 
 /// A disk of 64 sectors whose bytes are their sectors' numbers, and what it was asked for.
 struct Counted {
@@ -82,8 +75,9 @@ impl BlockNode for Counted {
     }
 }
 
-fn start(node: &Arc<Counted>, options: Options, features: u64) -> Driver {
-    let blk = Blk::new("disk0".into(), Drive { node: node.clone(), claim: None }, SHAPE, options);
+fn start(node: &Arc<Counted>, options: DiskOptions, features: u64) -> Driver {
+    let disk = Disk::new("disk0".into(), Drive::own(node.clone()), options, listener().0);
+    let blk = Blk::new(disk, SHAPE, "a-serial-number-that-is-too-long");
     let mut driver = Driver::new(blk, &PciOptions::default());
     driver.start(features);
     driver
@@ -113,7 +107,7 @@ fn ranges(driver: &mut Driver, kind: u32, ranges: &[(u64, u32, u32)]) -> u64 {
 #[test]
 fn what_is_written_is_read_and_nothing_beyond_the_end() {
     let node = Counted::new(|_| ());
-    let mut driver = start(&node, options(), bit::FLUSH);
+    let mut driver = start(&node, OPTIONS, bit::FLUSH);
     assert_eq!(driver.read(CONFIG, 8), 64);
     assert_eq!(request(&mut driver, 0, 5, &[(DATA, 1024, true)]), 0);
     assert_eq!([driver.read(DATA, 1), driver.read(DATA + 1023, 1)], [5, 6]);
@@ -133,7 +127,7 @@ fn what_is_written_is_read_and_nothing_beyond_the_end() {
 #[test]
 fn the_serial_number_is_cut_and_unknown_requests_are_told() {
     let node = Counted::new(|_| ());
-    let mut driver = start(&node, options(), 0);
+    let mut driver = start(&node, OPTIONS, 0);
     assert_eq!(request(&mut driver, 8, 0, &[(DATA, 20, true)]), 0);
     assert_eq!(driver.bytes(DATA, 20), b"a-serial-number-that");
     for kind in [2, 7, 12, u32::MAX] {
@@ -148,7 +142,7 @@ fn the_serial_number_is_cut_and_unknown_requests_are_told() {
 #[test]
 fn ranges_are_all_checked_before_one_is_changed() {
     let node = Counted::new(|_| ());
-    let mut driver = start(&node, options(), bit::FLUSH | bit::DISCARD | bit::WRITE_ZEROES);
+    let mut driver = start(&node, OPTIONS, bit::FLUSH | bit::DISCARD | bit::WRITE_ZEROES);
     assert_eq!(ranges(&mut driver, 11, &[(1, 2, 0), (8, 1, 0)]), 0);
     assert_eq!(ranges(&mut driver, 13, &[(3, 1, 1), (4, 1, 0)]), 0);
     let done = ["discard 512..1536", "discard 4096..4608", "zero 1536..2048 true", "zero 2048..2560 false"];
@@ -168,7 +162,7 @@ fn without_a_write_cache_every_change_is_flushed() {
     let write = |driver: &mut Driver| request(driver, 1, 0, &[(DATA, 512, false)]);
     let node = Counted::new(|_| ());
     // A driver that cannot flush; one that can; one that switches the cache off and on.
-    let mut driver = start(&node, options(), 0);
+    let mut driver = start(&node, OPTIONS, 0);
     assert_eq!((write(&mut driver), node.took()), (0, vec!["write 0".into(), "flush".into()]));
     driver.start(bit::FLUSH);
     assert_eq!((write(&mut driver), node.took()), (0, vec!["write 0".into()]));
@@ -183,17 +177,17 @@ fn without_a_write_cache_every_change_is_flushed() {
     assert_eq!(driver.read(CONFIG, 8), 64);
     // A back end that has every write on its medium needs no flush.
     let through = Counted::new(|info| info.write_back = false);
-    let mut driver = start(&through, options(), 0);
+    let mut driver = start(&through, OPTIONS, 0);
     assert_eq!((write(&mut driver), through.took()), (0, vec!["write 0".into()]));
     // The user's word.
-    let mut driver = start(&node, Options { write_cache: false, ..options() }, bit::FLUSH);
+    let mut driver = start(&node, DiskOptions { write_cache: false, ..OPTIONS }, bit::FLUSH);
     assert_eq!((write(&mut driver), node.took().len()), (0, 2));
 }
 
 #[test]
 fn a_read_only_disk_is_not_changed() {
     let node = Counted::new(|info| info.read_only = true);
-    let mut driver = start(&node, options(), bit::RO);
+    let mut driver = start(&node, OPTIONS, bit::RO);
     assert_eq!(request(&mut driver, 1, 0, &[(DATA, 512, false)]), 1);
     assert_eq!(request(&mut driver, 0, 1, &[(DATA, 512, true)]), 0);
     assert_eq!(request(&mut driver, 4, 0, &[]), 0);
@@ -203,23 +197,39 @@ fn a_read_only_disk_is_not_changed() {
 #[test]
 fn errors_of_the_back_end_are_told_or_ignored() {
     let node = Counted::new(|_| ());
-    let mut driver = start(&node, options(), 0);
+    let mut driver = start(&node, DiskOptions { werror: ErrorPolicy::Report, ..OPTIONS }, 0);
     node.memory.bad_from(1024);
     node.memory.full_after(0);
     assert_eq!(request(&mut driver, 0, 1, &[(DATA, 512, true)]), 0);
     assert_eq!(request(&mut driver, 0, 2, &[(DATA, 512, true)]), 1);
     assert_eq!(request(&mut driver, 1, 0, &[(DATA, 512, false)]), 1);
-    let ignoring = Options { werror: ErrorPolicy::Ignore, ..options() };
+    let ignoring = DiskOptions { werror: ErrorPolicy::Ignore, ..OPTIONS };
     let mut driver = start(&node, ignoring, 0);
     assert_eq!(request(&mut driver, 1, 0, &[(DATA, 512, false)]), 0);
     assert_eq!(request(&mut driver, 0, 2, &[(DATA, 512, true)]), 1);
 }
 
 #[test]
+fn a_request_that_stops_the_machine_waits_for_it_to_go_on() {
+    let node = Counted::new(|_| ());
+    let mut driver = start(&node, OPTIONS, 0);
+    node.memory.full_after(0);
+    driver.write(HEADER, 1, 8);
+    driver.write(HEADER + 8, 0, 8);
+    let head = driver.submit(0, &[(HEADER, 16, false), (DATA, 512, false), (STATUS, 1, true)]);
+    driver.kick(0);
+    driver.until(|_| node.took().contains(&"write 0".into()));
+    assert_eq!(driver.used_index(0), 0);
+    node.memory.full_after(u64::MAX);
+    crate::device::Device::resumed(&*driver.function);
+    assert_eq!((driver.used(0), driver.read(STATUS, 1)), ((head, 1), 0));
+}
+
+#[test]
 fn a_request_without_its_parts_breaks_the_queue() {
     for buffers in [&[(HEADER, 16, false)][..], &[(HEADER, 15, false), (STATUS, 1, true)], &[(STATUS, 1, true)]] {
         let node = Counted::new(|_| ());
-        let mut driver = start(&node, options(), 0);
+        let mut driver = start(&node, OPTIONS, 0);
         driver.submit(0, buffers);
         driver.kick(0);
         driver.until(|driver| driver.status() == 0x4f);
@@ -229,7 +239,7 @@ fn a_request_without_its_parts_breaks_the_queue() {
 #[test]
 fn header_and_status_may_share_their_buffers_with_data() {
     let node = Counted::new(|_| ());
-    let mut driver = start(&node, options(), 0);
+    let mut driver = start(&node, OPTIONS, 0);
     driver.write(HEADER, 1, 8);
     driver.write(HEADER + 8, 3, 8);
     driver.put(HEADER + 16, &[0xbb; 512]);
@@ -251,7 +261,7 @@ proptest! {
         ),
     ) {
         let node = Counted::new(|_| ());
-        let mut driver = start(&node, options(), bit::FLUSH | bit::DISCARD | bit::WRITE_ZEROES);
+        let mut driver = start(&node, OPTIONS, bit::FLUSH | bit::DISCARD | bit::WRITE_ZEROES);
         for (kind, sector, content, len, writable) in requests {
             driver.put(DATA, &content);
             prop_assert!(request(&mut driver, kind, sector, &[(DATA, len, writable)]) <= 2);

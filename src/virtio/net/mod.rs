@@ -17,7 +17,7 @@ use control::Request;
 pub use front_end::TYPE;
 use pair::{Packets, Pair};
 
-use super::{Activation, Interrupts, VirtioDevice, VirtioInfo, Worker, read_bytes};
+use super::{Activation, Interrupts, VirtioDevice, VirtioInfo, Worker, read_bytes, worker};
 use crate::backends::net::{Netdev, Offloads};
 use crate::backends::table::Claim;
 use crate::error::{Error, Result, explain_io};
@@ -107,12 +107,8 @@ impl Net {
             control: if index == 0 { run.queue(control) } else { None },
             buffers: Packets::default(),
         };
-        let name = match index {
-            0 => self.shared.id.to_string(),
-            index => format!("{}.{index}", self.shared.id),
-        };
         let sources = pair.sources(never);
-        Worker::start(&name, sources, pair).map(Some)
+        Worker::start(&worker::name(&self.shared.id, index), sources, pair).map(Some)
     }
 }
 

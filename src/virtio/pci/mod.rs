@@ -76,7 +76,7 @@ pub struct VirtioPci {
 pub fn plug(device: Arc<dyn VirtioDevice>, options: &PciOptions, cx: &Cx) -> Result<Plug> {
     let wiring =
         Wiring { id: cx.id.clone(), on_root_bus: cx.on_root_bus, memory: cx.memory.clone(), router: cx.router.clone() };
-    Ok(Plug { function: VirtioPci::new(device, options, wiring)?, adds: None })
+    Ok(Plug::function(VirtioPci::new(device, options, wiring)?))
 }
 
 /// What a function is connected to.
@@ -193,6 +193,10 @@ impl Device for VirtioPci {
         let mut facts = self.transport.facts();
         facts.extend(self.device.facts());
         facts
+    }
+
+    fn resumed(&self) {
+        self.transport.ring_all();
     }
 
     fn unplug(&self) {

@@ -265,6 +265,14 @@ impl Transport {
         self.settle(&mut state);
     }
 
+    /// Wakes every worker: what was put back is tried again.
+    pub fn ring_all(&self) {
+        for Doorbell { bell, .. } in &self.doorbells {
+            // EAGAIN would mean that the counter is at its maximum: rung all the same.
+            let _ = bell.write(1);
+        }
+    }
+
     /// What goes with a reset of the registers.
     fn forget(&self, state: &mut State) {
         self.settle(state);

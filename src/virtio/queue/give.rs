@@ -6,7 +6,8 @@ use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestMemoryMmap};
 
 use super::{Ring, VirtQueue};
-use crate::virtio::chain::{Broken, Buffers, Chain};
+use crate::memory::Buffers;
+use crate::virtio::chain::{Broken, Chain};
 
 /// What became of bytes for the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use passthru::backends::Backends;
 use passthru::backends::block::null::{Null, Props};
 use passthru::backends::net::{HEADER, NetQueue, Netdev, Offloads};
-use passthru::device::Cx;
+use passthru::device::{Adds, AnyDevice, Cx, Plug, Unit};
 use passthru::host::Host;
 use passthru::irq::Router;
 use passthru::machine::types::DEVICES;
@@ -23,11 +23,14 @@ use passthru::pci::{Decode, PciFunction, PciRoot};
 use passthru::vfio::space::Vfio;
 
 /// Every virtio device, on back ends that hold nothing.
-const LINES: [&str; 3] = [
+const LINES: [&str; 4] = [
     "virtio-blk-pci,drive=d0,num-queues=2,queue-size=8,serial=x",
     "virtio-net-pci,netdev=n0,rx_queue_size=64",
     "virtio-rng-pci,filename=/dev/zero",
+    "virtio-scsi-pci,virtqueue_size=8",
 ];
+/// What goes on the bus that a device adds.
+const UNIT: &str = "scsi-hd,drive=d0,serial=x";
 const RAM: u64 = 1 << 16;
 /// Where the BAR with the registers is, below that with the MSI-X table.
 const COMMON: u64 = 0xe000_0000;
@@ -105,6 +108,7 @@ struct Guest {
     memory: Arc<Memory>,
     root: Arc<PciRoot>,
     device: Arc<dyn PciFunction>,
+    unit: Option<Arc<dyn Unit>>,
 }
 
 impl Guest {
@@ -117,7 +121,7 @@ impl Guest {
         let root = PciRoot::new("pcie.0", &decode);
         let mut args = Args::parse("--device", Some(DEVICES.key), line).ok()?;
         let of_type = DEVICES.take_type(&mut args).ok()?;
-        let cx = Cx {
+        let mut cx = Cx {
             id: "dev0".into(),
             on_root_bus: false,
             next_slot: 1,
@@ -126,10 +130,26 @@ impl Guest {
             decode,
             vfio: Vfio::new(Host::copied_to(Path::new("/nonexistent")), memory.clone()),
             backends: backends()?,
+            adds: "dev0.0".into(),
+            bus: None,
+            tell: Arc::new(|_, _| ()),
         };
-        let device = of_type.create(&mut args, &cx).ok()?.function;
+        let Plug { device, adds } = of_type.create(&mut args, &cx).ok()?;
+        let device = device.as_function()?.clone();
+        let unit = match adds {
+            Some(Adds::Units(bus)) => {
+                cx.bus = Some(bus);
+                let mut args = Args::parse("--device", Some(DEVICES.key), UNIT).ok()?;
+                match DEVICES.take_type(&mut args).ok()?.create(&mut args, &cx).ok()?.device {
+                    AnyDevice::Unit(unit) => Some(unit),
+                    AnyDevice::Function(_) => None,
+                }
+            }
+            _ => None,
+        };
+        unit.iter().cloned().try_for_each(Unit::attach).ok()?;
         let slot = root.bus().attach(device.clone(), Some("2")).ok()?;
-        let guest = Guest { memory, root, device };
+        let guest = Guest { memory, root, device, unit };
         for (off, value) in [(0x14, MSIX), (0x20, COMMON as u32), (0x24, 0), (0x04, 6)] {
             guest.config(off, value, 4);
         }
@@ -202,5 +222,6 @@ fuzz_target!(|data: &[u8]| {
     }
     guest.device.reset();
     drop(slot);
+    guest.unit.iter().for_each(|unit| unit.detach());
     guest.device.unplug();
 });
