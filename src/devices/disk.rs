@@ -282,12 +282,8 @@ pub(crate) mod testing {
     use parking_lot::Mutex;
 
     /// As where the user says nothing.
-    pub(crate) const OPTIONS: DiskOptions = DiskOptions {
-        rerror: ErrorPolicy::Auto,
-        werror: ErrorPolicy::Auto,
-        write_cache: true,
-        bootindex: None,
-    };
+    pub(crate) const OPTIONS: DiskOptions =
+        DiskOptions { rerror: ErrorPolicy::Auto, werror: ErrorPolicy::Auto, write_cache: true, bootindex: None };
 
     /// A machine that remembers what it was told: direction, action.
     pub(crate) fn listener() -> (Tell, Arc<Mutex<Vec<(bool, &'static str)>>>) {
@@ -329,7 +325,9 @@ mod tests {
         let mut bytes = [7; 512];
         let slices = [VolatileSlice::from(&mut bytes[..])];
         assert!(matches!(disk.write(0, &slices), Err(Undone::Stopped)));
-        assert!(matches!(disk.read(512, &slices), Err(Undone::Failed(error)) if error.raw_os_error() == Some(libc::EIO)));
+        assert!(
+            matches!(disk.read(512, &slices), Err(Undone::Failed(error)) if error.raw_os_error() == Some(libc::EIO))
+        );
         node.full_after(1);
         assert!(disk.write(0, &slices).is_ok());
         assert_eq!(*heard.lock(), [(true, "stop"), (false, "report")]);

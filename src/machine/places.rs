@@ -155,10 +155,8 @@ impl Places {
             let slot = || bus.functions.iter().filter(|(devfn, _)| devfn.slot() == addr.slot());
             let names = || slot().map(|(devfn, id)| format!("{devfn} is {id}"));
             if slot().all(|(devfn, _)| devfn.function() != 0) {
-                let error = Error::new(
-                    Code::BadBus,
-                    format!("slot {:02x} of bus {} has no function 0", addr.slot(), bus.name),
-                );
+                let error =
+                    Error::new(Code::BadBus, format!("slot {:02x} of bus {} has no function 0", addr.slot(), bus.name));
                 return Err(names().fold(error.evidence(place.args.written()), Error::evidence).fix(
                     "a guest looks for a slot's other functions only if it finds function 0: put a device there",
                 ));
@@ -342,7 +340,10 @@ mod tests {
             (&["scsi-hd,drive=d"][..], "there is no SCSI bus for scsi-hd"),
             (&["virtio-scsi-pci,id=scsi0", "scsi-hd,drive=d,bus=scsi0"], "there is no bus `scsi0`"),
             (&["virtio-scsi-pci,id=s", "scsi-hd,drive=d,bus=pcie.0"], "pcie.0 is a PCI bus"),
-            (&["virtio-scsi-pci,id=s", "virtio-rng-pci,bus=s.0"], "virtio-rng-pci needs a PCI bus, and s.0 is a SCSI bus"),
+            (
+                &["virtio-scsi-pci,id=s", "virtio-rng-pci,bus=s.0"],
+                "virtio-rng-pci needs a PCI bus, and s.0 is a SCSI bus",
+            ),
             (&["virtio-scsi-pci", "scsi-hd,drive=d,addr=2"], "no property `addr`"),
         ] {
             let error = plan(devices).unwrap_err();
@@ -417,7 +418,10 @@ mod tests {
             let placed = next.plan_hot(parse(text), &host, |bus| bus == "rp1")?;
             *places = next;
             Ok::<_, Error>(
-                placed.iter().map(|place| format!("{} {} {}", place.id, place.bus, place.addr.unwrap())).collect::<Vec<_>>(),
+                placed
+                    .iter()
+                    .map(|place| format!("{} {} {}", place.id, place.bus, place.addr.unwrap()))
+                    .collect::<Vec<_>>(),
             )
         };
         for (text, code, cause) in [
@@ -448,7 +452,9 @@ mod tests {
             let mut next = places.clone();
             let placed = next.plan_hot(parse(text), &tree.host(), |_| true)?;
             *places = next;
-            Ok::<_, Error>(placed.iter().map(|place| format!("{} {}", place.id, place.addr.unwrap())).collect::<Vec<_>>())
+            Ok::<_, Error>(
+                placed.iter().map(|place| format!("{} {}", place.id, place.addr.unwrap())).collect::<Vec<_>>(),
+            )
         };
         assert_eq!(add(&mut places, "vfio-pci,host=05:00,bus=rp1,id=card").unwrap(), ["card.1 00.1", "card 00.0"]);
         assert!(add(&mut places, "vfio-pci,host=05:00,bus=rp1").is_err(), "occupied");

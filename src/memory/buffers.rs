@@ -19,8 +19,7 @@ impl<'a> Buffers<'a> {
         }
         // A buffer may lie across the border of two regions of RAM.
         for slice in ram.get_slices(GuestAddress(addr), len as usize) {
-            let slice =
-                slice.map_err(|_| format!("a buffer at {addr:#x}, {len:#x} bytes, that is not in memory"))?;
+            let slice = slice.map_err(|_| format!("a buffer at {addr:#x}, {len:#x} bytes, that is not in memory"))?;
             self.slices.push(slice);
         }
         Ok(())

@@ -16,7 +16,7 @@ use super::regs::{
 };
 use super::slot::{self, ExpressSlot};
 use super::{Changes, ConfigSpace, Msi, MsiSpec, PciBus, PciCore, PciFunction};
-use crate::device::{Adds, Cx, Device, AnyDevice, PCI, Plug};
+use crate::device::{Adds, AnyDevice, Cx, Device, PCI, Plug};
 use crate::error::Result;
 use crate::irq::Router;
 use crate::memory::HostSlice;

@@ -103,7 +103,12 @@ props! {
 }
 
 /// Texts of the unit that have a longest length.
-fn check_texts(serial: Option<&String>, vendor: Option<&String>, product: Option<&String>, version: Option<&String>) -> Result<()> {
+fn check_texts(
+    serial: Option<&String>,
+    vendor: Option<&String>,
+    product: Option<&String>,
+    version: Option<&String>,
+) -> Result<()> {
     disk::check_serial(serial, MAX_SERIAL)?;
     for (name, text, most) in
         [("vendor", vendor, MAX_VENDOR), ("product", product, MAX_PRODUCT), ("ver", version, MAX_VERSION)]

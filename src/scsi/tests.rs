@@ -86,7 +86,15 @@ fn a_unit_says_what_it_is() {
         assert_eq!(bench.run(DISK, wrong, &[], 255).0, Answer::Check(Sense::INVALID_FIELD));
     }
     assert_eq!(bench.good(Address { target: 0, lun: 9 }, &[0x12, 0, 0, 0, 36], 36)[0], 0x7f);
-    assert!(bench.bus.execute(Address { target: 9, lun: 0 }, Command { cdb: [0; MAX_CDB], out: Buffers::default(), into: Buffers::default() }).is_none());
+    assert!(
+        bench
+            .bus
+            .execute(
+                Address { target: 9, lun: 0 },
+                Command { cdb: [0; MAX_CDB], out: Buffers::default(), into: Buffers::default() }
+            )
+            .is_none()
+    );
 }
 
 #[test]

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::memory::Buffers;
 use super::pci::{self, virtio_props};
 use super::{Activation, Serve, Served, Source, VirtQueue, VirtioDevice, VirtioInfo, Worker};
 use crate::device::{Cx, Plug};
 use crate::error::{Code, Error, Result, explain_io};
 use crate::guest_error;
+use crate::memory::Buffers;
 use crate::object::{Create, Int, TypeInfo};
 
 /// The type of device.

@@ -1,8 +1,8 @@
 //! The device type `virtio-blk-pci`: its properties, and how one is made of them.
 
+use super::Blk;
 use super::config::Shape;
 use super::request::ID_LEN;
-use super::Blk;
 use crate::device::{Cx, Plug};
 use crate::devices::disk::{self, Disk, DiskOptions, ErrorPolicy};
 use crate::error::{Code, Error, Result};

@@ -7,8 +7,8 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 
-use super::config::{MAX_RANGE, MAX_RANGES, SECTOR, bit};
 use super::Medium;
+use super::config::{MAX_RANGE, MAX_RANGES, SECTOR, bit};
 use crate::devices::disk::Undone;
 use crate::virtio::{Buffers, Chain, Served};
 

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use vm_memory::VolatileSlice;
 
 use super::*;
-use crate::backends::block::{BlockInfo, BlockNode};
 use crate::backends::block::testing::MemoryNode;
+use crate::backends::block::{BlockInfo, BlockNode};
 use crate::devices::disk::testing::{OPTIONS, listener};
 use crate::devices::disk::{DiskOptions, Drive, ErrorPolicy};
 use crate::virtio::pci::PciOptions;

@@ -100,9 +100,8 @@ impl VirtioDevice for Scsi {
             event: run.queue(EVENT),
             events: self.events.clone(),
         };
-        let kick = |queue: &Option<Arc<VirtQueue>>| {
-            Source::Event(queue.as_ref().map_or(&never, |queue| queue.kick()).clone())
-        };
+        let kick =
+            |queue: &Option<Arc<VirtQueue>>| Source::Event(queue.as_ref().map_or(&never, |queue| queue.kick()).clone());
         let sources = vec![kick(&control.control), kick(&control.event), Source::Event(self.events.wake().clone())];
         let mut workers = vec![Worker::start(&self.id, sources, control)?];
         for (index, queue) in requests.into_iter().enumerate() {
