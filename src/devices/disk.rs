@@ -285,9 +285,12 @@ pub(crate) mod testing {
     pub(crate) const OPTIONS: DiskOptions =
         DiskOptions { rerror: ErrorPolicy::Auto, werror: ErrorPolicy::Auto, write_cache: true, bootindex: None };
 
-    /// A machine that remembers what it was told: direction, action.
-    pub(crate) fn listener() -> (Tell, Arc<Mutex<Vec<(bool, &'static str)>>>) {
-        let heard: Arc<Mutex<Vec<_>>> = Arc::default();
+    /// What a machine was told: whether of a write, and the action.
+    pub(crate) type Heard = Arc<Mutex<Vec<(bool, &'static str)>>>;
+
+    /// A machine that remembers what it was told.
+    pub(crate) fn listener() -> (Tell, Heard) {
+        let heard = Heard::default();
         let to = heard.clone();
         let tell: Tell = Arc::new(move |_, Word::IoError(error)| to.lock().push((error.write, error.action)));
         (tell, heard)
