@@ -18,13 +18,16 @@ pub static RAM: TypeInfo<(), ObjectCx> = TypeInfo::of::<RamType>();
 pub static FILE: TypeInfo<(), ObjectCx> = TypeInfo::of::<FileType>();
 pub static MEMFD: TypeInfo<(), ObjectCx> = TypeInfo::of::<MemfdType>();
 
+/// What the name of a memory back end refers to.
+pub const REFERS: Refers = Refers {
+    kind: Kind::Object,
+    types: &["memory-backend-ram", "memory-backend-file", "memory-backend-memfd"],
+    shared: false,
+};
+
 reference! {
     /// The id of a memory back end.
-    pub struct MemoryRef(Refers {
-        kind: Kind::Object,
-        types: &["memory-backend-ram", "memory-backend-file", "memory-backend-memfd"],
-        shared: false
-    });
+    pub struct MemoryRef(REFERS);
 }
 
 props! {

@@ -11,6 +11,7 @@ use super::types::OBJECTS;
 use crate::backends::block::{self, BLOCKDEVS, BlockNode};
 use crate::backends::chardev::shorthand::Target;
 use crate::backends::chardev::{self, CHARDEVS, Chardev};
+use crate::backends::memory;
 use crate::backends::net::{self, NETDEVS, Netdev};
 use crate::backends::table::Table;
 use crate::backends::{BackendCx, Backends};
@@ -62,6 +63,11 @@ impl Named for net::Common {
 
 /// Whom a monitor's back end is used by, in errors.
 pub const MONITOR: &str = "monitor";
+/// Whom the object that is the guest's memory is used by, in errors.
+pub const RAM: &str = "the guest's memory";
+
+/// What the names of types begin with whose work is done by another process, which maps the guest's memory.
+const VHOST_USER: &str = "vhost-user";
 
 /// What is to be made before the devices.
 pub struct BackEnds {
@@ -108,13 +114,17 @@ impl BackEnds {
         })
     }
 
-    /// Whether what the devices name is there, and theirs alone.
+    /// Whether what the devices name is there, and theirs alone; `ram`: the object that is the guest's memory.
     ///
     /// # Errors
     /// Those of [`Targets::check_devices`].
-    pub fn check_uses(&self, places: &[Place]) -> Result<()> {
+    pub fn check_uses(&self, places: &[Place], ram: Option<&str>) -> Result<()> {
         let mut targets = Targets::default();
         targets.add(Kind::Object, &self.objects, |_| false);
+        if let Some(id) = ram {
+            let ram = targets.take(&RAM.into(), memory::REFERS, id);
+            ram.map_err(|error| error.evidence(format!("-M q35,memory-backend={id}")))?;
+        }
         targets.add(Kind::Chardev, &self.chardevs, |planned| chardev::is_shared(&planned.line));
         // What nobody writes may have several readers.
         targets.add(Kind::Node, &self.nodes, |node| {
@@ -132,6 +142,13 @@ impl BackEnds {
             monitor.map_err(|error| error.evidence(format!("--mon {id}")))?;
         }
         targets.check_devices(places)
+    }
+
+    /// Whether other processes are to be given the guest's memory: the daemons of vhost-user devices.
+    pub fn share_memory(&self, places: &[Place]) -> bool {
+        let is_of = |name: &str| name.starts_with(VHOST_USER);
+        places.iter().any(|place| is_of(place.of_type.name()))
+            || self.netdevs.iter().any(|netdev| is_of(netdev.of_type.name()))
     }
 
     /// The name of the back end of the board's serial port, if there is a port.
@@ -229,6 +246,10 @@ mod tests {
     use crate::machine::places;
 
     fn check(objects: &[&str], devices: &[&str]) -> Result<()> {
+        check_with_ram(objects, devices, None)
+    }
+
+    fn check_with_ram(objects: &[&str], devices: &[&str], ram: Option<&str>) -> Result<()> {
         let parse = |option, key| move |text: &&str| Args::parse(option, Some(key), text);
         let objects: Vec<Args> = objects.iter().map(parse("--object", OBJECTS.key)).collect::<Result<_>>()?;
         let devices: Vec<Args> = devices.iter().map(parse("--device", "driver")).collect::<Result<_>>()?;
@@ -242,7 +263,7 @@ mod tests {
             nodes: Vec::new(),
             netdevs: Vec::new(),
         }
-        .check_uses(&places)
+        .check_uses(&places, ram)
     }
 
     #[test]
@@ -265,6 +286,19 @@ mod tests {
             let error = check(objects, devices).unwrap_err();
             assert_eq!(error.code(), code, "{error}");
             assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_guests_memory_is_an_object_of_its_own() {
+        let object: &[&str] = &["memory-backend-memfd,id=m0,size=1G,share=on"];
+        check_with_ram(object, &[], Some("m0")).unwrap();
+        for (objects, devices, ram, code) in [
+            (object, &[][..], "m1", Code::UnknownObject),
+            (&["iommufd,id=m0"][..], &[][..], "m0", Code::WrongBackend),
+            (object, &["ivshmem-plain,memdev=m0"][..], "m0", Code::BackendInUse),
+        ] {
+            assert_eq!(check_with_ram(objects, devices, Some(ram)).unwrap_err().code(), code);
         }
     }
 

@@ -70,6 +70,7 @@ use service::Service;
 use shutdown::{Shutdown, Step};
 
 use crate::backends::Backends;
+use crate::backends::table::Claim;
 use crate::boot::layout::{self, Layout};
 use crate::boot::linux::LinuxImage;
 use crate::boot_trace::{self, phases};
@@ -143,6 +144,8 @@ pub struct Machine {
     status: Status,
     /// How a client of the control socket wants this start of the guest to end.
     wish: Option<End>,
+    /// The object that is the guest's memory, which is nobody else's.
+    _ram_object: Option<Claim<HostMem>>,
     /// After all devices, which use them.
     backends: Arc<Backends>,
     /// Commits of overlays that are under way.
@@ -202,7 +205,11 @@ impl Machine {
         vfio.tell_of_interrupts(Arc::new(move |device| arrived.post(Task::Interrupts(device))));
         vfio.set_pinning(pinning::at_start(machine.dma_map, options.smp.cpus(), &inbox));
         let (serial, monitors) = (back_ends.serial().map(str::to_owned), back_ends.monitors().to_vec());
+        // Devices that other processes serve come with memory that these can be given.
+        let shares_memory = back_ends.share_memory(&places);
         let backends = back_ends.make(&vfio, &event_loop.handle())?;
+        let ram_object = machine.memory_backend.as_ref().map(|id| ram_object(&backends, id.as_str(), &options.memory));
+        let ram_object = ram_object.transpose()?;
         // Before the console, which has the focus where both share a back end.
         for id in monitors {
             let alone = !backends.chardevs.list().iter().any(|row| *row.name == *id && row.shared);
@@ -235,7 +242,12 @@ impl Machine {
             map.add(Space::Pio, u64::from(cf8::BASE), cf8.region());
             map.add(Space::Mmio, layout.ecam.start, ecam.region(layout.last_bus));
         })?;
-        add_ram(&memory, &layout, &options.memory, root.has_legacy_vga())?;
+        let made_of = match &ram_object {
+            Some(object) => Ram::Of(object),
+            None if options.memory.share || shares_memory => Ram::Shared,
+            None => Ram::Own,
+        };
+        add_ram(&memory, &layout, &options.memory, &made_of, root.has_legacy_vga())?;
         boot_trace::lap(phases::MEMORY);
         vfio.set_pinning(pinning::while_it_runs(options.smp.cpus(), &inbox));
         let mut machine = Machine {
@@ -269,6 +281,7 @@ impl Machine {
             service,
             status: Status::Prelaunch,
             wish: None,
+            _ram_object: ram_object,
             backends,
             jobs: BTreeSet::new(),
             kvm,
@@ -446,10 +459,31 @@ impl Machine {
     }
 }
 
+/// The object that is the guest's memory.
+fn ram_object(backends: &Backends, id: &str, options: &MemoryOptions) -> Result<Claim<HostMem>> {
+    let object = backends.memories.claim(id, back_ends::RAM)?;
+    if object.len() != options.size.0 {
+        let sizes = format!("`{id}` has {} MiB, -m says {} MiB", object.len() >> 20, options.size.0 >> 20);
+        return Err(Error::new(Code::BadProperty, "the object that is the guest's memory has another size")
+            .evidence(sizes)
+            .fix(format!("write -m {}M", object.len() >> 20)));
+    }
+    Ok(object)
+}
+
+/// What the guest's RAM is made of.
+enum Ram<'a> {
+    /// Memory that nobody else is given.
+    Own,
+    /// Memory that other processes can be given.
+    Shared,
+    /// An object's.
+    Of(&'a Claim<HostMem>),
+}
+
 /// Gives the guest its RAM: one region below 4 GiB, one above where there is so much. Where a device is passed through
-/// this queues its mapping, or maps it (`dma-map=sync`).
-/// Makes the guest's RAM, in one mapping on each side of 4 GiB; with `vga`, the legacy memory of VGA is left out of it.
-fn add_ram(memory: &Memory, layout: &Layout, options: &MemoryOptions, vga: bool) -> Result<()> {
+/// this queues its mapping, or maps it (`dma-map=sync`). With `vga`, the legacy memory of VGA is left out of it.
+fn add_ram(memory: &Memory, layout: &Layout, options: &MemoryOptions, made_of: &Ram<'_>, vga: bool) -> Result<()> {
     let pages = match options.hugepages {
         HugePages::TwoMiB => PageSize::Huge2M,
         HugePages::OneGiB => PageSize::Huge1G,
@@ -457,18 +491,25 @@ fn add_ram(memory: &Memory, layout: &Layout, options: &MemoryOptions, vga: bool)
         HugePages::Off => PageSize::Small,
     };
     let mut regions = Vec::new();
+    let mut done = 0;
     let ranges = [("ram below 4 GiB", Some(&layout.low_ram)), ("ram above 4 GiB", layout.high_ram.as_ref())];
     for (name, range) in ranges.into_iter().filter_map(|(name, range)| Some((name, range?))) {
         let len = range.end - range.start;
-        let mem = if options.share { HostMem::memfd(name, len, pages) } else { HostMem::anonymous(len, pages) };
-        let mem = Arc::new(mem.map_err(|error| {
+        let made = match made_of {
+            Ram::Own => HostMem::anonymous(len, pages).map(|mem| Arc::new(mem).slice()),
+            Ram::Shared => HostMem::memfd(name, len, pages).map(|mem| Arc::new(mem).slice()),
+            // What is above 4 GiB follows what is below.
+            Ram::Of(object) => Ok(object.back().slice().cut(done, len)),
+        };
+        done += len;
+        let mem = made.map_err(|error| {
             Error::new(Code::NoMemory, format!("{} MiB for the guest cannot be had", len >> 20))
                 .evidence(explain_io(&error))
-        })?);
+        })?;
         let [window, ..] = LEGACY;
         let hole = if vga { window.range() } else { 0..0 };
         for part in layout::cut(range.clone(), &hole) {
-            let slice = mem.slice().cut(part.start - range.start, part.end - part.start);
+            let slice = mem.cut(part.start - range.start, part.end - part.start);
             regions.push((part.start, Region::whole(name, slice.len(), PRIORITY_PLATFORM, Backing::Ram(slice))));
         }
     }

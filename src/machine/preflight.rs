@@ -7,6 +7,7 @@ use super::options::{HugePages, RunOptions};
 use super::placement::Stay;
 use super::places::{self, Place, Places};
 use super::types::{MACHINES, Q35};
+use crate::backends::memory::MemoryRef;
 use crate::boot::layout::Layout;
 use crate::boot::linux::LinuxImage;
 use crate::cpu::CpuPlan;
@@ -81,7 +82,7 @@ pub(super) fn describe(options: &RunOptions, host: &Host) -> Result<Described> {
     let machine = of_type.create(&mut machine, &())?;
     let back_ends = BackEnds::plan(options)?;
     let (taken, places) = places::plan(&options.devices, host)?;
-    back_ends.check_uses(&places)?;
+    back_ends.check_uses(&places, machine.memory_backend.as_ref().map(MemoryRef::as_str))?;
     Ok(Described { machine, back_ends, taken, places })
 }
 

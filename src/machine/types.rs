@@ -3,7 +3,7 @@
 use super::back_ends::ObjectCommon;
 use crate::backends::block::{BLOCKDEVS, throttle};
 use crate::backends::chardev::CHARDEVS;
-use crate::backends::memory;
+use crate::backends::memory::{self, MemoryRef};
 use crate::backends::net::NETDEVS;
 use crate::device::{Cx, ObjectCx, PCI, Plug};
 use crate::devices::{ivshmem, serial};
@@ -27,6 +27,16 @@ pub static DEVICES: Registry<Plug, Cx> = Registry {
         &scsi::CD,
         &virtio::net::TYPE,
         &virtio::rng::TYPE,
+        &virtio::vhost::user::types::RNG,
+        &virtio::vhost::user::types::BLK,
+        &virtio::vhost::user::types::SCSI_ADAPTER,
+        &virtio::vhost::user::types::FS,
+        &virtio::vhost::user::types::VSOCK,
+        &virtio::vhost::user::types::GPIO,
+        &virtio::vhost::user::types::I2C,
+        &virtio::vhost::user::types::INPUT_DEVICE,
+        &virtio::vhost::user::types::SOUND,
+        &virtio::vhost::user::types::SCMI,
         &ivshmem::TYPE,
         &serial::pci::TYPE,
     ],
@@ -70,6 +80,9 @@ props! {
         /// before it starts
         #[name = "dma-map"]
         dma_map: DmaMap = "auto",
+        /// The object that is the guest's memory, whose size is that of -m
+        #[name = "memory-backend"]
+        memory_backend: Option<MemoryRef>,
         /// What runs the guest's instructions, as QEMU command lines have it: there is KVM alone
         accel: Accel = "kvm",
     }

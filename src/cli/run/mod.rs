@@ -12,7 +12,7 @@ use clap::{ArgAction, Args as _, Command, FromArgMatches};
 use super::bind::Profile;
 use super::{Platform, output};
 use crate::error::{Code, Error, Result};
-use crate::machine::options::{RunOptions, cpu, memory, mon, placement, serial, smp};
+use crate::machine::options::{RunOptions, cpu, memory, mon, numa, placement, serial, smp};
 use crate::monitor::options as qmp;
 use crate::object::{Args, Catalogue, HelpTopic, Kind, Props, options_help, props};
 
@@ -59,6 +59,9 @@ pub struct RunArgs {
     /// Type of the machine
     #[arg(short = 'M', long, value_name = "TYPE[,KEY=VALUE...]")]
     machine: Option<String>,
+    /// The guest's one memory node, as QEMU command lines have it: node,memdev=ID is -M q35,memory-backend=ID
+    #[arg(long, value_name = "node,KEY=VALUE...", action = ArgAction::Append)]
+    numa: Vec<String>,
     /// Adds a device; may be given many times
     #[arg(long, value_name = "TYPE[,KEY=VALUE...]", action = ArgAction::Append)]
     device: Vec<String>,
@@ -177,6 +180,7 @@ struct Given {
     devices: Vec<Args>,
     qmp: Vec<Args>,
     mon: Vec<Args>,
+    numa: Vec<Args>,
     back_ends: BTreeMap<Kind, Vec<Args>>,
     name: Args,
 }
@@ -206,6 +210,7 @@ impl Given {
         let machine = platform.machines().key();
         let qmp = |text: &String| Args::parse("--qmp", Some(qmp::IMPLIED), text);
         let mon = |text: &String| Args::parse("--mon", Some(mon::IMPLIED), text);
+        let numa = |text: &String| Args::parse("--numa", Some(numa::IMPLIED), text);
         Ok(Given {
             memory: Args::parse("-m", Some("size"), &text(&args.memory))?,
             smp: Args::parse("--smp", Some("cpus"), &text(&args.smp))?,
@@ -214,6 +219,7 @@ impl Given {
             devices: args.device.iter().map(device).collect::<Result<_>>()?,
             qmp: args.qmp.iter().map(qmp).collect::<Result<_>>()?,
             mon: args.mon.iter().map(mon).collect::<Result<_>>()?,
+            numa: args.numa.iter().map(numa).collect::<Result<_>>()?,
             back_ends: Kind::ALL.into_iter().map(back_ends).collect::<Result<_>>()?,
             name: Args::parse("--name", Some("guest"), &text(&args.name))?,
         })
@@ -252,6 +258,8 @@ impl Given {
             Some(qmp::help())
         } else if self.mon.iter().any(|args| asks(args, mon::IMPLIED)) {
             Some(mon::help())
+        } else if self.numa.iter().any(|args| asks(args, numa::IMPLIED)) {
+            Some(numa::help())
         } else if asks(&self.name, "guest") {
             Some(options_help("--name options", &[Name::TABLE]))
         } else {
@@ -271,7 +279,7 @@ impl Given {
             smp: smp::parse(self.smp)?,
             placement: placement::parse(&args.cpu_placement)?,
             cpu: cpu::parse(self.cpu)?,
-            machine: self.machine,
+            machine: numa::apply(self.machine, self.numa)?,
             devices: self.devices,
             back_ends: self.back_ends,
             serial: serial::parse(&args.serial)?,

@@ -3,6 +3,7 @@
 pub mod cpu;
 pub mod memory;
 pub mod mon;
+pub mod numa;
 pub mod placement;
 pub mod serial;
 pub mod smp;
