@@ -331,6 +331,14 @@ codes! {
         "Hosts with several sockets, and some with one, have several memory nodes, and each device is near to one of them. What \
          of the guest's memory lies on another node its device and its CPUs reach through the link between them, which is \
          slower. Free memory or huge pages on that node, or use a slot of the other one. `passthru plan` shows CPUs and nodes.";
+    VhostUserFailed = 90, Host, "the daemon of a vhost-user device cannot be used",
+        "A vhost-user device is a program at a unix socket: it must be started before the guest (or --chardev has \
+         reconnect-ms=), be of the device's type, know virtio 1.0, serve as many queues as the device has, and answer within \
+         10 seconds. Its own messages say more; the evidence has what it did not do.";
+    MemoryNotShared = 91, Usage, "the guest's memory is not shared",
+        "Another process can serve a device of the guest only if it can map the guest's memory. That is so by itself where a \
+         vhost-user device is on the command line; for one that is plugged later, start the guest with `-m SIZE,share=on`, or \
+         with an object as its memory: `--object memory-backend-memfd,id=mem,size=4G,share=on -M q35,memory-backend=mem`.";
     ImageUnusable = 95, Usage, "the disk image cannot be used",
         "A qcow2 image is refused if its header contradicts itself or the file's length, and if it needs what passthru does \
          not have: encryption, an external data file, compression by zstd, extended L2 entries. `qemu-img convert` makes an \

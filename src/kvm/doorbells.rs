@@ -2,8 +2,9 @@
 //! eventfd in the kernel (KVM_IOEVENTFD) and costs no exit to user space.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd};
 use std::sync::Arc;
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch};
@@ -50,6 +51,16 @@ fn plan(range: &FlatRange) -> Vec<Bell> {
     let Backing::Io { io, offset } = &range.backing else { return Vec::new() };
     let inside = io.doorbells().iter().filter(|doorbell| (*offset..offset + range.len).contains(&doorbell.offset));
     inside.map(|it| Bell { address: range.start + (it.offset - offset), bell: it.bell.clone() }).collect()
+}
+
+/// The eventfd once more, as the type that rust-vmm's crates have for it.
+///
+/// # Errors
+/// No descriptor is left.
+pub fn duplicate(bell: &EventFd) -> io::Result<vmm_sys_util::eventfd::EventFd> {
+    let fd = bell.as_fd().try_clone_to_owned()?;
+    // SAFETY: the descriptor is an open eventfd, and this is its one owner from here on.
+    Ok(unsafe { vmm_sys_util::eventfd::EventFd::from_raw_fd(fd.into_raw_fd()) })
 }
 
 /// The eventfd as the KVM crate's type.

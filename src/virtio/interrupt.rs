@@ -1,10 +1,12 @@
 //! How a virtio device interrupts: by an MSI-X vector of each queue and one of the configuration, or by the pin and the
 //! ISR status register (virtio 4.1.4.5 and 4.1.5.3).
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::irq::{IrqLine, Router};
 use crate::pci::PciCore;
@@ -16,6 +18,16 @@ pub const NO_VECTOR: u16 = 0xffff;
 /// The bits of the ISR status register.
 const ISR_QUEUE: u8 = 1 << 0;
 const ISR_CONFIG: u8 = 1 << 1;
+
+/// How an interrupt comes to the guest.
+pub(super) enum Way {
+    /// Whoever signals this eventfd interrupts: KVM waits for it.
+    Vector(EventFd),
+    /// The driver wants none.
+    Nowhere,
+    /// Only by [`Interrupts::queue`].
+    Pin,
+}
 
 /// The interrupts of one device. Callable from any thread; nothing of the transport's lock is taken.
 pub struct Interrupts {
@@ -107,6 +119,19 @@ impl Interrupts {
         self.set_config_vector(NO_VECTOR);
         self.queues.iter().for_each(|queue| queue.store(NO_VECTOR, Ordering::Relaxed));
         self.take_isr();
+    }
+
+    /// How a queue's interrupt comes to the guest, as driver and function have it now.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(super) fn way(&self, index: u16) -> io::Result<Way> {
+        let Some(msix) = self.core.msix().filter(|msix| msix.enabled()) else { return Ok(Way::Pin) };
+        let vector = self.queues.get(usize::from(index)).map_or(NO_VECTOR, |vector| vector.load(Ordering::Relaxed));
+        match msix.eventfds().get(usize::from(vector)) {
+            Some(fd) => fd.try_clone().map(Way::Vector),
+            None => Ok(Way::Nowhere),
+        }
     }
 
     fn uses_msix(&self) -> bool {

@@ -23,6 +23,7 @@ pub mod rng;
 pub mod scsi;
 #[cfg(test)]
 mod testing;
+pub mod vhost;
 mod worker;
 
 use std::sync::Arc;
@@ -92,6 +93,14 @@ pub trait VirtioDevice: Send + Sync {
     /// Returns only when no queue is touched any more. Idempotent. Queues go on where they were if it is activated again
     /// without a reset.
     fn deactivate(&self);
+
+    /// The features of transport and rings (virtio 6) that whoever serves the queues knows: the others are not offered.
+    fn ring_features(&self) -> u64 {
+        u64::MAX
+    }
+
+    /// A queue's interrupt goes another way than when the device was activated. Called with the transport's lock held.
+    fn interrupts_changed(&self) {}
 
     /// Forgets what the driver has set. Deactivated before.
     fn reset(&self) {}

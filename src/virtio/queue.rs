@@ -110,6 +110,35 @@ impl VirtQueue {
         &self.kick
     }
 
+    /// Where the driver has put it.
+    pub(super) fn rings(&self) -> Rings {
+        let ring = self.ring.lock();
+        let queue = &ring.queue;
+        Rings {
+            size: queue.size(),
+            descriptors: queue.desc_table(),
+            available: ring.available.raw_value(),
+            used: ring.used.raw_value(),
+        }
+    }
+
+    /// The index of the next request in the available ring, for who serves the queue in our place.
+    pub(super) fn position(&self) -> u16 {
+        self.ring.lock().queue.next_avail()
+    }
+
+    /// The next request is the one with this index.
+    pub(super) fn set_position(&self, next: u16) {
+        self.ring.lock().queue.set_next_avail(next);
+    }
+
+    /// How many requests were used, as the ring says.
+    pub(super) fn used_index(&self) -> Option<u16> {
+        let at = self.ring.lock().used.checked_add(2)?;
+        let ram = self.ram.now().ok()?;
+        ram.memory().load(at, Ordering::Acquire).map(u16::from_le).ok()
+    }
+
     /// Makes the worker take no further request, or lets it again.
     pub(super) fn halt(&self, on: bool) {
         self.halted.store(on, Ordering::Release);

@@ -52,10 +52,14 @@ pub fn rings(queue: u16) -> [u64; 3] {
 impl Driver {
     /// A device at 2.0 of the root bus that decodes and masters the bus, with a guest that has done nothing to it yet.
     pub fn new(device: Arc<dyn VirtioDevice>, options: &PciOptions) -> Driver {
-        let bench = Bench::new();
+        Driver::on(Bench::new(), device, options)
+    }
+
+    /// The same on a machine that there is already.
+    pub fn on(bench: Bench, device: Arc<dyn VirtioDevice>, options: &PciOptions) -> Driver {
         let chip = Arc::new(Recorder::default());
         bench.router.set_chip(chip.clone()).unwrap();
-        let ram = Arc::new(HostMem::anonymous(RAM, PageSize::Small).unwrap());
+        let ram = Arc::new(HostMem::memfd("ram", RAM, PageSize::Small).unwrap());
         let region = Region::whole("ram", RAM, PRIORITY_PLATFORM, Backing::Ram(ram.slice()));
         bench.memory.update(|layout| layout.add(Space::Mmio, 0, region)).unwrap();
         let queues = vec![Ring::default(); device.info().queues.into()];

@@ -106,6 +106,16 @@ impl Input {
         self.shared.wake(event_loop);
     }
 
+    /// Lets go of the descriptor, as soon as the main loop runs; until then it is not read without a front end.
+    pub fn stop_soon(&self) {
+        let shared = Arc::downgrade(&self.shared);
+        self.event_loop.post(move |event_loop| {
+            if let Some(shared) = shared.upgrade() {
+                shared.reader.lock().end(event_loop);
+            }
+        });
+    }
+
     /// Whether there is a descriptor to read.
     pub fn is_live(&self) -> bool {
         self.shared.reader.lock().mode != Mode::Ended

@@ -27,6 +27,8 @@ pub mod shorthand;
 pub mod socket;
 pub mod stdio;
 
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -91,10 +93,34 @@ pub trait Chardev: Send + Sync {
         false
     }
 
+    /// Gives its socket to one device that speaks a protocol of its own on it (vhost-user), until what is returned is
+    /// dropped; `None`: it has none that descriptors can be sent over.
+    fn lend(&self) -> Option<Box<dyn Lent>> {
+        None
+    }
+
     /// What it keeps for the monitor, if it is a `ringbuf`.
     fn ring(&self) -> Option<&Ring> {
         None
     }
+}
+
+/// A unix socket that one device alone uses.
+pub trait Lent: Send + Sync {
+    /// A connection, which blocks; the one that there is, or the next. A server waits for a client for at most `limit`.
+    ///
+    /// # Errors
+    /// Nobody is at the other end.
+    fn connect(&self, limit: Duration) -> io::Result<UnixStream>;
+
+    /// The connection is over.
+    fn lost(&self);
+
+    /// How long to wait before it is connected again; `None`: it is not.
+    fn again(&self) -> Option<Duration>;
+
+    /// Where it is, for people.
+    fn place(&self) -> String;
 }
 
 /// The other end of a character back end.

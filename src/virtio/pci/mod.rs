@@ -255,7 +255,7 @@ impl PciFunction for VirtioPci {
             self.transport.follow();
         }
         if what.intersects(Changes::INTX_DISABLE | Changes::MSIX) {
-            self.transport.interrupts().pin_changed();
+            self.transport.interrupts_changed();
         }
     }
 

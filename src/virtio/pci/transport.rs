@@ -70,7 +70,7 @@ impl Transport {
         };
         let doorbells: Result<Vec<Doorbell>> = (0..info.queues).map(bell).collect();
         let vectors = core.msix().map_or(0, |msix| msix.spec().vectors);
-        let offered = info.features | transport_features;
+        let offered = info.features | transport_features & device.ring_features();
         let state = State {
             common: Common::new(offered, info.queues, info.queue_size, vectors),
             queues: None,
@@ -87,11 +87,6 @@ impl Transport {
             doorbells: doorbells?,
             state: Mutex::new(state),
         }))
-    }
-
-    /// The interrupts, for what changes the pin.
-    pub fn interrupts(&self) -> &Interrupts {
-        &self.interrupts
     }
 
     /// The blocks as trapped pieces of their BAR.
@@ -240,7 +235,10 @@ impl Transport {
     fn act(&self, state: &mut State, action: Action) {
         match action {
             Action::ConfigVector(vector) => self.interrupts.set_config_vector(vector),
-            Action::QueueVector(index, vector) => self.interrupts.set_queue_vector(index, vector),
+            Action::QueueVector(index, vector) => {
+                self.interrupts.set_queue_vector(index, vector);
+                self.reroute(state);
+            }
             Action::Status => self.settle(state),
             Action::Reset => self.forget(state),
         }
@@ -249,6 +247,19 @@ impl Transport {
     /// The command register or the power state has changed.
     pub fn follow(&self) {
         self.settle(&mut self.state.lock());
+    }
+
+    /// MSI-X is switched on or off, or a queue has another vector: who interrupts by itself has to know.
+    fn reroute(&self, state: &State) {
+        if state.active {
+            self.device.interrupts_changed();
+        }
+    }
+
+    /// The command register or MSI-X has changed how interrupts come to the guest.
+    pub fn interrupts_changed(&self) {
+        self.interrupts.pin_changed();
+        self.reroute(&self.state.lock());
     }
 
     /// As after power-on. Returns when no queue is touched any more.

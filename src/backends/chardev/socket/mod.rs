@@ -5,6 +5,7 @@
 //! lives until it has succeeded (`reconnect-ms`), because a host on the network may take seconds to answer.
 
 mod address;
+mod lent;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,7 +20,7 @@ use parking_lot::Mutex;
 
 use super::input::Input;
 use super::output::Output;
-use super::{Attached, Chardev, FrontEnd, Peer};
+use super::{Attached, Chardev, FrontEnd, Lent, Peer};
 use crate::backends::{BackendCx, unix_listener};
 use crate::error::{Code, Error, Result, explain_io};
 use crate::event_loop::{EventLoop, LoopHandle, Token};
@@ -115,10 +116,40 @@ struct Socket {
     awaited: AtomicBool,
     /// What waits for the next client, in a server; paused while there is one. Only the main thread takes it.
     accepting: Mutex<Option<Token>>,
+    /// What clients connect to, in a server.
+    listener: Option<Arc<Listener>>,
+    /// A device has it for itself: nothing is read, accepted or connected here.
+    lent: AtomicBool,
+    /// The connection.
+    current: Mutex<Option<Arc<OwnedFd>>>,
 }
 
 impl Socket {
     fn new(address: Address, role: Role, cx: &BackendCx) -> Result<Arc<Socket>> {
+        let refuse = |what: &str, error: &io::Error| {
+            Error::new(Code::ChardevFailed, format!("the socket {address} {what}")).evidence(explain_io(error))
+        };
+        let listener = match role {
+            Role::Server { .. } => Some(Arc::new(address.listen().map_err(|error| {
+                let fix = match &address {
+                    Address::Unix(_) => unix_listener::mend(&error),
+                    Address::Tcp(..) => "choose a port that is free, and an address of this host",
+                };
+                refuse("cannot be made", &error).fix(fix)
+            })?)),
+            Role::Client { .. } => None,
+        };
+        let connected = match role {
+            Role::Client { reconnect } => match (address.connect(), reconnect) {
+                (Ok(fd), _) => Some(Arc::new(fd)),
+                (Err(_), Some(_)) => None,
+                (Err(error), None) => {
+                    let fix = "start the server before, or let passthru try again with reconnect-ms=1000";
+                    return Err(refuse("cannot be connected to", &error).fix(fix));
+                }
+            },
+            Role::Server { .. } => None,
+        };
         let front = Arc::new(Attached::default());
         let output = Output::unconnected(&address.to_string(), &front)?;
         let socket = Arc::new_cyclic(|weak: &Weak<Socket>| {
@@ -139,42 +170,31 @@ impl Socket {
                 present: AtomicBool::new(false),
                 awaited: AtomicBool::new(matches!(role, Role::Server { wait: true })),
                 accepting: Mutex::new(None),
+                listener,
+                lent: AtomicBool::new(false),
+                current: Mutex::new(connected.clone()),
             }
         });
-        let refuse = |what: &str, error: &io::Error| {
-            Error::new(Code::ChardevFailed, format!("the socket {} {what}", socket.address)).evidence(explain_io(error))
-        };
-        match role {
-            Role::Server { .. } => {
-                let listener = socket.address.listen().map_err(|error| {
-                    let fix = match &socket.address {
-                        Address::Unix(_) => unix_listener::mend(&error),
-                        Address::Tcp(..) => "choose a port that is free, and an address of this host",
-                    };
-                    refuse("cannot be made", &error).fix(fix)
-                })?;
-                socket.listen_soon(listener);
-            }
-            Role::Client { reconnect } => match (socket.address.connect(), reconnect) {
-                (Ok(fd), _) => socket.join_soon(fd),
-                (Err(_), Some(delay)) => socket.retry(delay)?,
-                (Err(error), None) => {
-                    let fix = "start the server before, or let passthru try again with reconnect-ms=1000";
-                    return Err(refuse("cannot be connected to", &error).fix(fix));
-                }
-            },
+        match (role, connected) {
+            (Role::Server { .. }, _) => socket.listen_soon(),
+            (Role::Client { .. }, Some(fd)) => socket.join_soon(fd),
+            (Role::Client { reconnect: Some(delay) }, None) => socket.retry(delay)?,
+            (Role::Client { reconnect: None }, None) => {}
         }
         Ok(socket)
     }
 
-    fn listen_soon(self: &Arc<Self>, listener: Listener) {
-        let weak = Arc::downgrade(self);
+    fn listen_soon(&self) {
+        let Some(listener) = self.listener.clone() else { return };
+        let weak = self.weak.clone();
         self.event_loop.post(move |event_loop| {
-            let listener = std::rc::Rc::new(listener);
+            if weak.upgrade().is_none_or(|socket| socket.lent.load(Ordering::SeqCst)) {
+                return;
+            }
             let (accepts, fd) = (weak.clone(), listener.clone());
             let added = event_loop.add(fd, EpollFlags::EPOLLIN, move |event_loop, _| {
                 if let (Some(socket), Some(fd)) = (accepts.upgrade(), listener.accept()) {
-                    socket.joined(fd, event_loop);
+                    socket.joined(Arc::new(fd), event_loop);
                 }
             });
             match (added, weak.upgrade()) {
@@ -185,8 +205,8 @@ impl Socket {
         });
     }
 
-    fn join_soon(self: &Arc<Self>, fd: OwnedFd) {
-        let weak = Arc::downgrade(self);
+    fn join_soon(&self, fd: Arc<OwnedFd>) {
+        let weak = self.weak.clone();
         self.event_loop.post(move |event_loop| {
             if let Some(socket) = weak.upgrade() {
                 socket.joined(fd, event_loop);
@@ -195,8 +215,11 @@ impl Socket {
     }
 
     /// There is a peer.
-    fn joined(&self, fd: OwnedFd, event_loop: &mut EventLoop) {
-        let fd = Arc::new(fd);
+    fn joined(&self, fd: Arc<OwnedFd>, event_loop: &mut EventLoop) {
+        if self.lent.load(Ordering::SeqCst) {
+            return;
+        }
+        *self.current.lock() = Some(fd.clone());
         self.accept_next(false, event_loop);
         self.present.store(true, Ordering::SeqCst);
         // Heard of before its first byte is.
@@ -217,7 +240,11 @@ impl Socket {
 
     /// The peer has gone.
     fn lost(&self, event_loop: &mut EventLoop) {
+        if self.lent.load(Ordering::SeqCst) {
+            return;
+        }
         self.output.disconnect();
+        *self.current.lock() = None;
         self.present.store(false, Ordering::SeqCst);
         if let Some(front) = self.front.get() {
             front.peer_changed(false);
@@ -243,12 +270,15 @@ impl Socket {
     fn retry(&self, delay: Duration) -> Result<()> {
         let (weak, address, event_loop) = (self.weak.clone(), self.address.clone(), self.event_loop.clone());
         let attempts = move || {
-            while weak.strong_count() > 0 {
+            loop {
                 thread::sleep(delay);
+                if weak.upgrade().is_none_or(|socket: Arc<Socket>| socket.lent.load(Ordering::SeqCst)) {
+                    return;
+                }
                 if let Ok(fd) = address.connect() {
                     event_loop.post(move |event_loop| {
                         if let Some(socket) = weak.upgrade() {
-                            socket.joined(fd, event_loop);
+                            socket.joined(Arc::new(fd), event_loop);
                         }
                     });
                     return;
@@ -300,6 +330,10 @@ impl Chardev for Socket {
         let absent = if present { "" } else { "disconnected:" };
         let server = if matches!(self.role, Role::Server { .. }) { ",server=on" } else { "" };
         Peer { place: format!("{absent}{}{server}", self.address), present }
+    }
+
+    fn lend(&self) -> Option<Box<dyn Lent>> {
+        lent::lend(self.weak.upgrade()?)
     }
 
     fn is_awaited(&self) -> bool {
