@@ -101,11 +101,8 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(30);
 
     fn socket(path: &std::path::Path, role: Role, event_loop: &EventLoop) -> Arc<Socket> {
-        let cx = BackendCx {
-            name: "c0".into(),
-            event_loop: event_loop.handle(),
-            backends: Arc::new(Backends::default()),
-        };
+        let cx =
+            BackendCx { name: "c0".into(), event_loop: event_loop.handle(), backends: Arc::new(Backends::default()) };
         Socket::new(Address::Unix(path.into()), role, &cx).unwrap()
     }
 

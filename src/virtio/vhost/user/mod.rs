@@ -244,8 +244,7 @@ impl VhostUser {
                 .evidence(chardev.peer().place)
                 .fix(format!("write --chardev socket,path=FILE,id={}", chardev.name()))
         })?;
-        let state =
-            State { session: None, run: None, inflight: None, config: Vec::new(), table: Table::default() };
+        let state = State { session: None, run: None, inflight: None, config: Vec::new(), table: Table::default() };
         let shared = Arc::new(Shared { id, shape, peer, state: Mutex::new(state), _chardev: chardev });
         let (session, config) = shared.connect(FIRST_LIMIT).map_err(|why| {
             Error::new(Code::VhostUserFailed, "the daemon of the device cannot be used")

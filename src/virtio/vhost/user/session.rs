@@ -210,9 +210,7 @@ impl Session {
             *inflight = Some(Inflight { shape, record });
         }
         match inflight {
-            Some(Inflight { shape, record }) => {
-                self.front.set_inflight_fd(shape, record.as_raw_fd()).map_err(said)
-            }
+            Some(Inflight { shape, record }) => self.front.set_inflight_fd(shape, record.as_raw_fd()).map_err(said),
             None => Ok(()),
         }
     }

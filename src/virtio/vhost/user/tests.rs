@@ -152,7 +152,8 @@ impl Setup {
     /// The next request of this kind, skipping others.
     fn next(&self, request: u32) -> Vec<u8> {
         loop {
-            let (kind, body) = self.told.recv_timeout(Duration::from_secs(60)).expect("the daemon was told nothing more");
+            let (kind, body) =
+                self.told.recv_timeout(Duration::from_secs(60)).expect("the daemon was told nothing more");
             if kind == request {
                 return body;
             }

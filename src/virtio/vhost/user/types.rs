@@ -262,7 +262,6 @@ fn scsi_config(queues: u32, size: u16, max_sectors: u32, cmd_per_lun: u32) -> Ve
 /// A row of the table of device types.
 pub static SCSI_ADAPTER: TypeInfo<Plug, Cx> = TypeInfo::of::<ScsiType>();
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -272,7 +271,10 @@ mod tests {
         let fs = fs_config("myfs", 2);
         assert_eq!((fs.len(), &fs[..5], &fs[36..]), (40, &b"myfs\0"[..], &[2, 0, 0, 0][..]));
         let scsi = scsi_config(3, 128, 0xffff, 128);
-        assert_eq!((scsi.len(), &scsi[..8], &scsi[28..]), (36, &[3, 0, 0, 0, 126, 0, 0, 0][..], &[0, 0, 255, 0, 255, 63, 0, 0][..]));
+        assert_eq!(
+            (scsi.len(), &scsi[..8], &scsi[28..]),
+            (36, &[3, 0, 0, 0, 126, 0, 0, 0][..], &[0, 0, 255, 0, 255, 63, 0, 0][..])
+        );
         assert!(Tag::parse("").is_err() && Tag::parse(&"x".repeat(37)).is_err() && Tag::parse("a").is_ok());
     }
 }

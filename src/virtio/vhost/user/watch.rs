@@ -29,8 +29,7 @@ impl Watch {
     /// [`crate::error::Code::SystemFailed`]: no thread or descriptor is left.
     pub(super) fn start(shared: &Arc<Shared>, offered: u64) -> Result<Watch> {
         let failed = |error: std::io::Error| Error::system("start a device's thread", &error);
-        let stop =
-            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|e| failed(e.into()))?;
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|e| failed(e.into()))?;
         let stop = Arc::new(stop);
         let name: String = shared.id.chars().take(MAX_NAME).collect();
         let (shared, stopped) = (shared.clone(), stop.clone());
@@ -91,9 +90,8 @@ fn wait(stop: &EventFd, socket: Option<&OwnedFd>, notices: Option<&OwnedFd>, lim
     // Only its end (POLLHUP, which need not be asked for): answers are others' to read.
     fds.extend(socket.map(|socket| PollFd::new(socket.as_fd(), PollFlags::empty())));
     fds.extend(notices.map(|notices| PollFd::new(notices.as_fd(), PollFlags::POLLIN)));
-    let timeout = limit.map_or(PollTimeout::NONE, |limit| {
-        PollTimeout::try_from(limit.as_millis()).unwrap_or(PollTimeout::MAX)
-    });
+    let timeout =
+        limit.map_or(PollTimeout::NONE, |limit| PollTimeout::try_from(limit.as_millis()).unwrap_or(PollTimeout::MAX));
     if poll(&mut fds, timeout).is_err() {
         // EINTR: there is nothing else that it could say of descriptors that are open.
         return Event::Nothing;
