@@ -36,8 +36,13 @@ pub struct Holders {
 impl Host {
     /// Who holds a device: its group's node, or its own.
     pub fn holders(&self, device: &PciDevice) -> Holders {
+        self.holders_of(&self.vfio_nodes(device))
+    }
+
+    /// The nodes by which a process has a device: that of its group, and its own where the kernel makes one.
+    pub(super) fn vfio_nodes(&self, device: &PciDevice) -> Vec<PathBuf> {
         let group = device.iommu_group.map(|id| self.group_node(id));
-        self.holders_of(&group.into_iter().chain(self.device_node(device.bdf)).collect::<Vec<_>>())
+        group.into_iter().chain(self.device_node(device.bdf)).collect()
     }
 
     pub(super) fn holders_of(&self, nodes: &[PathBuf]) -> Holders {

@@ -17,7 +17,12 @@ use crate::vfio::front_end;
 /// # Errors
 /// What is wrong with the options themselves; [`crate::error::Code::NoPlace`].
 pub fn place(options: &RunOptions, host: &Host) -> Result<Plan> {
-    placement::plan(&request(options, host)?, &host.topology())
+    let mut topology = host.topology();
+    // Who adds pages must not count those that others are going to take; any other user takes what is free.
+    if nix::unistd::geteuid().is_root() {
+        topology.leave_claimed(host, options.name.as_deref());
+    }
+    placement::plan(&request(options, host)?, &topology)
 }
 
 fn request(options: &RunOptions, host: &Host) -> Result<Request> {
@@ -63,7 +68,7 @@ impl Stay {
         }
         let mut lease = Lease::new(host);
         if options.memory.grow_pool {
-            lease.reserve(&plan.pages)?;
+            lease.reserve(&plan.pages, options.name.as_deref())?;
         }
         let all = plan.all();
         if !all.is_empty() {

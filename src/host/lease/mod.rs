@@ -12,18 +12,21 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::Host;
+use super::journal::Journal;
 use super::names::Name;
 use crate::bdf::Bdf;
 use crate::error::{Error, Result};
-use crate::host::topology::CpuSet;
+use crate::host::topology::{CpuSet, Topology};
 use crate::placement::NodePages;
 
+mod claims;
 mod interrupts;
 mod pages;
 mod store;
 #[cfg(test)]
 mod tests;
 
+use claims::Claim;
 use interrupts::Moved;
 use pages::Added;
 use store::Record;
@@ -65,13 +68,29 @@ impl Lease {
         Lease { host: host.clone(), record: Record::of_this_process(host), given_up: BTreeSet::new() }
     }
 
-    /// Adds the huge pages that are missing.
+    /// Adds the huge pages that are missing for the guest of this name. Those of a VM that root has prepared are there, and
+    /// noted. A user without rights adds none and notes none, and needs none if enough are free.
     ///
     /// # Errors
     /// [`crate::error::Code::HugePages`] if the kernel does not find enough memory in one piece, even after it has moved
     /// things together; [`crate::error::Code::JournalUnusable`].
-    pub fn reserve(&mut self, pages: &[NodePages]) -> Result<()> {
-        pages.iter().filter(|pages| pages.missing() > 0).try_for_each(|pages| pages::add(self, pages))
+    pub fn reserve(&mut self, pages: &[NodePages], guest: Option<&str>) -> Result<()> {
+        if store::names(&self.host).contains(&Record::name_of_vm(guest.unwrap_or_default())) {
+            return Ok(());
+        }
+        match Journal::open(&self.host) {
+            Ok(_lock) => self.add_missing(pages),
+            Err(_) if pages.iter().all(|pages| pages.missing() == 0) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// With the lock of the journal held.
+    fn add_missing(&mut self, pages: &[NodePages]) -> Result<()> {
+        let others = claims::outstanding(&self.host, &self.record.name());
+        self.record.claims.extend(pages.iter().map(Claim::from));
+        store::write(&self.host, &self.record).inspect_err(|_| self.record.claims.clear())?;
+        pages.iter().try_for_each(|pages| pages::add(self, pages, &others))
     }
 
     /// Lets the interrupts of a device go to these CPUs. One that cannot be moved stays where it is, with a warning.
@@ -87,25 +106,43 @@ impl Lease {
 
     /// Gives everything back, the last change first. What fails keeps the rest from nothing.
     fn give_back(&mut self) -> Result<Vec<Returned>> {
+        // The pool's size is read and written.
+        let _lock = Journal::open(&self.host)?;
         give_back(&self.host, &mut self.record)
     }
 }
 
-/// Adds the huge pages that a VM is short of, for as long as it is prepared; `false`: nothing was added now.
+impl Topology {
+    /// Takes what other guests than this one are still going to take from the huge pages that are free.
+    pub fn leave_claimed(&mut self, host: &Host, guest: Option<&str>) {
+        let claims = claims::outstanding(host, &Record::name_of_vm(guest.unwrap_or_default()));
+        for node in &mut self.nodes {
+            for pool in &mut node.pools {
+                pool.free = pool.free.saturating_sub(claims::count(&claims, node.id, pool.page));
+            }
+        }
+    }
+}
+
+/// Adds the huge pages that a VM is short of, for as long as it is prepared, with the lock of the journal held; `false`: that
+/// was done before.
 ///
 /// # Errors
 /// Those of [`Lease::reserve`]; nothing was added then.
 pub(super) fn reserve_for(host: &Host, vm: &Name, pages: &[NodePages]) -> Result<bool> {
     let record = Record::of_vm(vm);
     // Once: a guest that runs has taken its pages, and would seem to be short of them again.
-    if pages.iter().all(|pages| pages.missing() == 0) || store::read(host, &record.name())?.is_some() {
+    if pages.is_empty() || store::read(host, &record.name())?.is_some() {
         return Ok(false);
     }
     let mut lease = Lease { host: host.clone(), record, given_up: BTreeSet::new() };
-    lease.reserve(pages)?;
-    // They outlive this process.
-    lease.record = Record::of_this_process(host);
-    Ok(true)
+    let added = lease.add_missing(pages);
+    // They outlive this process, unless it failed.
+    let mut record = std::mem::replace(&mut lease.record, Record::of_this_process(host));
+    added.map(|()| true).map_err(|error| match give_back(host, &mut record) {
+        Ok(_) => error,
+        Err(second) => error.evidence(format!("and undoing it failed: {}", second.cause())),
+    })
 }
 
 /// Gives back what [`reserve_for`] added.

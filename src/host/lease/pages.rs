@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Lease, Returned, store};
+use super::{Lease, Returned, claims, store};
 use crate::error::{Code, Error, Result, explain_io};
 use crate::host::limits::memory::pool_name;
 use crate::host::limits::size_text;
@@ -53,11 +53,17 @@ impl Added {
     }
 }
 
-/// Adds the pages that a node is short of.
-pub(super) fn add(lease: &mut Lease, wanted: &NodePages) -> Result<()> {
+/// Adds the pages that a node is short of, beside those that other guests are going to take. The caller has the lock of the
+/// journal: two who add at a time would count the same free pages.
+pub(super) fn add(lease: &mut Lease, wanted: &NodePages, others: &[NodePages]) -> Result<()> {
     let host = lease.host.clone();
-    let (node, page, missing) = (wanted.node, wanted.page, wanted.missing());
+    let (node, page) = (wanted.node, wanted.page);
     let file = pool_file(&host, node, page);
+    let free = read::number(file.with_file_name("free_hugepages")).unwrap_or(wanted.free);
+    let missing = wanted.needed.saturating_sub(free.saturating_sub(claims::count(others, node, page)));
+    if missing == 0 {
+        return Ok(());
+    }
     let refused = |why: String| {
         Error::new(
             Code::HugePages,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::claims::Claim;
 use super::{Added, Moved};
 use crate::error::{Code, Error, Result, explain_io};
 use crate::host::names::Name;
@@ -26,22 +27,28 @@ pub(super) struct Record {
     vm: Option<Name>,
     pub(super) interrupts: Vec<Moved>,
     pub(super) pages: Vec<Added>,
+    /// The huge pages that the guest takes, whether they were added or there before.
+    #[serde(default)]
+    pub(super) claims: Vec<Claim>,
 }
 
 impl Record {
     pub(super) fn of_this_process(host: &Host) -> Record {
         let pid = std::process::id();
-        let started = started(host, pid);
-        Record { version: VERSION, pid, started, vm: None, interrupts: Vec::new(), pages: Vec::new() }
+        Record { pid, started: started(host, pid), ..Record::empty() }
     }
 
     pub(super) fn of_vm(vm: &Name) -> Record {
-        let vm = Some(vm.clone());
-        Record { version: VERSION, pid: 0, started: None, vm, interrupts: Vec::new(), pages: Vec::new() }
+        Record { vm: Some(vm.clone()), ..Record::empty() }
+    }
+
+    fn empty() -> Record {
+        let (interrupts, pages, claims) = Default::default();
+        Record { version: VERSION, pid: 0, started: None, vm: None, interrupts, pages, claims }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.interrupts.is_empty() && self.pages.is_empty()
+        self.interrupts.is_empty() && self.pages.is_empty() && self.claims.is_empty()
     }
 
     /// Whether the process still runs, or the VM is still prepared.
@@ -53,12 +60,25 @@ impl Record {
         now.is_some() && now == self.started
     }
 
+    /// The guest's process, if it runs: that of a VM is known by the devices that it has open.
+    pub(super) fn processes(&self, host: &Host) -> Vec<u32> {
+        let Some(vm) = &self.vm else { return vec![self.pid] };
+        let devices = host.prepared(vm).ok().flatten().map(|note| note.devices).unwrap_or_default();
+        let devices: Vec<_> = devices.into_iter().filter_map(|bdf| host.device(bdf).ok()).collect();
+        let nodes = devices.iter().flat_map(|device| host.vfio_nodes(device)).collect::<Vec<_>>();
+        host.holders_of(&nodes).processes.into_iter().map(|process| process.pid).collect()
+    }
+
     /// No process has a number that begins with a letter.
     pub(super) fn name(&self) -> String {
         match &self.vm {
-            Some(vm) => format!("vm-{vm}.json"),
+            Some(vm) => Record::name_of_vm(&vm.to_string()),
             None => format!("{}.json", self.pid),
         }
+    }
+
+    pub(super) fn name_of_vm(vm: &str) -> String {
+        format!("vm-{vm}.json")
     }
 
     fn check(&self) -> Result<(), String> {

@@ -105,7 +105,7 @@ fn missing_pages_are_added_with_compaction_and_taken_away() {
     tree.file(format!("sys/{PAGES}"), "5\n");
     tree.kernel().set_pool(60, 30);
     let mut lease = Lease::new(&tree.host());
-    lease.reserve(&wanted(100)).unwrap();
+    lease.reserve(&wanted(100), None).unwrap();
     assert_eq!(pages(&tree), "105");
     let compacted = tree.kernel().writes().iter().filter(|(name, _)| name.ends_with("compact_memory")).count();
     assert_eq!(compacted, 2, "60, 90, then 105 of 120");
@@ -120,14 +120,14 @@ fn what_was_added_in_vain_is_taken_away() {
     let tree = tree();
     tree.kernel().set_pool(50, 1);
     let mut lease = Lease::new(&tree.host());
-    let error = lease.reserve(&wanted(100)).unwrap_err();
+    let error = lease.reserve(&wanted(100), None).unwrap_err();
     assert_eq!(error.code(), Code::HugePages);
     assert!(error.to_string().contains("53 of them, after 4 tries"), "{error}");
     drop(lease);
     assert_eq!((pages(&tree), files(&tree)), ("0".to_owned(), 0));
     let mut lease = Lease::new(&tree.host());
     let none = [NodePages { node: 1, page: 4 << 20, needed: 1, free: 0 }];
-    assert_eq!(lease.reserve(&none).unwrap_err().code(), Code::HugePages);
+    assert_eq!(lease.reserve(&none, None).unwrap_err().code(), Code::HugePages);
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn what_a_killed_process_left_is_given_back() {
             let host = tree.host();
             let killed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 let mut lease = std::mem::ManuallyDrop::new(Lease::new(&host));
-                lease.reserve(&wanted(100)).unwrap();
+                lease.reserve(&wanted(100), None).unwrap();
                 lease.place_interrupts(bdf(NIC), &set("2-3"));
             }));
             assert!(killed.unwrap_err().is::<Killed>(), "{fault:?}");

@@ -189,7 +189,12 @@ impl FakeKernel {
         let compacted = state.writes.iter().filter(|(name, _)| name.ends_with("compact_memory")).count() as u64;
         let most = state.pool.map_or(u64::MAX, |(first, more)| first + more * compacted);
         let now: u64 = fs::read_to_string(file)?.trim().parse().unwrap();
-        fs::write(file, format!("{}\n", if wanted > now { wanted.min(most.max(now)) } else { wanted }))
+        let then = if wanted > now { wanted.min(most.max(now)) } else { wanted };
+        let free = file.with_file_name("free_hugepages");
+        if let Some(count) = fs::read_to_string(&free).ok().and_then(|text| text.trim().parse::<u64>().ok()) {
+            fs::write(free, format!("{}\n", (count + then).saturating_sub(now)))?;
+        }
+        fs::write(file, format!("{then}\n"))
     }
 
     /// A process that ends when a service is stopped.

@@ -162,6 +162,43 @@ fn short_of(pages: u64) -> Vec<NodePages> {
 }
 
 #[test]
+fn two_vms_do_not_count_the_same_huge_pages() {
+    let tree = crate::host::testtree::cpus::two_xeons();
+    tree.pci("0000:01:00.0").driver("e1000e").group(1).add();
+    tree.pci("0000:02:00.0").driver("e1000e").group(2).add();
+    let pool = "sys/devices/system/node/node1/hugepages/hugepages-2048kB";
+    let set = |file: &str, count: u64| tree.file(format!("{pool}/{file}"), &format!("{count}\n"));
+    let count = |file: &str| std::fs::read_to_string(tree.root().join(pool).join(file)).unwrap();
+    let all = || count("nr_hugepages").trim().parse::<u64>().unwrap();
+    let make = |name, device| Wish { pages: short_of(3), user: None, ..wish(name, &[device]) };
+    let (router, games) = (make("router", "01:00.0"), make("games", "02:00.0"));
+    // One of the three is there already, and free.
+    (set("nr_hugepages", 1), set("free_hugepages", 1));
+    prepare(&tree.host(), &router).unwrap();
+    assert_eq!(all(), 3);
+    // The router has not taken them: all three look free.
+    let mut seen = tree.host().topology();
+    seen.leave_claimed(&tree.host(), Some("games"));
+    assert_eq!(seen.node(1).unwrap().pools[0].free, 0);
+    prepare(&tree.host(), &games).unwrap();
+    assert_eq!(all(), 6);
+    take_back(&tree.host(), &games.vm, &[]).unwrap();
+    assert_eq!(all(), 3);
+    // It runs and has taken two.
+    tree.file("proc/77/comm", "passthru\n");
+    tree.file("proc/77/numa_maps", "7f00 default file=/memfd:ram huge dirty=2 N1=2 kernelpagesize_kB=2048\n");
+    std::fs::create_dir_all(tree.root().join("proc/77/fd")).unwrap();
+    std::os::unix::fs::symlink(tree.host().dev("vfio/1"), tree.root().join("proc/77/fd/9")).unwrap();
+    set("free_hugepages", 1);
+    prepare(&tree.host(), &games).unwrap();
+    assert_eq!(all(), 6, "the one that is free is the router's");
+    // Its own are no reason to add more for it.
+    let mut seen = tree.host().topology();
+    seen.leave_claimed(&tree.host(), Some("games"));
+    assert_eq!(seen.node(1).unwrap().pools[0].free, 3);
+}
+
+#[test]
 fn huge_pages_are_added_once_and_go_with_the_vm() {
     let tree = crate::host::testtree::cpus::two_xeons();
     tree.pci("0000:01:00.0").driver("e1000e").group(1).add();
