@@ -85,6 +85,13 @@ impl HostFile {
     pub fn open(options: Options, kind: Kind) -> Result<HostFile> {
         let file = open_checked(&options, &options.path, kind, !options.read_only)?;
         lock(&file, &options, !options.read_only)?;
+        if kind == Kind::Device && options.read_only && is_claimed(&file) {
+            crate::log::warn(format_args!(
+                "{} is mounted on the host or part of another device: what the host writes there the guest reads late, in \
+                 part or not at all",
+                options.path.display()
+            ));
+        }
         let len = length(&file).map_err(|error| unusable(&options.path, &error))?;
         let limits = limits::read(&file, options.direct);
         Ok(HostFile {
@@ -353,6 +360,14 @@ fn open_checked(options: &Options, path: &Path, kind: Kind, writable: bool) -> R
     );
     let fits = of_type.is_file() || of_type.is_block_device();
     Err(if fits { error.fix(format!("use `--blockdev {other}`")) } else { error.fix("name a file or a disk") })
+}
+
+/// Whether the kernel has given a disk to a file system, swap or another device. Then nobody gets it for writing; for reading
+/// it is had, as with QEMU, and good for what does not change.
+fn is_claimed(disk: &File) -> bool {
+    let path = format!("/proc/self/fd/{}", disk.as_raw_fd());
+    let asked = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_EXCL).open(path);
+    asked.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
 }
 
 /// Locks a file that was opened, if `options` say so.
