@@ -11,7 +11,7 @@ use crate::error::{Code, Error, Result};
 use crate::host::findings::{Finding, Subject};
 use crate::host::limits::phys_bits::check_phys_bits;
 use crate::host::limits::size_text;
-use crate::host::pci::ResourceKind;
+use crate::host::pci::{ROM_INDEX, ResourceKind};
 use crate::host::topology::Topology;
 use crate::host::{Host, PciDevice};
 use crate::placement::Choice;
@@ -111,7 +111,13 @@ fn check_node(options: &RunOptions, device: &PciDevice, topology: &Topology) -> 
 /// Whether a file's ROM is the device's.
 fn check_rom(place: &Place, device: &PciDevice) -> Option<Finding> {
     let subject = Subject::Device(device.bdf);
-    let (path, images) = front_end::rom_file(&place.args)?;
+    let Some((path, images)) = front_end::rom_file(&place.args) else {
+        // Reading it would switch it on, and on some devices the BARs off, under the driver that has the device.
+        let has = device.resources.iter().any(|resource| resource.index == ROM_INDEX);
+        let has = has && front_end::shows_own_rom(&place.args);
+        let what = format!("its own ROM is not read here: `passthru rom inspect {}` does", device.bdf);
+        return has.then(|| Finding::pass(subject, Code::RomUnusable, what));
+    };
     let path = path.display();
     if images.is_for(device.vendor, device.device) == Some(false) {
         let error = Error::new(Code::RomUnusable, format!("{path} is the ROM of another device"))

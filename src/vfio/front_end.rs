@@ -177,6 +177,11 @@ pub fn rom_file(args: &Args) -> Option<(PathBuf, Images)> {
     Some((path, images))
 }
 
+/// Whether the guest is shown the device's own ROM, if it has one.
+pub fn shows_own_rom(args: &Args) -> bool {
+    VfioPciProps::parse(&mut args.clone()).is_ok_and(|props| matches!(rom_source(&props), Ok(RomSource::Auto)))
+}
+
 /// The device that either property names. A whole one stands for its function 0: `machine::functions` has made one line of
 /// each function before any device is made.
 fn address(host: Option<DeviceAddr>, sysfsdev: Option<&Path>) -> Result<Bdf> {
