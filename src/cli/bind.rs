@@ -7,7 +7,7 @@ use nix::unistd::User;
 use serde::Serialize;
 
 use super::vm_file::Vm;
-use super::{Platform, output};
+use super::{Platform, output, vm_file};
 use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result};
 use crate::host;
@@ -200,6 +200,12 @@ fn prepare(args: &BindArgs, vm: &Vm, platform: &dyn Platform) -> Result<()> {
         single_gpu: vm.options.single_gpu || args.profile.is_some(),
         pages,
     };
+    // Who grants is a service, or does as it does.
+    if args.grant.is_some() {
+        for error in vm_file::too_narrow(&vm.name.to_string(), vm.options.netdev_types(), host) {
+            crate::log::warn(format_args!("{error}"));
+        }
+    }
     let (bound, prepared) = vm::prepare(host, &wish)?;
     if args.json {
         return output::print_json(&Prepared { bound: &bound, prepared: &prepared });

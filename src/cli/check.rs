@@ -58,6 +58,7 @@ pub(super) fn execute(args: CheckArgs, platform: &dyn Platform) -> Result<u8> {
     let here = args.sysroot.is_this_machine();
     let addressed: Option<DeviceRef> =
         args.run.vm().filter(|word| vm_file::is_device(word, platform.host())).and_then(|word| word.parse().ok());
+    let vm = args.run.vm().filter(|_| addressed.is_none()).map(vm_file::vm_name).transpose()?;
     let (options, kernel) = run::described(args.run, platform)?;
     let of_guest = platform.examine(&options, kernel, &host)?;
     let passed = options.devices.iter().filter_map(|device| device.peek("host")?.parse().ok());
@@ -66,6 +67,10 @@ pub(super) fn execute(args: CheckArgs, platform: &dyn Platform) -> Result<u8> {
 
     let mut findings = of_host(&host, &devices);
     findings.extend(of_guest);
+    if let Some(vm) = vm {
+        let narrow = vm_file::too_narrow(&vm.to_string(), options.netdev_types(), &host);
+        findings.extend(narrow.iter().map(|error| Finding::warn(Subject::Session, error)));
+    }
     if here {
         if let Some(user) = &args.user {
             findings::become_user(user)?;

@@ -35,6 +35,7 @@ pub mod bounded;
 pub mod busy;
 pub mod capabilities;
 mod change;
+mod drop_ins;
 pub mod check;
 pub mod claim;
 pub mod effects;

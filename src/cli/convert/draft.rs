@@ -60,6 +60,14 @@ impl<'a> Draft<'a> {
         &self.left
     }
 
+    /// The types of the network back ends.
+    pub fn netdev_types(&self) -> Vec<String> {
+        let netdevs = self.settings.iter().filter(|setting| setting.option == "netdev");
+        let key = self.platform.back_ends(Kind::Netdev).key();
+        let of_type = |text: &str| Some(Args::parse("--", Some(key), text).ok()?.peek(key)?.to_owned());
+        netdevs.filter_map(|setting| of_type(setting.value.as_deref()?)).collect()
+    }
+
     /// Notes what cannot be carried over, once.
     pub fn leave(&mut self, what: impl Into<String>, why: impl Into<String>) {
         let left = Left { what: what.into(), why: why.into() };

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Command};
 use serde::Serialize;
 
-use super::{Platform, output};
+use super::{Platform, output, vm_file};
 use crate::error::{Code, Error, Result, explain_io};
 use draft::{Draft, Left};
 
@@ -62,6 +62,10 @@ pub(super) fn execute(args: &ConvertArgs, syntax: &Command, platform: &dyn Platf
     output::print(&draft.file())?;
     for left in draft.left() {
         output::note(&format!("left out: {left}"));
+    }
+    let netdevs = draft.netdev_types();
+    for error in vm_file::too_narrow("NAME", netdevs.iter().map(String::as_str), platform.host()) {
+        output::note(&error.to_string());
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! A file becomes words of the command line before clap sees them, so that there is one declaration of every option and
 //! one place that checks it.
 
+mod service;
 mod words;
 
 use std::collections::BTreeSet;
@@ -19,6 +20,7 @@ use crate::host::Host;
 use crate::host::names::{DeviceRef, Name};
 use crate::machine::options::RunOptions;
 use crate::vfio::front_end::NAME as VFIO_PCI;
+pub(super) use service::too_narrow;
 pub(super) use words::{Word, has_properties, options};
 
 /// The positional argument of `run` that names a file.
@@ -81,7 +83,9 @@ impl Vm {
         let vm = vm_name(name)?;
         let text = text(&file, host)?;
         let words = syntax.find_subcommand("run").map(|run| words::read(&file, &text, run)).transpose()?;
-        let options = run::of_words(words.into_iter().flatten().map(OsString::from), platform)?;
+        let mut options = run::of_words(words.into_iter().flatten().map(OsString::from), platform)?;
+        // What is noted about it is found by the file's name.
+        options.name = Some(vm.to_string());
         let passed = options.devices.iter().filter(|device| device.peek(platform.devices().key()) == Some(VFIO_PCI));
         let named = passed.filter_map(|device| match device.peek("host") {
             Some(host) => Some(host.parse::<DeviceRef>()),

@@ -15,9 +15,10 @@ use std::time::Duration;
 pub use memory::{HugePages, MemoryOptions};
 
 use crate::backends::chardev::shorthand::Target;
+use crate::backends::net::NETDEVS;
 use crate::cpu::{Model, Topology};
 use crate::monitor::QmpOptions;
-use crate::object::{Args, Kind};
+use crate::object::{Args, Catalogue, Kind};
 use crate::placement::Choice;
 
 /// What `passthru run` was asked for, checked as far as that is possible without the host.
@@ -67,5 +68,10 @@ impl RunOptions {
     /// What was given of the option of this kind.
     pub fn back_ends(&self, kind: Kind) -> &[Args] {
         self.back_ends.get(&kind).map_or(&[], Vec::as_slice)
+    }
+
+    /// The types of its network back ends, as they were given.
+    pub fn netdev_types(&self) -> impl Iterator<Item = &str> {
+        self.back_ends(Kind::Netdev).iter().filter_map(|netdev| netdev.peek(NETDEVS.key()))
     }
 }
