@@ -65,7 +65,10 @@ mod tests {
         assert_eq!([seen("a", &["tap", "user", "tap"]), seen("a", &["stream"])], [2, 0]);
         let errors = too_narrow("a", ["tap"].into_iter(), &tree.host());
         assert!(errors[0].to_string().contains("/etc/systemd/system/passthru@a.service.d/tap.conf"), "{}", errors[0]);
-        tree.file("etc/systemd/system/passthru@a.service.d/tap.conf", include_str!("../../../packaging/systemd/tap.conf"));
+        tree.file(
+            "etc/systemd/system/passthru@a.service.d/tap.conf",
+            include_str!("../../../packaging/systemd/tap.conf"),
+        );
         assert_eq!([seen("a", &["tap"]), seen("b", &["tap"])], [0, 1]);
         tree.file("etc/systemd/system/passthru@a.service.d/zz.conf", "[Service]\nPrivateNetwork = yes\n");
         assert_eq!(seen("a", &["tap"]), 1, "the last one counts");

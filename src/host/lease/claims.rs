@@ -43,7 +43,10 @@ fn of_record(host: &Host, record: &Record) -> Vec<NodePages> {
 
 /// How many pages of a pool are spoken for.
 pub(super) fn count(claims: &[NodePages], node: u32, page: u64) -> u64 {
-    claims.iter().filter(|claim| (claim.node, claim.page) == (node, page)).fold(0, |sum, c| sum.saturating_add(c.needed))
+    claims
+        .iter()
+        .filter(|claim| (claim.node, claim.page) == (node, page))
+        .fold(0, |sum, c| sum.saturating_add(c.needed))
 }
 
 /// A kernel without NUMA has no such file: all that its guests claim counts as not taken, and some pages too many are added.
@@ -71,7 +74,8 @@ mod tests {
 
     #[test]
     fn pages_are_counted_by_size_and_node() {
-        let line = "7f2a80000000 default file=/memfd:ram\\040(deleted) huge dirty=130 N0=100 N1=30 kernelpagesize_kB=2048";
+        let line =
+            "7f2a80000000 default file=/memfd:ram\\040(deleted) huge dirty=130 N0=100 N1=30 kernelpagesize_kB=2048";
         for (node, page, pages) in [(0, 2 << 20, 100), (1, 2 << 20, 30), (2, 2 << 20, 0), (0, 1 << 30, 0)] {
             assert_eq!(pages_of(line, node, page), pages, "node {node}, {page}");
         }
