@@ -40,8 +40,9 @@ pub(in crate::cli) fn too_narrow<'a>(vm: &str, netdevs: impl Iterator<Item = &'a
     let lines = host.drop_in_lines(UNIT, vm);
     let is_off = |setting: &str| {
         // The last one counts.
-        let values = lines.iter().filter_map(|line| line.trim().strip_prefix(setting)?.trim_start().strip_prefix('='));
-        values.last().is_some_and(|value| ["no", "false", "off", "0"].contains(&value.trim()))
+        let mut values =
+            lines.iter().filter_map(|line| line.trim().strip_prefix(setting)?.trim_start().strip_prefix('='));
+        values.next_back().is_some_and(|value| ["no", "false", "off", "0"].contains(&value.trim()))
     };
     let netdevs: Vec<&str> = netdevs.collect();
     let rows = ROWS.iter().filter(|row| netdevs.contains(&row.netdev) && !is_off(row.setting));

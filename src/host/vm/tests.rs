@@ -173,7 +173,8 @@ fn two_vms_do_not_count_the_same_huge_pages() {
     let make = |name, device| Wish { pages: short_of(3), user: None, ..wish(name, &[device]) };
     let (router, games) = (make("router", "01:00.0"), make("games", "02:00.0"));
     // One of the three is there already, and free.
-    (set("nr_hugepages", 1), set("free_hugepages", 1));
+    set("nr_hugepages", 1);
+    set("free_hugepages", 1);
     prepare(&tree.host(), &router).unwrap();
     assert_eq!(all(), 3);
     // The router has not taken them: all three look free.
