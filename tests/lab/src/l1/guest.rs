@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpio::Archive;
 use crate::report;
-use crate::setup::name;
+use crate::setup::{name, recipe};
 
 /// What runs the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -24,6 +24,20 @@ pub enum Kernel {
     Elf,
 }
 
+/// How a guest calls a program of its disk of tools.
+const TOOL: &str = r#"#!/bin/sh
+tools=/run/tools
+if [ ! -d $tools/usr ]; then
+    modprobe -a virtio_pci virtio_blk crc32c_generic ext4
+    mkdir -p $tools
+    for disk in /sys/block/vd*; do
+        [ "$(cat $disk/serial)" != tools ] || mount -t ext4 -o ro /dev/${disk##*/} $tools || exit 1
+    done
+fi
+lib=$tools/usr/lib/x86_64-linux-gnu
+exec $tools/usr/lib64/ld-linux-x86-64.so.2 --library-path $lib:$lib/ceph ${tools}PROGRAM "$@"
+"#;
+
 /// A guest to be.
 #[derive(Debug, Clone)]
 pub struct Guest {
@@ -32,6 +46,7 @@ pub struct Guest {
     cpus: u32,
     kernel: Kernel,
     fat: bool,
+    tools: bool,
     quiet: bool,
     reboots: bool,
     append: String,
@@ -56,6 +71,7 @@ impl Guest {
             cpus: 1,
             kernel: Kernel::BzImage,
             fat: false,
+            tools: false,
             quiet: true,
             reboots: false,
             append: String::new(),
@@ -91,6 +107,17 @@ impl Guest {
     pub fn fat(mut self) -> Self {
         self.fat = true;
         self
+    }
+
+    /// A disk of programs that are too large for an initramfs (fio, iperf3), as virtio-blk-pci on the root bus. The guest
+    /// calls them by their names; the first call mounts it.
+    pub fn tools(mut self) -> Self {
+        self.tools = true;
+        for program in recipe::TOOLS {
+            let name = program.rsplit('/').next().unwrap_or(program);
+            self.files.file(&format!("bin/{name}"), 0o755, TOOL.replace("PROGRAM", program).as_bytes());
+        }
+        self.fat()
     }
 
     /// The kernel's messages on the console.
@@ -192,6 +219,12 @@ impl Guest {
             words.push(format!("{dashes}no-reboot"));
         }
         words.extend(self.options.iter().cloned());
+        if self.tools {
+            // No lock: 9p has none.
+            let file = format!("filename=/images/{},read-only=on,locking=off", name::TOOLS);
+            words.push(format!("{dashes}blockdev driver=file,node-name=tools,{file}"));
+            words.push(format!("{dashes}device virtio-blk-pci,drive=tools,serial=tools"));
+        }
         for (i, device) in self.devices.iter().enumerate() {
             let more = match (self.vmm, device.split(',').next()) {
                 // SeaBIOS would run the card's network boot ROM.

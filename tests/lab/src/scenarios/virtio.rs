@@ -64,46 +64,57 @@ fn rng(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
+/// The name that the guest has for the disk under test.
+const DISK: &str = "disk=$(cd /sys/block; grep -ls LAB-0001 vd*/serial | cut -d / -f 1)";
+
 /// A disk reads as the host's file, which holds afterwards what the guest has written; without an exit for each request.
 fn blk(lab: &mut Lab) -> Result<()> {
     lab.l1.ok("head -c 32M /dev/urandom > /tmp/disk.raw")?;
     let sum = lab.l1.ok("sha256sum < /tmp/disk.raw | cut -d ' ' -f 1")?;
     let guest = Guest::new()
-        .fat()
+        .tools()
         .cpus(2)
         .reboots()
         .passes(NIC)
         .device("pcie-root-port,id=rp2")
         .option("--blockdev file,node-name=d0,filename=/tmp/disk.raw")
         .device("virtio-blk-pci,id=disk0,drive=d0,bus=rp2,serial=LAB-0001,num-queues=2");
-    let read = "modprobe virtio_pci; modprobe virtio_blk; i=0; \
-                until [ -b /dev/vda ] || [ $i -ge 200 ]; do sleep 0.1; i=$((i+1)); done; \
-                echo LAB serial=$(cat /sys/block/vda/serial); echo LAB queues=$(ls /sys/block/vda/mq | wc -l); \
-                echo LAB read=$(dd if=/dev/vda bs=64k iflag=direct 2>/dev/null | sha256sum | cut -d ' ' -f 1)";
-    let write = "head -c 8388608 /dev/urandom > /tmp/w; \
-                 dd if=/tmp/w of=/dev/vda bs=4k seek=2048 oflag=direct conv=fsync 2>/dev/null; \
-                 echo LAB wrote=$(sha256sum < /tmp/w | cut -d ' ' -f 1)";
+    let read = "modprobe virtio_pci; modprobe virtio_blk; cd /sys/block; i=0; \
+                until grep -qs LAB-0001 vd*/serial || [ $i -ge 200 ]; do sleep 0.1; i=$((i+1)); done; \
+                DISK; echo LAB serial=$(cat $disk/serial); echo LAB queues=$(ls $disk/mq | wc -l); \
+                echo LAB read=$(dd if=/dev/$disk bs=64k iflag=direct 2>/dev/null | sha256sum | cut -d ' ' -f 1)"
+        .replace("DISK", DISK);
+    let write = "DISK; head -c 8388608 /dev/urandom > /tmp/w; \
+                 dd if=/tmp/w of=/dev/$disk bs=4k seek=2048 oflag=direct conv=fsync 2>/dev/null; \
+                 echo LAB wrote=$(sha256sum < /tmp/w | cut -d ' ' -f 1)"
+        .replace("DISK", DISK);
+    let verify =
+        "DISK; fio --name=verify --filename=/dev/$disk --offset=16M --size=8M --bs=4k --rw=randwrite --direct=1 \
+                  --ioengine=psync --verify=crc32c --verify_fatal=1 --minimal > /tmp/fio; echo LAB fio=$?"
+            .replace("DISK", DISK);
     let ended = steps::with_bound(lab, &[NIC], |lab| {
         let mut guest = lab.l1.live(&guest)?;
-        guest.sh(lab.l1, read)?;
+        guest.sh(lab.l1, &read)?;
         ensure!(guest.value("serial")? == "LAB-0001", "the serial number is {}", guest.value("serial")?);
         ensure!(guest.value("queues")? == "2", "the guest uses {} queues", guest.value("queues")?);
         ensure!(guest.value("read")? == sum.trim(), "the guest reads other bytes");
         let before = mmio_writes(&guest, lab.l1)?;
-        guest.sh(lab.l1, write)?;
+        guest.sh(lab.l1, &write)?;
         let exits = mmio_writes(&guest, lab.l1)? - before;
         ensure!(exits < 64, "2048 writes cost {exits} exits");
         let part = "dd if=/tmp/disk.raw bs=1M skip=8 count=8 status=none | sha256sum | cut -d ' ' -f 1";
         ensure!(lab.l1.ok(part)?.trim() == guest.value("wrote")?, "the file holds other bytes");
+        guest.sh(lab.l1, &verify)?;
+        ensure!(guest.value("fio")? == "0", "fio ended with {}", guest.value("fio")?);
         let sum = lab.l1.ok("sha256sum < /tmp/disk.raw | cut -d ' ' -f 1")?;
         guest.shell().reboot(lab.l1)?;
-        guest.sh(lab.l1, read)?;
+        guest.sh(lab.l1, &read)?;
         ensure!(guest.value("read")? == sum.trim(), "the guest reads other bytes after its reboot");
         guest.device_del(lab.l1, "disk0")?;
         let add =
             json!({ "driver": "virtio-blk-pci", "id": "disk1", "bus": "rp2", "drive": "d0", "serial": "LAB-0001" });
         guest.device_add(lab.l1, add)?;
-        guest.sh(lab.l1, read)?;
+        guest.sh(lab.l1, &read)?;
         ensure!(guest.value("read")? == sum.trim(), "the guest reads other bytes after it was out");
         steps::nic_works_in_guest(&mut guest, lab.l1)?;
         guest.power_off(lab.l1)?.success()

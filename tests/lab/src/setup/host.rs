@@ -26,6 +26,20 @@ pub fn provide() -> Result<()> {
     }
     let missing: Vec<&str> =
         wanted.iter().filter(|(_, file)| !Path::new(file).exists()).map(|(package, _)| *package).collect();
+    install(&missing)
+}
+
+/// Python's installer of packages; any will do.
+pub fn provide_pip() -> Result<()> {
+    let has = Command::new("python3").args(["-m", "pip", "--version"]).output();
+    if has.is_ok_and(|o| o.status.success()) {
+        return Ok(());
+    }
+    install(&["python3", "python3-pip"])
+}
+
+/// Installs Debian's packages, or says to a user who may not how that is done, and ends.
+fn install(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }

@@ -1,14 +1,16 @@
-//! What is made from the Debian tree: kernels, initramfs images, the QEMU for L0 and
+//! What is made from the Debian tree: kernels, initramfs images, the QEMU for L0, a disk of tools for guests and
 //! the contents of the lab's drive.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 use super::modules::Modules;
-use super::{mend, name, progress, recipe, tools, vmlinux};
+use super::{host, mend, name, progress, recipe, tools, vmlinux};
 use crate::cpio::Archive;
 use crate::pattern;
 
@@ -44,11 +46,13 @@ pub fn build(tree: &Path, own: &Path, to: &Path) -> Result<()> {
     let edu_msi = fs::read(own.join(name::EDU_MSI))?;
     let fat = initramfs(tree, &modules, recipe::L2_INIT, &fat_modules, |a| {
         a.file(&format!("images/{}", name::EDU_MSI), 0o644, &edu_msi);
-        programs(a, tree)
+        fat_programs(a, tree)
     })?;
     fs::write(to.join(name::L2_FAT_INITRAMFS), fat)?;
     fs::write(to.join(name::EDU_MSI), edu_msi)?;
 
+    tools_disk(tree, &to.join(name::TOOLS))?;
+    python(&to.join(name::PYTHON))?;
     qemu(tree, to)?;
     drive(&to.join(name::NVME))
 }
@@ -72,7 +76,7 @@ fn initramfs(
     // busybox-static needs no loader, and some versions of ld.so refuse static programs.
     let applets = match applets {
         Ok(output) if output.status.success() => output,
-        _ => std::process::Command::new(&busybox).arg("--list").output()?,
+        _ => Command::new(&busybox).arg("--list").output()?,
     };
     ensure!(applets.status.success(), "busybox cannot list its applets");
 
@@ -94,17 +98,15 @@ fn initramfs(
     Ok(archive.finish())
 }
 
-/// Programs of the tree with the libraries that the loader names for them.
-fn programs(archive: &mut Archive, tree: &Path) -> Result<()> {
+/// The files of programs of the tree: their own, the loader's, and the libraries that the loader names for them.
+fn programs(tree: &Path, programs: &[&str]) -> Result<BTreeSet<String>> {
     let mut files = BTreeSet::from(["/usr/lib64/ld-linux-x86-64.so.2".to_owned()]);
-    for program in recipe::L2_FAT_PROGRAMS {
+    for program in programs {
         let loader = tools::loader(tree);
         let (ld, args) = loader.split_first().context("no loader")?;
-        let list = std::process::Command::new(ld)
-            .args(args)
-            .arg("--list")
-            .arg(tree.join(program.trim_start_matches('/')))
-            .output()?;
+        let list =
+            Command::new(ld).args(args).arg("--list").arg(tree.join(program.trim_start_matches('/'))).output()?;
+        ensure!(list.status.success(), "{program}: {}", String::from_utf8_lossy(&list.stderr));
         files.insert((*program).to_owned());
         let prefix = tree.display().to_string();
         for word in String::from_utf8_lossy(&list.stdout).split_whitespace() {
@@ -113,13 +115,58 @@ fn programs(archive: &mut Archive, tree: &Path) -> Result<()> {
             }
         }
     }
+    Ok(files)
+}
+
+/// Puts the programs of the fat initramfs into its archive.
+fn fat_programs(archive: &mut Archive, tree: &Path) -> Result<()> {
+    let mut files = programs(tree, recipe::L2_FAT_PROGRAMS)?;
     files.extend(recipe::L2_FAT_FILES.iter().map(|file| (*file).to_owned()));
     for file in &files {
-        let data =
-            fs::read(tree.join(file.trim_start_matches('/'))).with_context(|| format!("the tree lacks {file}"))?;
-        archive.file(file, 0o755, &data);
+        archive.file(file, 0o755, &of_tree(tree, file)?);
     }
     archive.link("lib64", "usr/lib64");
+    Ok(())
+}
+
+/// What the tree's file `path` holds.
+fn of_tree(tree: &Path, path: &str) -> Result<Vec<u8>> {
+    fs::read(tree.join(path.trim_start_matches('/'))).with_context(|| format!("the tree lacks {path}"))
+}
+
+/// The disk of tools, with the paths of the tree.
+fn tools_disk(tree: &Path, to: &Path) -> Result<()> {
+    let folder = to.with_extension("folder");
+    let mut bytes = 0;
+    for file in programs(tree, recipe::TOOLS)? {
+        let data = of_tree(tree, &file)?;
+        let path = folder.join(file.trim_start_matches('/'));
+        fs::create_dir_all(path.parent().context("no folder")?)?;
+        fs::write(&path, &data)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        bytes += data.len() as u64;
+    }
+    // A quarter more for the file system's own; no journal: nobody writes.
+    let size = format!("{}k", (bytes + bytes / 4) / 1024 + 4096);
+    let made = tools::command(tree, "/usr/sbin/mke2fs")
+        .args(["-q", "-t", "ext4", "-O", "^has_journal", "-d"])
+        .arg(&folder)
+        .arg(to)
+        .arg(size)
+        .output()?;
+    ensure!(made.status.success(), "mke2fs: {}", String::from_utf8_lossy(&made.stderr));
+    Ok(fs::remove_dir_all(folder)?)
+}
+
+/// Python's packages that scenarios use.
+fn python(to: &Path) -> Result<()> {
+    host::provide_pip()?;
+    let made = Command::new("python3")
+        .args(["-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target"])
+        .arg(to)
+        .arg(recipe::QEMU_QMP)
+        .output()?;
+    ensure!(made.status.success(), "pip: {}", String::from_utf8_lossy(&made.stderr));
     Ok(())
 }
 

@@ -50,6 +50,10 @@ pub mod name {
     pub const EDU_MSI: &str = "edu-msi.ko";
     pub const QEMU: &str = "qemu-system-x86_64";
     pub const NVME: &str = "nvme.raw";
+    /// A file system with the programs of [`super::recipe::TOOLS`], for guests.
+    pub const TOOLS: &str = "tools.ext4";
+    /// Folder of Python packages, for L1.
+    pub const PYTHON: &str = "python";
 }
 
 /// SHA-256 of the first `mib` MiB of the drive that every run starts with; they must lie in its pattern.

@@ -13,6 +13,8 @@ pub const PACKAGES: &[&str] = &[
     "busybox-static",
     "e2fsprogs",
     "ethtool",
+    "fio",
+    "iperf3",
     "iproute2",
     "iputils-ping",
     "kmod",
@@ -20,9 +22,11 @@ pub const PACKAGES: &[&str] = &[
     "netcat-openbsd",
     "nvme-cli",
     "ovmf",
+    "passt",
     "pciutils",
     "procps",
     "psmisc",
+    "python3",
     "qemu-system-x86",
     "qemu-utils",
     "socat",
@@ -31,6 +35,7 @@ pub const PACKAGES: &[&str] = &[
     "udev",
     "usbutils",
     "util-linux",
+    "virtiofsd",
     "xz-utils",
     "zstd",
 ];
@@ -81,21 +86,32 @@ pub const L2_FAT_MODULES: &[&str] = &[
     "bochs",
     "button",
     "cirrus",
+    "crc32c_generic",
     "e1000",
     "evdev",
+    "ext4",
+    "i6300esb",
     "igb",
     "igbvf",
+    "nd_pmem",
+    "pvpanic-pci",
     "sd_mod",
     "snd-hda-codec-generic",
     "snd-hda-intel",
+    "sr_mod",
     "uio_pci_generic",
     "usb-storage",
     "virtio-rng",
     "virtio_balloon",
     "virtio_blk",
     "virtio_console",
+    "virtio_input",
+    "virtio_mem",
     "virtio_net",
     "virtio_pci",
+    "virtio_pmem",
+    "virtio_scsi",
+    "vmw_vsock_virtio_transport",
     "xhci-pci",
 ];
 
@@ -106,6 +122,12 @@ pub const L2_FAT_PROGRAMS: &[&str] = &["/usr/bin/aplay", "/usr/bin/lspci", "/usr
 /// binary needs when a scenario adds it.
 pub const L2_FAT_FILES: &[&str] =
     &["/usr/lib/x86_64-linux-gnu/libgcc_s.so.1", "/usr/share/alsa/alsa.conf", "/usr/share/misc/pci.ids"];
+
+/// Programs on the disk of tools that guests may have ([`super::name::TOOLS`]): too large for an initramfs.
+pub const TOOLS: &[&str] = &["/usr/bin/fio", "/usr/bin/iperf3"];
+
+/// QEMU's own client of QMP, from Python's package index.
+pub const QEMU_QMP: &str = "qemu.qmp==0.0.3";
 
 /// First program of L1's initramfs.
 pub const L1_INIT: &str = include_str!("l1-initramfs.sh");
@@ -127,7 +149,7 @@ pub const EDU_MSI_SOURCE: &str = include_str!("edu-msi.c");
 /// Raised when the code that assembles the tree changes its outcome.
 const TREE_VERSION: u32 = 1;
 /// Raised when the code that assembles the images changes their outcome.
-const IMAGES_VERSION: u32 = 4;
+const IMAGES_VERSION: u32 = 5;
 
 /// Key of the Debian tree.
 pub fn tree_key() -> String {
@@ -148,6 +170,8 @@ pub fn images_key() -> String {
         L2_FAT_MODULES,
         L2_FAT_PROGRAMS,
         L2_FAT_FILES,
+        TOOLS,
+        &[QEMU_QMP],
     ])
 }
 

@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// Libraries of the tree, as seen from its root.
-const LIBRARIES: &[&str] = &["usr/lib/x86_64-linux-gnu", "usr/lib"];
+/// Libraries of the tree, as seen from its root; the last ones are fio's.
+const LIBRARIES: &[&str] = &["usr/lib/x86_64-linux-gnu", "usr/lib", "usr/lib/x86_64-linux-gnu/ceph"];
 
 /// The words before a program's name that make it run with the tree's libraries.
 pub fn loader(tree: &Path) -> Vec<String> {
