@@ -23,7 +23,7 @@ use super::token::{Alias, VfToken};
 use super::uapi::{self, IrqAction};
 use crate::bdf::Bdf;
 use crate::guest_error;
-use crate::host::reset::Affected;
+use crate::host::reset::{Affected, Alone};
 use crate::memory::HostMem;
 use crate::memory::host::PAGE;
 
@@ -303,7 +303,7 @@ impl HostPci for VfioDevice {
         uapi::reset(&self.handle.raw)
     }
 
-    fn resets_alone(&self) -> bool {
+    fn resets_alone(&self) -> Alone {
         self.home.host().resets_alone(self.handle.bdf)
     }
 

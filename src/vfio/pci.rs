@@ -36,6 +36,7 @@ use crate::guest_error;
 use crate::host::Host;
 use crate::host::limits::descriptors;
 use crate::host::quirks::{self, Kind};
+use crate::host::reset::Alone;
 use crate::irq::Router;
 use crate::memory::{Backing, HostSlice, Piece};
 use crate::pci::bar::ROM_INDEX;
@@ -95,7 +96,9 @@ pub struct VfioPci {
     page: QuietPage,
     /// Nothing has used the device since the kernel reset it when it was opened.
     fresh: AtomicBool,
-    /// It could not be reset alone.
+    /// What the kernel's reset of this function alone is worth.
+    alone: Alone,
+    /// It was not, or perhaps not thoroughly, reset alone: it is to be with its slot or bus.
     wants_hot_reset: AtomicBool,
     /// When it was last reset (since 1970), and what came of it. Innermost: nothing is called with it held.
     last_reset: Mutex<Option<(Duration, String)>>,
@@ -186,6 +189,7 @@ impl VfioPci {
             Msi::at(&mut space, at, spec, router, &id)
         });
         let msix = division.msix.zip(msix).map(|(at, spec)| Msix::at(&mut space, at, spec, router, &id));
+        let alone = host.resets_alone();
         let mut device = VfioPci {
             core: PciCore::new(id.as_str(), space, msi, msix.clone()),
             division,
@@ -199,7 +203,8 @@ impl VfioPci {
             serr: source.u16(regs::COMMAND) & regs::COMMAND_SERR,
             page: QuietPage::default(),
             fresh: AtomicBool::new(true),
-            wants_hot_reset: AtomicBool::new(!host.resets_alone()),
+            alone,
+            wants_hot_reset: AtomicBool::new(alone != Alone::Thorough),
             last_reset: Mutex::default(),
             gone: AtomicBool::new(false),
             host,
@@ -525,14 +530,21 @@ impl Device for VfioPci {
             self.sync_command(true);
         } else {
             let unsupported = matches!(self.reset_hardware(), reset::Outcome::Unsupported(_));
-            self.wants_hot_reset.store(unsupported, Ordering::Relaxed);
+            self.wants_hot_reset.store(unsupported || self.alone == Alone::Doubtful, Ordering::Relaxed);
         }
     }
 
     fn reset_shared(&self) {
-        if self.wants_hot_reset.swap(false, Ordering::Relaxed) {
-            let outcome = self.outcome(reset::hot(&*self.host));
-            self.keeps_its_state(outcome);
+        if !self.wants_hot_reset.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        match reset::hot(&*self.host) {
+            // The kernel's reset of the function alone, which has been, is all that there is.
+            Ok(reset::Outcome::Unsupported(_)) if self.alone == Alone::Doubtful => {}
+            done => {
+                let outcome = self.outcome(done);
+                self.keeps_its_state(outcome);
+            }
         }
     }
 
@@ -575,8 +587,12 @@ impl Device for VfioPci {
         if !self.gone.swap(true, Ordering::AcqRel) {
             self.page.end();
             self.notices.off(&*self.host);
-            // What cannot be reset alone is reset by the kernel when the last function of its slot or bus is closed.
+            // What cannot be reset alone is reset by the kernel when the last function of its slot or bus is closed; but not
+            // where it believes in a reset that leaves the function as it is, with the addresses of this guest.
             self.reset_hardware();
+            if self.alone == Alone::Doubtful && reset::hits_nobody_else(&*self.host) {
+                self.outcome(reset::hot(&*self.host));
+            }
         }
     }
 }

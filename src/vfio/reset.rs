@@ -74,6 +74,11 @@ pub fn hot(host: &dyn HostPci) -> Result<Outcome> {
     }
 }
 
+/// Whether the slot or the bus has no other function.
+pub fn hits_nobody_else(host: &dyn HostPci) -> bool {
+    host.hot_reset_reach().is_ok_and(|affected| affected.len() == 1)
+}
+
 fn failed(host: &dyn HostPci, request: &str, error: &std::io::Error) -> Error {
     Error::new(Code::DeviceFailed, format!("{} could not be reset", host.name()))
         .evidence(format!("{request}: {}", explain_io(error)))
@@ -113,7 +118,7 @@ pub fn check(host: &dyn HostPci) -> Result<()> {
 mod tests {
     use super::super::testing::{Failure, FakePci};
     use super::*;
-    use crate::host::reset::Affected;
+    use crate::host::reset::{Affected, Alone};
 
     fn device() -> FakePci {
         FakePci::new(vec![0x11; 256], &[])
@@ -132,14 +137,14 @@ mod tests {
 
     #[test]
     fn a_device_without_a_reset_is_no_error() {
-        let host = FakePci { resettable: false, ..device() };
+        let host = FakePci { alone: Alone::Impossible, ..device() };
         assert!(matches!(reset(&host).unwrap(), Outcome::Unsupported(_)));
         assert!(matches!(hot(&host).unwrap(), Outcome::Unsupported(_)), "nothing is known about a hot reset");
     }
 
     #[test]
     fn a_hot_reset_hits_nobody_else() {
-        let host = FakePci { resettable: false, ..device() };
+        let host = FakePci { alone: Alone::Impossible, ..device() };
         *host.reach.lock() = vec![affected("01:00.0", true), affected("01:00.1", false)];
         let Outcome::Unsupported(why) = hot(&host).unwrap() else { panic!("it was reset") };
         assert_eq!(why, "none: a hot reset would also hit 0000:01:00.1 (not bound)");

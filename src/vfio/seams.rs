@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::backend::Backend;
 use super::dma::Gate;
 use crate::error::Result;
-use crate::host::reset::Affected;
+use crate::host::reset::{Affected, Alone};
 use crate::memory::{HostMem, HostSlice};
 
 /// Number of base address registers of a type 0 function.
@@ -123,9 +123,9 @@ pub trait HostPci: Send + Sync {
     fn unmask_fd(&self, kind: IrqKind, fd: &EventFd) -> io::Result<()>;
     /// Resets the function by the kernel's best method; `false`: it has none.
     fn reset(&self) -> io::Result<bool>;
-    /// Whether [`HostPci::reset`], and the kernel when it opens the device, can reset it.
-    fn resets_alone(&self) -> bool {
-        true
+    /// What [`HostPci::reset`], which the kernel also does when it opens the device, is worth.
+    fn resets_alone(&self) -> Alone {
+        Alone::Thorough
     }
     /// All functions that a hot reset of the slot or the bus would hit, itself among them, and which are this machine's.
     /// An error: the kernel has none for it.

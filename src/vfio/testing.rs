@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::dma::Gate;
 use super::seams::{DmaLimits, DmaMapper, HostPci, IrqInfo, IrqKind, RegionIndex, RegionInfo};
 use crate::error::Result;
-use crate::host::reset::Affected;
+use crate::host::reset::{Affected, Alone};
 use crate::memory::host::PageSize;
 use crate::memory::{HostMem, HostSlice};
 
@@ -83,7 +83,7 @@ pub struct FakePci {
     pub pin_automasked: bool,
     /// Kinds that the kernel refuses to arm.
     pub refuse_arm: BTreeSet<IrqKind>,
-    pub resettable: bool,
+    pub alone: Alone,
     /// What a hot reset hits; empty: there is none.
     pub reach: Mutex<Vec<Affected>>,
     pub failure: Mutex<Failure>,
@@ -115,7 +115,7 @@ impl FakePci {
             armed: Mutex::default(),
             pin_automasked: true,
             refuse_arm: BTreeSet::new(),
-            resettable: true,
+            alone: Alone::Thorough,
             reach: Mutex::default(),
             failure: Mutex::default(),
             faults: Mutex::default(),
@@ -239,11 +239,11 @@ impl HostPci for FakePci {
     fn reset(&self) -> io::Result<bool> {
         self.check()?;
         self.record("reset".into());
-        Ok(self.resettable)
+        Ok(self.alone != Alone::Impossible)
     }
 
-    fn resets_alone(&self) -> bool {
-        self.resettable
+    fn resets_alone(&self) -> Alone {
+        self.alone
     }
 
     fn hot_reset_reach(&self) -> io::Result<Vec<Affected>> {

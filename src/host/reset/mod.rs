@@ -5,6 +5,10 @@
 //!
 //! A function-level reset hits nobody else and is taken wherever there is one; the reset of a slot or a bus is taken only
 //! if all that it hits is ours. (Kernel: drivers/pci/pci.c, `pci_reset_fn_methods` and `pci_reset_bus`; PCIe 6.6.)
+//!
+//! A change of the power state comes last, and only where no slot or bus can be reset: the specification lets a function
+//! keep more than its configuration through it, and some keep everything. QEMU's e1000e does: left receiving by a guest
+//! that was killed, it writes into the memory of the next one as soon as that switches bus mastering on (seen in the lab).
 
 use std::fmt;
 use std::path::Path;
@@ -62,6 +66,13 @@ impl Method {
     fn needs_the_bus_alone(self) -> bool {
         matches!(self, Method::Bus | Method::CxlBus)
     }
+
+    /// Whether a hot reset is better. What has no No_Soft_Reset bit loses its configuration between D3hot and D0, but nothing
+    /// says what else it loses (PCIe 5.3.1.4). A function that is `alone` on its bus and has only this one of `methods` was
+    /// not given the bus's, by the kernel or by its owner.
+    fn gives_way(self, methods: &[Method], alone: impl FnOnce() -> bool) -> bool {
+        self == Method::Pm && (!alone() || methods.iter().any(|method| method.needs_the_bus_alone()))
+    }
 }
 
 impl fmt::Display for Method {
@@ -114,6 +125,17 @@ pub struct ResetFacts {
     pub affected: Vec<Affected>,
 }
 
+/// What the kernel's reset of a function alone is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alone {
+    /// The state after power-on.
+    Thorough,
+    /// It may leave the function as it is: the slot's or the bus's reset is better.
+    Doubtful,
+    /// There is none.
+    Impossible,
+}
+
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "reset", rename_all = "snake_case")]
@@ -145,8 +167,11 @@ pub fn plan(bdf: Bdf, facts: &ResetFacts) -> Verdict {
         // The kernel takes the first that works: if that one is not to be trusted, the rest is of no use.
         Some(methods) => methods.iter().copied().find(|method| alone || !method.needs_the_bus_alone()).map(Some),
     };
+    let doubtful = |method: Method| {
+        facts.distrusted.contains(&method) || method.gives_way(facts.methods.as_deref().unwrap_or_default(), || alone)
+    };
     if let Some(method) = function
-        && method.is_none_or(|method| !facts.distrusted.contains(&method))
+        && method.is_none_or(|method| !doubtful(method))
     {
         return Verdict::Function { method };
     }
@@ -207,14 +232,25 @@ impl Host {
         ResetPlan { verdict: plan(device.bdf, &facts), facts }
     }
 
-    /// Whether the kernel can reset a function without its neighbours. Asked at each start, hence by as few files as will
-    /// do.
-    pub fn resets_alone(&self, bdf: Bdf) -> bool {
+    /// How the kernel resets a function without its neighbours, as [`plan`] sees it. Asked at each start, hence by as few
+    /// files as will do.
+    pub fn resets_alone(&self, bdf: Bdf) -> Alone {
         let at = self.device_path(bdf);
-        let Some(names) = read::text(at.join("reset_method")) else { return at.join("reset").exists() };
-        let methods: Vec<Method> = names.split_whitespace().filter_map(Method::parse).collect();
+        let Some(names) = read::text(at.join("reset_method")) else {
+            return if at.join("reset").exists() { Alone::Thorough } else { Alone::Impossible };
+        };
         let neighbours = || self.addresses().into_iter().filter(|it| (it.domain, it.bus) == (bdf.domain, bdf.bus));
-        methods.iter().any(|method| !method.needs_the_bus_alone()) || (!methods.is_empty() && neighbours().count() == 1)
+        let methods: Vec<Method> = names.split_whitespace().filter_map(Method::parse).collect();
+        let alone = || neighbours().count() == 1;
+        let id = |name: &str| read::hex(at.join(name)).unwrap_or_default();
+        match methods.iter().copied().find(|method| !method.needs_the_bus_alone() || alone()) {
+            None => Alone::Impossible,
+            Some(method) if method.gives_way(&methods, alone) => Alone::Doubtful,
+            Some(method) => {
+                let (vendor, device, class) = (id("vendor") as u16, id("device") as u16, (id("class") >> 16) as u8);
+                if distrusted(vendor, device, class).contains(&method) { Alone::Doubtful } else { Alone::Thorough }
+            }
+        }
     }
 
     fn reset_facts(&self, device: &PciDevice, all: &[PciDevice]) -> ResetFacts {
@@ -224,15 +260,7 @@ impl Host {
             (false, true) => None,
             _ => Some(device.reset_methods.iter().filter_map(|name| Method::parse(name)).collect()),
         };
-        let distrusted: Vec<Method> = quirks::of(device.vendor, device.device, (device.class >> 16) as u8)
-            .flat_map(|quirk| match quirk.kind {
-                Kind::NoFlr => &[Method::Flr, Method::AfFlr][..],
-                Kind::NoPmReset => &[Method::Pm],
-                Kind::NoBusReset => &[Method::Bus, Method::CxlBus],
-                _ => &[],
-            })
-            .copied()
-            .collect();
+        let distrusted = distrusted(device.vendor, device.device, (device.class >> 16) as u8);
         let bus_reset = device.physfn.is_none() && !distrusted.contains(&Method::Bus);
         let bridge = self.bridge_above(device.bdf).filter(|_| bus_reset);
         let Some((_, folder)) = bridge else { return ResetFacts { methods, distrusted, ..ResetFacts::default() } };
@@ -267,6 +295,17 @@ impl Host {
         let has = |slot: &Path| read::text(slot.join("address")).as_deref() == Some(address.as_str());
         read::names(&slots).iter().any(|name| has(&slots.join(name)))
     }
+}
+
+/// Methods that the table of quirks says not to work; `class`: base class.
+fn distrusted(vendor: u16, device: u16, class: u8) -> Vec<Method> {
+    let of_kind = |kind: &Kind| match kind {
+        Kind::NoFlr => &[Method::Flr, Method::AfFlr][..],
+        Kind::NoPmReset => &[Method::Pm],
+        Kind::NoBusReset => &[Method::Bus, Method::CxlBus],
+        _ => &[],
+    };
+    quirks::of(vendor, device, class).flat_map(|quirk| of_kind(&quirk.kind)).copied().collect()
 }
 
 #[cfg(test)]

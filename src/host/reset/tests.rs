@@ -24,7 +24,10 @@ fn each_kind_of_card() {
     let function = |method| Verdict::Function { method: Some(method) };
     let table = [
         ("a drive", facts(&[Flr, Pm, Bus], Some(Scope::Bus), alone()), function(Flr)),
-        ("without FLR", facts(&[Pm, Bus], Some(Scope::Bus), alone()), function(Pm)),
+        ("without FLR", facts(&[Pm, Bus], Some(Slot), alone()), Verdict::Hot { scope: Slot, with: vec![] }),
+        ("without FLR, shared", facts(&[Pm, Bus], Some(Scope::Bus), pair(false)), function(Pm)),
+        ("the power state by its owner's will", facts(&[Pm], Some(Slot), alone()), function(Pm)),
+        ("without FLR, on the root bus", facts(&[Pm], None, vec![]), function(Pm)),
         ("the bus for itself", facts(&[Bus], Some(Slot), alone()), function(Bus)),
         (
             "a kernel that does not say",
@@ -90,7 +93,11 @@ fn planned(tree: &TestTree, address: &str) -> ResetPlan {
 #[test]
 fn sysfs_tells_who_shares_the_bus() {
     let tree = card("snd_hda_intel");
-    assert!(!tree.host().resets_alone(bdf(CARD)), "the kernel's `bus` is for one that is alone on it");
+    assert_eq!(
+        tree.host().resets_alone(bdf(CARD)),
+        Alone::Impossible,
+        "the kernel's `bus` is for one that is alone on it"
+    );
     let plan = planned(&tree, CARD);
     assert_eq!(plan.facts.affected.iter().map(|other| other.bdf).collect::<Vec<_>>(), [bdf(CARD), bdf(SOUND)]);
     assert_eq!(plan.verdict.to_string(), "none: a hot reset would also hit 0000:01:00.1 (driver snd_hda_intel)");
@@ -98,9 +105,9 @@ fn sysfs_tells_who_shares_the_bus() {
     assert_eq!(plan.verdict.to_string(), "hot reset of the bus, together with 0000:01:00.1");
     let plan = planned(&tree, "0000:00:02.0");
     assert_eq!((plan.facts.scope, plan.facts.methods), (None, Some(vec![])), "nothing is offered");
-    assert!(!tree.host().resets_alone(bdf("00:02.0")));
+    assert_eq!(tree.host().resets_alone(bdf("00:02.0")), Alone::Impossible);
     tree.attribute("0000:00:02.0", "reset", "");
-    assert!(tree.host().resets_alone(bdf("00:02.0")));
+    assert_eq!(tree.host().resets_alone(bdf("00:02.0")), Alone::Thorough);
     assert_eq!(planned(&tree, "0000:00:02.0").facts.methods, None, "an old kernel does not say which");
 }
 
@@ -130,6 +137,28 @@ fn a_virtual_function_is_never_hot_reset() {
     tree.attribute("0000:01:10.0", "reset_method", "\n");
     assert_eq!(planned(&tree, "0000:01:10.0").verdict, Verdict::None { blockers: vec![] });
     assert!(planned(&tree, CARD).facts.affected.len() == 3, "the card's own hot reset hits it");
+}
+
+#[test]
+fn what_a_reset_alone_is_worth() {
+    let tree = card("vfio-pci");
+    let worth = |methods: &str| {
+        tree.attribute(CARD, "reset_method", methods);
+        tree.host().resets_alone(bdf(CARD))
+    };
+    assert_eq!(worth("flr pm bus\n"), Alone::Thorough);
+    assert_eq!(worth("pm bus\n"), Alone::Doubtful);
+    assert_eq!(worth("pm\n"), Alone::Doubtful, "it shares the bus, and would not be given that one");
+    assert_eq!(worth("bus\n"), Alone::Impossible);
+    assert_eq!(worth("\n"), Alone::Impossible);
+    tree.pci("0000:02:00.0").driver("vfio-pci").add();
+    let worth = |methods: &str| {
+        tree.attribute("0000:02:00.0", "reset_method", methods);
+        tree.host().resets_alone(bdf("02:00.0"))
+    };
+    assert_eq!(worth("pm bus\n"), Alone::Doubtful);
+    assert_eq!(worth("pm\n"), Alone::Thorough, "its owner's will");
+    assert_eq!(worth("bus\n"), Alone::Thorough);
 }
 
 fn any_facts() -> impl Strategy<Value = ResetFacts> {

@@ -744,10 +744,10 @@ proptest! {
 /// is noted.
 #[test]
 fn a_restart_resets_what_shares_a_bus_once_all_are_quiet() {
-    use crate::host::reset::Affected;
+    use crate::host::reset::{Affected, Alone};
     let own = |owned| Affected { bdf: "01:00.0".parse().unwrap(), owned, driver: None };
     let host = Arc::new(FakePci {
-        resettable: false,
+        alone: Alone::Impossible,
         reach: vec![own(true)].into(),
         ..FakePci::new(sample(), &[(0, 0x1000)])
     });
@@ -768,4 +768,37 @@ fn a_restart_resets_what_shares_a_bus_once_all_are_quiet() {
     *host.failure.lock() = Failure::Gone;
     device.reset();
     assert!(host.take().iter().any(|call| call.starts_with("quarantine: after a reset: its class code")));
+}
+
+/// A reset that may do nothing is followed by the slot's or the bus's, at the start, at a restart and at the end; where that
+/// would hit others it is all there is, and no reason to complain.
+#[test]
+fn a_doubtful_reset_is_followed_by_a_hot_one() {
+    use crate::host::reset::{Affected, Alone};
+    let own = |bdf: &str, owned| Affected { bdf: bdf.parse().unwrap(), owned, driver: None };
+    let host = Arc::new(FakePci {
+        alone: Alone::Doubtful,
+        reach: vec![own("01:00.0", true)].into(),
+        ..FakePci::new(sample(), &[(0, 0x1000)])
+    });
+    let hot = |calls: Vec<String>| calls.iter().filter(|call| *call == "hot reset").count();
+    let device = VfioPci::new(host.clone(), &Router::new(), VfioPciOptions::default()).unwrap();
+    device.reset_shared();
+    assert_eq!(hot(host.take()), 1, "at the start");
+    device.reset();
+    device.reset();
+    device.reset_shared();
+    assert_eq!(hot(host.take()), 1, "at a restart");
+    *host.reach.lock() = vec![own("01:00.0", true), own("01:00.1", false)];
+    device.reset();
+    device.reset_shared();
+    assert_eq!(hot(host.take()), 0, "the other function is somebody else's");
+    assert!(device.facts().contains(&("last-reset", "done".to_owned())));
+    *host.reach.lock() = vec![own("01:00.0", true), own("01:00.1", true)];
+    device.unplug();
+    assert_eq!(hot(host.take()), 0, "the other function may be in use");
+    let device = VfioPci::new(host.clone(), &Router::new(), VfioPciOptions::default()).unwrap();
+    *host.reach.lock() = vec![own("01:00.0", true)];
+    drop(device);
+    assert_eq!(hot(host.take()), 1, "at the end");
 }

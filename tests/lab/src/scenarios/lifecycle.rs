@@ -14,6 +14,7 @@ pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("reboot-10-times-1-vcpu", |lab| reboots(lab, 10, 1)).limit(1500),
     Scenario::new("reboot-10-times-4-vcpus", |lab| reboots(lab, 10, 4)).limit(1800),
     Scenario::new("start-and-stop-20-times", |lab| starts_and_stops(lab, 20)).limit(900),
+    Scenario::new("next-guest-after-a-kill", next_guest_after_a_kill),
     Scenario::new("kill-9-during-dma-then-recover", kill_then_recover),
     Scenario::new("reboot-with-no-reboot-ends", no_reboot_ends),
     Scenario::new("panic-reboots-or-ends", panic_ends),
@@ -99,6 +100,33 @@ fn kill_then_recover(lab: &mut Lab) -> Result<()> {
     }
     ensure!(steps::host_sum(lab.l1)? == read, "the drive has changed");
     matrix::nic_works_on_host(lab, NIC)
+}
+
+/// A guest that was killed in the midst of its network traffic leaves the card as after a reset: the next guest's kernel lets
+/// it master the bus before its driver has set anything up, and it must not go on with the first one's rings.
+fn next_guest_after_a_kill(lab: &mut Lab) -> Result<()> {
+    let port = lab.server.port;
+    let busy = Guest::new()
+        .passes(NIC)
+        .script(&l2::nic_up("e1000e"))
+        .script(&format!("echo LAB busy=1; while :; do nc 10.0.2.2 {port} < /dev/null > /dev/null; done"));
+    let next = Guest::new().passes(NIC).script(&l2::nic_up("e1000e")).script(&l2::ping(3));
+    lab.l1.ok(&format!("passthru bind {NIC}"))?;
+    let faults = "dmesg | grep -c 'DMAR: .DMA' || true";
+    let before = lab.l1.ok(faults)?;
+    for round in 0..3 {
+        let job = lab.l1.start_guest(&busy)?;
+        lab.l1.expect(&job, "LAB busy=1", Duration::from_secs(180))?;
+        lab.l1.ok("sleep 2")?;
+        lab.l1.kill(&job, Signal::SIGKILL)?;
+        lab.l1.wait(&job, Duration::from_secs(60))?;
+        let ended = lab.l1.guest(&next)?.success()?;
+        ensure!(ended.value("ping")? == "3", "round {round}: pings were lost");
+        let after = lab.l1.ok(faults)?;
+        ensure!(after == before, "round {round}: {} faults of the IOMMU, {} before", after.trim(), before.trim());
+    }
+    lab.l1.ok(&format!("cat /sys/bus/pci/devices/0000:{NIC}/reset_method; passthru release {NIC}"))?;
+    Ok(())
 }
 
 fn no_reboot_ends(lab: &mut Lab) -> Result<()> {
