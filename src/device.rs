@@ -7,6 +7,7 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::backends::Backends;
+use crate::devices::nvme::NvmeBus;
 use crate::error::Result;
 use crate::irq::Router;
 use crate::memory::Memory;
@@ -174,11 +175,13 @@ pub struct ObjectCx {
 pub const PCI: &str = "PCI";
 /// See [`PCI`].
 pub const SCSI: &str = "SCSI";
+/// See [`PCI`].
+pub const NVME: &str = "nvme-bus";
 
 /// The name of the bus of this kind that the device with this id adds, as QEMU has it.
 pub fn bus_name(kind: &str, id: &str) -> String {
     match kind {
-        PCI => id.to_owned(),
+        PCI | NVME => id.to_owned(),
         _ => format!("{id}.0"),
     }
 }
@@ -188,6 +191,8 @@ pub fn bus_name(kind: &str, id: &str) -> String {
 pub enum UnitBus {
     /// Disks of a SCSI host adapter.
     Scsi(Arc<ScsiBus>),
+    /// Namespaces of an NVMe controller.
+    Nvme(Arc<NvmeBus>),
 }
 
 impl UnitBus {
@@ -195,6 +200,7 @@ impl UnitBus {
     pub fn name(&self) -> &str {
         match self {
             UnitBus::Scsi(bus) => bus.name(),
+            UnitBus::Nvme(bus) => bus.name(),
         }
     }
 
@@ -202,6 +208,7 @@ impl UnitBus {
     pub fn hotplug(&self) -> bool {
         match self {
             UnitBus::Scsi(bus) => bus.hotplug(),
+            UnitBus::Nvme(_) => false,
         }
     }
 }

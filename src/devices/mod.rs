@@ -2,6 +2,7 @@
 
 pub mod disk;
 pub mod ivshmem;
+pub mod nvme;
 pub mod pm;
 pub mod power;
 pub mod reset;

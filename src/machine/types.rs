@@ -6,7 +6,7 @@ use crate::backends::chardev::CHARDEVS;
 use crate::backends::memory::{self, MemoryRef};
 use crate::backends::net::NETDEVS;
 use crate::device::{Cx, ObjectCx, PCI, Plug};
-use crate::devices::{ivshmem, serial};
+use crate::devices::{ivshmem, nvme, serial};
 use crate::error::Result;
 use crate::object::{Catalogue, Common, Create, Kind, PciPlace, Props, Registry, TypeInfo, prop_enum, props};
 use crate::{pci, scsi, vfio, virtio};
@@ -25,6 +25,8 @@ pub static DEVICES: Registry<Plug, Cx> = Registry {
         &virtio::scsi::TYPE,
         &scsi::DISK,
         &scsi::CD,
+        &nvme::TYPE,
+        &nvme::NAMESPACE,
         &virtio::net::TYPE,
         &virtio::rng::TYPE,
         &virtio::vhost::user::types::RNG,

@@ -21,6 +21,7 @@ pub mod cf8;
 mod config;
 pub mod decode;
 pub mod ecam;
+pub mod endpoint;
 mod function;
 pub mod host_bridge;
 pub mod intx;

@@ -31,7 +31,7 @@ use std::sync::Arc;
 pub use chain::Chain;
 pub use interrupt::Interrupts;
 pub use queue::{Given, Served, VirtQueue};
-pub use worker::{Serve, Source, Worker};
+pub use worker::{Serve, Source, Worker, name as worker_name};
 
 use crate::error::Result;
 pub use crate::memory::Buffers;

@@ -12,7 +12,7 @@ use config::{LEN, Shape, WRITEBACK, bit};
 pub use front_end::TYPE;
 use request::ID_LEN;
 
-use super::{Activation, Serve, Source, VirtQueue, VirtioDevice, VirtioInfo, Worker, read_bytes, worker};
+use super::{Activation, Serve, Source, VirtQueue, VirtioDevice, VirtioInfo, Worker, read_bytes, worker_name};
 use crate::devices::disk::Disk;
 use crate::error::Result;
 
@@ -86,7 +86,7 @@ impl VirtioDevice for Blk {
             let sources = vec![Source::Event(queue.kick().clone())];
             let server = Server { medium: self.medium.clone(), features: run.features, queue: queue.clone() };
             // Those that were started stop if one cannot be.
-            workers.push(Worker::start(&worker::name(disk.id(), queue.index().into()), sources, server)?);
+            workers.push(Worker::start(&worker_name(disk.id(), queue.index().into()), sources, server)?);
         }
         *self.workers.lock() = workers;
         Ok(())

@@ -17,7 +17,7 @@ use control::Request;
 pub use front_end::TYPE;
 use pair::{Packets, Pair};
 
-use super::{Activation, Interrupts, VirtioDevice, VirtioInfo, Worker, read_bytes, worker};
+use super::{Activation, Interrupts, VirtioDevice, VirtioInfo, Worker, read_bytes, worker_name};
 use crate::backends::net::{Netdev, Offloads};
 use crate::backends::table::Claim;
 use crate::error::{Error, Result, explain_io};
@@ -108,7 +108,7 @@ impl Net {
             buffers: Packets::default(),
         };
         let sources = pair.sources(never);
-        Worker::start(&worker::name(&self.shared.id, index), sources, pair).map(Some)
+        Worker::start(&worker_name(&self.shared.id, index), sources, pair).map(Some)
     }
 }
 

@@ -25,11 +25,11 @@ use crate::error::Result;
 use crate::irq::Router;
 use crate::memory::{HostSlice, Memory};
 use crate::pci::regs::{
-    CAP_EXPRESS, CAP_POWER, CLASS, COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY,
-    DEVICE, EXPRESS_DEVICE_CAP_FLR, INTERRUPT_PIN, POWER_CONTROL, POWER_NO_SOFT_RESET, POWER_STATE, REVISION,
+    CLASS, COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY,
+    DEVICE, INTERRUPT_PIN, REVISION,
     SUBSYSTEM, SUBSYSTEM_VENDOR, VENDOR,
 };
-use crate::pci::{BarContent, BarKind, Changes, ConfigSpace, Msix, MsixSpec, PciCore, PciFunction};
+use crate::pci::{BarContent, BarKind, Changes, ConfigSpace, Msix, MsixSpec, PciCore, PciFunction, endpoint};
 
 /// Vendor of virtio devices.
 const VENDOR_VIRTIO: u16 = 0x1af4;
@@ -46,17 +46,6 @@ const REVISION_MODERN: u8 = 1;
 const LEGACY_BAR: u8 = 0;
 /// Vendor-specific capability (PCI appendix H).
 const CAP_VENDOR: u8 = 0x09;
-
-/// Registers of the PCI Express capability (PCIe 7.5.3) of an endpoint behind a port, after id and link.
-const EXPRESS_LEN: usize = 0x3c;
-/// Version 2, endpoint.
-const EXPRESS_ENDPOINT: u16 = 2;
-/// Role-based error reporting, and the function can be reset alone.
-const EXPRESS_CAP: u32 = 1 << 15 | EXPRESS_DEVICE_CAP_FLR;
-/// Device control: error reporting, relaxed ordering, payload and request sizes, no snoop. Bit 15 resets and reads as 0.
-const EXPRESS_CONTROL: (u16, u16) = (0x08, 0x78ff);
-/// Link capabilities and status: 2.5 GT/s, one lane.
-const EXPRESS_LINK: [(usize, u32); 2] = [(0x0c, 0x11), (0x10, 0x11 << 16)];
 
 /// A virtio device on a PCI bus.
 pub struct VirtioPci {
@@ -126,7 +115,7 @@ impl VirtioPci {
             false => None,
         };
         if !on_root_bus {
-            express(&mut config)?;
+            endpoint::express(&mut config)?;
         }
         let core = Arc::new(PciCore::new(id.clone(), config, None, msix));
         let transport = Transport::new(core.clone(), device.clone(), options.features(interfaces), &memory, &router)?;
@@ -162,21 +151,6 @@ fn modern_capabilities(config: &mut ConfigSpace, layout: &layout::Layout) -> Res
     config.allow(access + CFG_BAR, &[0xff]);
     config.allow(access + CFG_OFFSET, &[0xff; 12]);
     Ok(access)
-}
-
-/// Power management and PCI Express, which a device has behind a port.
-fn express(config: &mut ConfigSpace) -> Result<()> {
-    let power = config.add_capability(CAP_POWER, &[3, 0, POWER_NO_SOFT_RESET as u8, 0, 0, 0])?;
-    config.allow(power + POWER_CONTROL, &POWER_STATE.to_le_bytes());
-    let mut cap = [0; EXPRESS_LEN];
-    cap[2..4].copy_from_slice(&EXPRESS_ENDPOINT.to_le_bytes());
-    cap[4..8].copy_from_slice(&EXPRESS_CAP.to_le_bytes());
-    for (at, value) in EXPRESS_LINK {
-        cap[at..at + 4].copy_from_slice(&value.to_le_bytes());
-    }
-    let at = config.add_capability(CAP_EXPRESS, &cap[2..])?;
-    config.allow(at + EXPRESS_CONTROL.0, &EXPRESS_CONTROL.1.to_le_bytes());
-    Ok(())
 }
 
 impl Device for VirtioPci {

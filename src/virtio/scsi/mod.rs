@@ -16,7 +16,7 @@ use control::Control;
 use event::Events;
 pub use front_end::TYPE;
 
-use super::{Activation, Serve, Source, VirtQueue, VirtioDevice, VirtioInfo, Worker, read_bytes, worker};
+use super::{Activation, Serve, Source, VirtQueue, VirtioDevice, VirtioInfo, Worker, read_bytes, worker_name};
 use crate::error::{Error, Result};
 use crate::scsi::ScsiBus;
 
@@ -108,7 +108,7 @@ impl VirtioDevice for Scsi {
             let sources = vec![Source::Event(queue.kick().clone())];
             let server = Server { bus: self.bus.clone(), sizes, queue };
             // Those that were started stop if one cannot be.
-            workers.push(Worker::start(&worker::name(&self.id, index + 1), sources, server)?);
+            workers.push(Worker::start(&worker_name(&self.id, index + 1), sources, server)?);
         }
         *self.workers.lock() = workers;
         Ok(())
