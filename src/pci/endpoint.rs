@@ -1,9 +1,7 @@
 //! What an emulated endpoint has behind a port: power management and PCI Express (PCI 8, PCIe 7.5.3).
 
 use super::ConfigSpace;
-use super::regs::{
-    CAP_EXPRESS, CAP_POWER, EXPRESS_DEVICE_CAP_FLR, POWER_CONTROL, POWER_NO_SOFT_RESET, POWER_STATE,
-};
+use super::regs::{CAP_EXPRESS, CAP_POWER, EXPRESS_DEVICE_CAP_FLR, POWER_CONTROL, POWER_NO_SOFT_RESET, POWER_STATE};
 use crate::error::Result;
 
 /// Registers of the PCI Express capability (PCIe 7.5.3) of an endpoint behind a port, after id and link.

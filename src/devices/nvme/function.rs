@@ -14,8 +14,8 @@ use crate::memory::ram::LiveRam;
 use crate::memory::{Backing, HostSlice, IoHandler, Piece};
 use crate::pci::pin::Pin;
 use crate::pci::regs::{
-    CLASS, COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_MEMORY, DEVICE, INTERRUPT_PIN, REVISION, SUBSYSTEM,
-    SUBSYSTEM_VENDOR, VENDOR,
+    CLASS, COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_MEMORY, DEVICE, INTERRUPT_PIN, REVISION,
+    SUBSYSTEM, SUBSYSTEM_VENDOR, VENDOR,
 };
 use crate::pci::{BarContent, BarKind, Changes, ConfigSpace, Msix, MsixSpec, PciCore, PciFunction, endpoint};
 

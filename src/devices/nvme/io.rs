@@ -115,7 +115,11 @@ fn blocks(namespace: &Namespace, command: &Command) -> Result<Range<u64>, Status
     namespace.range(command.qword(10), u64::from(command.dword(12) & 0xffff) + 1)
 }
 
-fn data<'a>(ram: &'a GuestMemoryMmap, command: &Command, range: &Range<u64>) -> Result<crate::memory::Buffers<'a>, Status> {
+fn data<'a>(
+    ram: &'a GuestMemoryMmap,
+    command: &Command,
+    range: &Range<u64>,
+) -> Result<crate::memory::Buffers<'a>, Status> {
     prp::buffers(ram, range.end - range.start, command.qword(6), command.qword(8))
 }
 

@@ -116,7 +116,8 @@ impl NvmeBus {
             None => (1..=MAX_NAMESPACES).find(|number| !namespaces.contains_key(number)),
         };
         let number = number.ok_or_else(|| {
-            let taken: Vec<String> = namespaces.iter().map(|(nsid, of)| format!("{nsid} is {}", of.disk.id())).collect();
+            let taken: Vec<String> =
+                namespaces.iter().map(|(nsid, of)| format!("{nsid} is {}", of.disk.id())).collect();
             Error::new(Code::BadBus, format!("the namespace's number is taken on {}", self.name))
                 .evidence(taken.join(", "))
                 .fix("give each namespace another nsid=, or leave it out")

@@ -138,12 +138,8 @@ impl Registers {
     /// The admin queues, if the controller can run as the driver wants it.
     pub fn admin(&self) -> Option<Admin> {
         let entries = |value: u32| (value & 0xfff) as u16 + 1;
-        let admin = Admin {
-            sq: self.asq,
-            sq_entries: entries(self.aqa),
-            cq: self.acq,
-            cq_entries: entries(self.aqa >> 16),
-        };
+        let admin =
+            Admin { sq: self.asq, sq_entries: entries(self.aqa), cq: self.acq, cq_entries: entries(self.aqa >> 16) };
         let possible = self.cc & (CC_COMMAND_SET | CC_PAGE_SIZE) == 0 && admin.sq_entries >= 2 && admin.cq_entries >= 2;
         possible.then_some(admin)
     }

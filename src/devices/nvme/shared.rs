@@ -55,7 +55,13 @@ struct Running {
 
 impl Shared {
     /// A controller that stands still.
-    pub fn new(options: Options, bus: Arc<NvmeBus>, core: Arc<PciCore>, pin: Arc<Pin>, ram: Arc<LiveRam>) -> Arc<Shared> {
+    pub fn new(
+        options: Options,
+        bus: Arc<NvmeBus>,
+        core: Arc<PciCore>,
+        pin: Arc<Pin>,
+        ram: Arc<LiveRam>,
+    ) -> Arc<Shared> {
         let queues = usize::from(options.pairs) + 1;
         Arc::new(Shared {
             options,

@@ -25,9 +25,8 @@ use crate::error::Result;
 use crate::irq::Router;
 use crate::memory::{HostSlice, Memory};
 use crate::pci::regs::{
-    CLASS, COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY,
-    DEVICE, INTERRUPT_PIN, REVISION,
-    SUBSYSTEM, SUBSYSTEM_VENDOR, VENDOR,
+    CLASS, COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY, DEVICE, INTERRUPT_PIN,
+    REVISION, SUBSYSTEM, SUBSYSTEM_VENDOR, VENDOR,
 };
 use crate::pci::{BarContent, BarKind, Changes, ConfigSpace, Msix, MsixSpec, PciCore, PciFunction, endpoint};
 
