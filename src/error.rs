@@ -343,6 +343,9 @@ codes! {
         "Another process can serve a device of the guest only if it can map the guest's memory. That is so by itself where a \
          vhost-user device is on the command line; for one that is plugged later, start the guest with `-m SIZE,share=on`, or \
          with an object as its memory: `--object memory-backend-memfd,id=mem,size=4G,share=on -M q35,memory-backend=mem`.";
+    VhostNetFailed = 92, Host, "vhost-net cannot be used",
+        "With vhost=on the kernel moves a tap's packets itself. It needs the module vhost_net and the right to open \
+         /dev/vhost-net, which root and members of its group have. Without vhost=on a thread of passthru does the same.";
     ImageUnusable = 95, Usage, "the disk image cannot be used",
         "A qcow2 image is refused if its header contradicts itself or the file's length, and if it needs what passthru does \
          not have: encryption, an external data file, compression by zstd, extended L2 entries. `qemu-img convert` makes an \

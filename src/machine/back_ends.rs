@@ -133,6 +133,7 @@ impl BackEnds {
         targets.add(Kind::Netdev, &self.netdevs, |_| false);
         // A node that another stands on is no device's: its parent comes first.
         targets.check(&self.nodes)?;
+        targets.check(&self.netdevs)?;
         if let Some(id) = &self.serial {
             let serial = targets.take(&serial::ID.into(), Refers::to(Kind::Chardev), id);
             serial.map_err(|error| error.evidence(format!("--serial chardev:{id}")))?;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`tap`] | an interface of the host: a new one, one that is there, or one that passthru was started with |
 //! | [`stream`] | a socket on which each packet follows its length |
+//! | [`vhost_user`] | a daemon that serves the device's queues itself |
 //! | [`user`] | the host's network without any privilege, by the program passt |
 //! | `frames` | packets in a stream of bytes |
 //! | `tun` | the requests of /dev/net/tun |
@@ -16,7 +17,9 @@ pub mod stream;
 pub mod tap;
 mod tun;
 pub mod user;
+pub mod vhost_user;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -70,6 +73,16 @@ pub trait Netdev: Send + Sync {
 
     /// Where the packets go, for people.
     fn place(&self) -> String;
+
+    /// The taps of its pairs, if the kernel is to move the packets itself (vhost-net).
+    fn taps(&self) -> Vec<&File> {
+        Vec::new()
+    }
+
+    /// The socket of the daemon that moves the packets itself (vhost-user).
+    fn daemon(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// A queue each way. Packets have their [`HEADER`] in front.
@@ -97,7 +110,7 @@ pub static NETDEVS: Registry<Arc<dyn Netdev>, BackendCx> = Registry {
     key: "type",
     common: Common::TABLE,
     on_bus: &[],
-    types: &[&tap::TYPE, &user::TYPE, &stream::TYPE],
+    types: &[&tap::TYPE, &user::TYPE, &stream::TYPE, &vhost_user::TYPE],
 };
 
 props! {

@@ -29,6 +29,8 @@ props! {
         br: Option<Interface>,
         /// Pairs of queues; each is served by a thread, and the guest has to use them
         queues: Int<1, MAX_PAIRS> = "1",
+        /// Let threads of the kernel move the packets (vhost-net): no thread of ours, no system call for a packet
+        vhost: bool = "off",
         /// QEMU's word: no program is run, passthru switches the interface on itself
         script: NoScript = "no",
         /// QEMU's word: no program is run at the end
@@ -80,6 +82,7 @@ struct Tap {
     name: String,
     queues: Vec<Arc<Queue>>,
     pairs: Vec<Arc<dyn NetQueue>>,
+    vhost: bool,
 }
 
 impl Tap {
@@ -107,7 +110,7 @@ impl Tap {
             .fix(format!("as root: ip tuntap add {name} mode tap user USER && ip link set {name} up"))
         })?;
         let pairs = queues.iter().map(|queue| queue.clone() as Arc<dyn NetQueue>).collect();
-        Ok(Tap { name, queues, pairs })
+        Ok(Tap { name, queues, pairs, vhost: props.vhost })
     }
 }
 
@@ -160,6 +163,10 @@ impl Netdev for Tap {
 
     fn place(&self) -> String {
         format!("tap {}", self.name)
+    }
+
+    fn taps(&self) -> Vec<&File> {
+        self.queues.iter().filter(|_| self.vhost).map(|queue| &queue.file).collect()
     }
 }
 

@@ -34,6 +34,9 @@ pub mod bit {
     pub const MQ: u64 = 1 << VIRTIO_NET_F_MQ;
 }
 
+/// What is the device's own, whoever moves its packets.
+pub const OWN: u64 = bit::MTU | bit::MAC | bit::STATUS | bit::CTRL_VQ | bit::CTRL_RX | bit::MQ;
+
 /// What the back end's abilities are called on either side: what the guest may leave to the device, and the device to the
 /// guest.
 const OFFLOADS: [(Offloads, u64, u64); 4] = [

@@ -2,6 +2,7 @@
 
 use super::Net;
 use super::config::Shape;
+use super::path::Path;
 use crate::backends::net::Offloads;
 use crate::device::{Cx, Plug};
 use crate::error::{Code, Error, Result};
@@ -70,6 +71,7 @@ impl Create<Plug, Cx> for NetType {
             offloads,
         };
         let options = props.pci();
-        pci::plug(Net::new(cx.id.clone(), netdev, shape), &options, cx)
+        let path = Path::of(&netdev, &shape, cx)?;
+        pci::plug(Net::new(cx.id.clone(), netdev, shape, path), &options, cx)
     }
 }

@@ -4,6 +4,7 @@ mod config;
 mod control;
 mod front_end;
 mod pair;
+mod path;
 
 use std::io;
 use std::sync::Arc;
@@ -16,7 +17,9 @@ use config::{LEN, Shape};
 use control::Request;
 pub use front_end::TYPE;
 use pair::{Packets, Pair};
+use path::Path;
 
+use super::vhost::kernel;
 use super::{Activation, Interrupts, VirtioDevice, VirtioInfo, Worker, read_bytes, worker_name};
 use crate::backends::net::{Netdev, Offloads};
 use crate::backends::table::Claim;
@@ -32,6 +35,7 @@ const CLASS_ETHERNET: [u8; 3] = [0, 0, 2];
 pub struct Net {
     /// Before the back end, whose users they are.
     workers: Mutex<Vec<Worker>>,
+    path: Path,
     shape: Shape,
     shared: Arc<Shared>,
 }
@@ -87,12 +91,13 @@ impl Shared {
 
 impl Net {
     /// A device on `netdev`.
-    pub fn new(id: Arc<str>, netdev: Claim<dyn Netdev>, shape: Shape) -> Arc<Net> {
+    pub fn new(id: Arc<str>, netdev: Claim<dyn Netdev>, shape: Shape, path: Path) -> Arc<Net> {
         let shared = Shared { id, netdev, up: AtomicBool::new(true), interrupts: Mutex::new(None) };
-        Arc::new(Net { workers: Mutex::default(), shape, shared: Arc::new(shared) })
+        Arc::new(Net { workers: Mutex::default(), path, shape, shared: Arc::new(shared) })
     }
 
-    fn worker(&self, index: usize, run: &Activation, never: &Arc<EventFd>) -> Result<Option<Worker>> {
+    /// The worker of a pair. `moves`: whether it moves packets, and does not only serve the control queue.
+    fn worker(&self, index: usize, run: &Activation, moves: bool, never: &Arc<EventFd>) -> Result<Option<Worker>> {
         let Some(back) = self.shared.netdev.pairs().get(index) else { return Ok(None) };
         let control = config::control_queue(&self.shape, run.features);
         if 2 * index >= control {
@@ -102,13 +107,22 @@ impl Net {
             shared: self.shared.clone(),
             features: run.features,
             back: back.clone(),
-            receive: run.queue(2 * index),
-            transmit: run.queue(2 * index + 1),
+            receive: run.queue(2 * index).filter(|_| moves),
+            transmit: run.queue(2 * index + 1).filter(|_| moves),
             control: if index == 0 { run.queue(control) } else { None },
             buffers: Packets::default(),
         };
         let sources = pair.sources(never);
         Worker::start(&worker_name(&self.shared.id, index), sources, pair).map(Some)
+    }
+
+    /// Whether threads of ours move the packets of a driver with these features.
+    fn moves(&self, features: u64) -> bool {
+        match &self.path {
+            Path::Threads => true,
+            Path::Kernel(_) => !kernel::fits(features),
+            Path::Daemon(_) => false,
+        }
     }
 }
 
@@ -117,7 +131,7 @@ impl VirtioDevice for Net {
         VirtioInfo {
             device_type: TYPE_NETWORK,
             class: CLASS_ETHERNET,
-            features: config::features(&self.shape, self.shared.netdev.offloads()),
+            features: self.path.features(&self.shape, self.shared.netdev.offloads()),
             config_len: LEN as u32,
             queues: 2 * self.shape.pairs + 1,
             queue_size: self.shape.queue_size,
@@ -135,22 +149,60 @@ impl VirtioDevice for Net {
         let never = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|error| Error::system("make an eventfd", &error.into()))?;
         let never = Arc::new(never);
+        let pairs = match (config::control_queue(&self.shape, run.features) / 2).min(self.shape.pairs.into()) {
+            pairs if self.moves(run.features) => pairs,
+            // The control queue alone.
+            _ => 1,
+        };
         let mut workers = Vec::new();
-        for index in 0..usize::from(self.shape.pairs) {
+        for index in 0..pairs {
             // Those that were started stop if one cannot be.
-            workers.extend(self.worker(index, &run, &never)?);
+            workers.extend(self.worker(index, &run, self.moves(run.features), &never)?);
+        }
+        match &self.path {
+            Path::Kernel(kernel) if !self.moves(run.features) => {
+                let mut taps = self.shared.netdev.taps();
+                taps.truncate(config::control_queue(&self.shape, run.features) / 2);
+                kernel.start(&run, &taps)?;
+            }
+            Path::Daemon(daemon) => {
+                // Without the control queue, which is not the daemon's.
+                let queues = run.queues.iter().take(config::control_queue(&self.shape, run.features));
+                daemon.activate(Activation { queues: queues.cloned().collect(), ..run })?;
+            }
+            Path::Kernel(_) | Path::Threads => {}
         }
         *self.workers.lock() = workers;
         Ok(())
     }
 
+    fn interrupts_changed(&self) {
+        match &self.path {
+            Path::Kernel(kernel) => kernel.interrupts_changed(),
+            Path::Daemon(daemon) => daemon.interrupts_changed(),
+            Path::Threads => {}
+        }
+    }
+
+    fn ring_features(&self) -> u64 {
+        self.path.ring_features()
+    }
+
     fn deactivate(&self) {
         let workers = std::mem::take(&mut *self.workers.lock());
         drop(workers);
+        match &self.path {
+            Path::Kernel(kernel) => kernel.stop(),
+            Path::Daemon(daemon) => daemon.deactivate(),
+            Path::Threads => {}
+        }
         *self.shared.interrupts.lock() = None;
     }
 
     fn reset(&self) {
+        if let Path::Daemon(daemon) = &self.path {
+            daemon.reset();
+        }
         self.shared.told(self.shared.netdev.set_pairs(1));
         self.shared.told(self.shared.netdev.set_offloads(Offloads::empty()));
     }
@@ -158,7 +210,13 @@ impl VirtioDevice for Net {
     fn facts(&self) -> Vec<(&'static str, String)> {
         let mac = self.shape.mac.map(|byte| format!("{byte:02x}")).join(":");
         let link = if self.shared.is_up() { "up" } else { "down" };
-        vec![("network", self.shared.netdev.place()), ("mac", mac), ("link", link.into())]
+        let mut facts = vec![("network", self.shared.netdev.place()), ("mac", mac), ("link", link.into())];
+        match &self.path {
+            Path::Threads => {}
+            Path::Kernel(_) => facts.push(("packets", "moved by the kernel (vhost-net)".into())),
+            Path::Daemon(daemon) => facts.extend(daemon.facts()),
+        }
+        facts
     }
 }
 

@@ -80,7 +80,7 @@ fn wire(shape: Shape, features: u64) -> Wire {
     let table: Arc<Table<dyn Netdev>> = Table::new(Kind::Netdev);
     table.add("n0".into(), "fake", fake.clone(), false).unwrap();
     let claim = table.claim("n0", "net0").unwrap();
-    let mut driver = Driver::new(Net::new("net0".into(), claim, shape), &PciOptions::default());
+    let mut driver = Driver::new(Net::new("net0".into(), claim, shape, Path::Threads), &PciOptions::default());
     driver.start(features);
     Wire { driver, fake, ends }
 }

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`memory`] | the table of the guest's memory |
 //! | [`calls`] | the eventfds by which the other side interrupts the guest |
+//! | [`kernel`] | vhost-net: threads of the kernel |
 //! | [`user`] | vhost-user: the protocol, the devices, and what happens when a daemon goes and comes |
 //!
 //! Locks: a vhost-user device's state is locked inside the transport's lock or the memory map's layout lock, or by its own
@@ -12,6 +13,7 @@
 //! transport is called with it.
 
 pub mod calls;
+pub mod kernel;
 pub mod memory;
 pub mod user;
 

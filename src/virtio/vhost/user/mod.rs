@@ -303,7 +303,7 @@ impl VirtioDevice for VhostUser {
         let mut queues = run.queues;
         queues.truncate(shared.shape.served.into());
         let calls = Calls::new(&shared.id, &queues, &run.interrupts)?;
-        let run = Run { features: run.features, queues, calls, interrupts: run.interrupts };
+        let run = Run { features: run.features & self.offered, queues, calls, interrupts: run.interrupts };
         let mut state = shared.state.lock();
         let State { session, inflight, table, .. } = &mut *state;
         let started = match session {
