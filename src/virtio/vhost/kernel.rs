@@ -90,7 +90,7 @@ impl Pair {
 /// # Errors
 /// [`Code::VhostNetFailed`].
 fn probe() -> Result<u64> {
-    let nothing = Arc::new(GuestMemoryMmap::default());
+    let nothing: Arc<GuestMemoryMmap> = Arc::default();
     Net::new(nothing).and_then(|net| net.get_features()).map_err(|error| refused(&said(error)))
 }
 

@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn every_machine_has_an_iommu_and_its_devices() {
-        let image = Image { tree: "/t".into(), images: "/i".into() };
+        let image = Image { tree: "/t".into(), images: "/i".into(), daemons: "/d".into() };
         for machine in machines::ALL {
             let words = arguments(&image, machine);
             let has = |text: &str| words.iter().any(|w| w.contains(text));

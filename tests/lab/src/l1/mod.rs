@@ -101,6 +101,10 @@ impl L1 {
             std::fs::copy(passthru, bin.join("passthru"))
                 .with_context(|| format!("cannot copy {}", passthru.display()))?;
         }
+        for daemon in std::fs::read_dir(image.daemons.join("bin")).context("there are no daemons")? {
+            let daemon = daemon?;
+            std::fs::copy(daemon.path(), bin.join(daemon.file_name()))?;
+        }
         let (l0, agent) = switch_on(image, machine, folder)?;
         let image = image.clone();
         Ok(Self { l0, agent, machine, image, boots: 0, jobs: 0, scripts: 0, deadline: None })

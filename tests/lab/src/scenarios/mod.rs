@@ -4,6 +4,7 @@
 mod bars;
 mod console;
 mod control;
+mod daemons;
 mod disks;
 mod errors;
 mod faults;
@@ -60,6 +61,7 @@ static TABLES: &[&[Scenario]] = &[
     rom::SCENARIOS,
     vga::SCENARIOS,
     virtio::SCENARIOS,
+    daemons::SCENARIOS,
 ];
 
 /// Every scenario, in the order in which they run.

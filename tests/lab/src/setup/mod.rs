@@ -5,6 +5,7 @@
 //! Each is built under a temporary name and renamed when it is complete; a file lock
 //! keeps two runs apart.
 
+mod daemons;
 mod host;
 mod images;
 mod mend;
@@ -32,6 +33,8 @@ pub struct Image {
     pub tree: PathBuf,
     /// Kernels, initramfs images, L0's QEMU binary, the drive's contents.
     pub images: PathBuf,
+    /// Daemons of vhost-user devices, in its folder `bin`.
+    pub daemons: PathBuf,
 }
 
 /// File names inside [`Image::images`]; L1 sees the folder as `/images`.
@@ -67,14 +70,18 @@ pub fn run() -> Result<Image> {
     let image = Image {
         tree: cache.join(format!("tree-{}", recipe::tree_key())),
         images: cache.join(format!("images-{}", recipe::images_key())),
+        daemons: cache.join(format!("daemons-{}", recipe::daemons_key())),
     };
-    if image.tree.is_dir() && image.images.is_dir() {
+    if image.tree.is_dir() && image.images.is_dir() && image.daemons.is_dir() {
         return Ok(image);
     }
     std::fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
     let _lock = lock(&cache)?;
     if !image.tree.is_dir() {
         atomically(&image.tree, tree::build)?;
+    }
+    if !image.daemons.is_dir() {
+        atomically(&image.daemons, daemons::build)?;
     }
     if !image.images.is_dir() {
         let modules = cache.join(format!("modules-{}", recipe::own_modules_key()));

@@ -151,6 +151,14 @@ const TREE_VERSION: u32 = 1;
 /// Raised when the code that assembles the images changes their outcome.
 const IMAGES_VERSION: u32 = 5;
 
+/// Daemons of vhost-user devices: crates and their versions.
+pub const DAEMONS: &[&str] = &["vhost-device-rng@0.1.0"];
+
+/// Key of the daemons.
+pub fn daemons_key() -> String {
+    key(&[DAEMONS])
+}
+
 /// Key of the Debian tree.
 pub fn tree_key() -> String {
     key(&[&[&TREE_VERSION.to_string(), SUITE, NO_INITRAMFS_HOOK], PACKAGES, EXCLUDED])
