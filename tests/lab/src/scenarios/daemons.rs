@@ -63,7 +63,7 @@ fn vhost_user(lab: &mut Lab) -> Result<()> {
                 echo LAB read=$(dd if=/dev/vda bs=64k iflag=direct 2>/dev/null | sha256sum | cut -d ' ' -f 1)";
     let random = "modprobe virtio-rng; cat /sys/class/misc/hw_random/rng_current; \
                   echo LAB random=$(dd if=/dev/hwrng bs=64 count=4 iflag=fullblock 2>/dev/null | wc -c)";
-    let begin = "head -c 4M /dev/urandom > /tmp/w; rm -f /tmp/wrote; \
+    let begin = "head -c 4194304 /dev/urandom > /tmp/w; rm -f /tmp/wrote; \
                  (dd if=/tmp/w of=/dev/vda bs=4k seek=1024 oflag=direct conv=fsync 2>/tmp/dd; echo $? > /tmp/wrote) &";
     let end = "i=0; until [ -f /tmp/wrote ] || [ $i -ge 600 ]; do sleep 0.1; i=$((i+1)); done; \
                echo LAB dd=$(cat /tmp/wrote); echo LAB wrote=$(sha256sum < /tmp/w | cut -d ' ' -f 1)";

@@ -130,7 +130,8 @@ const L1_IP: &str = "10.9.0.1";
 const STREAM: &str = "32M";
 
 /// Packets go both ways over a tap with every offload, several queues and merged buffers; a kick costs no exit. Also after
-/// the guest's reboot, after the device was out, and beside a NIC of the host.
+/// the guest's reboot, after the device was out and came again with the kernel's threads (vhost-net), and beside a NIC of the
+/// host.
 fn net(lab: &mut Lab) -> Result<()> {
     lab.l1.ok("modprobe tun; ip tuntap add lab0 mode tap multi_queue vnet_hdr")?;
     lab.l1.ok(&format!("ip addr add {L1_IP}/24 dev lab0"))?;
@@ -174,6 +175,11 @@ fn net(lab: &mut Lab) -> Result<()> {
                 0 => guest.shell().reboot(lab.l1)?,
                 1 => {
                     guest.device_del(lab.l1, "net0")?;
+                    // From here on the kernel moves the packets.
+                    lab.l1.ok("modprobe vhost_net")?;
+                    guest.qmp(lab.l1, "netdev_del", json!({ "id": "n0" }))?;
+                    let tap = json!({ "type": "tap", "id": "n0", "ifname": "lab0", "queues": 2, "vhost": true });
+                    guest.qmp(lab.l1, "netdev_add", tap)?;
                     let add = json!({ "driver": "virtio-net-pci", "id": "net0", "bus": "rp2", "netdev": "n0", "mq": true,
                         "mac": "52:54:00:09:00:02" });
                     guest.device_add(lab.l1, add)?;
@@ -181,6 +187,8 @@ fn net(lab: &mut Lab) -> Result<()> {
                 _ => {}
             }
         }
+        let threads = lab.l1.ok("cat /proc/[0-9]*/comm /proc/[0-9]*/task/*/comm 2>/dev/null | grep -c '^vhost-'")?;
+        ensure!(threads.trim() != "0", "no thread of the kernel moves the packets");
         steps::nic_works_in_guest(&mut guest, lab.l1)?;
         guest.power_off(lab.l1)?.success()
     })?;
