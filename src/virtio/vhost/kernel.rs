@@ -55,7 +55,14 @@ struct Pair {
 }
 
 impl Pair {
-    fn start(table: &Table, ram: &GuestRam, features: u64, tap: &File, run: &Run, index: usize) -> Result<Pair, Failure> {
+    fn start(
+        table: &Table,
+        ram: &GuestRam,
+        features: u64,
+        tap: &File,
+        run: &Run,
+        index: usize,
+    ) -> Result<Pair, Failure> {
         let net = Net::new(Arc::new(ram.memory().clone())).map_err(said)?;
         net.set_owner().map_err(said)?;
         net.set_features(features).map_err(said)?;
