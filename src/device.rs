@@ -17,6 +17,7 @@ use crate::pci::view::BarUse;
 use crate::pci::{PciBus, PciFunction};
 use crate::scsi::ScsiBus;
 use crate::vfio::Vfio;
+use crate::virtio::serial::SerialBus;
 
 /// A device that was plugged. Its drop order is its unplug order: leases and mappings go when the last owner goes.
 pub trait Device: Send + Sync {
@@ -67,6 +68,11 @@ pub trait Device: Send + Sync {
 
     /// The guest goes on after it stood still: what waited for that is tried again.
     fn resumed(&self) {}
+
+    /// It as a balloon, if it is one.
+    fn balloon(&self) -> Option<&dyn Balloon> {
+        None
+    }
 
     /// Silences the host's side for good: no interrupt, no DMA. Later accesses by the guest read as ones. Idempotent.
     fn unplug(&self) {}
@@ -177,6 +183,8 @@ pub const PCI: &str = "PCI";
 pub const SCSI: &str = "SCSI";
 /// See [`PCI`].
 pub const NVME: &str = "nvme-bus";
+/// See [`PCI`].
+pub const SERIAL: &str = "virtio-serial-bus";
 
 /// The name of the bus of this kind that the device with this id adds, as QEMU has it.
 pub fn bus_name(kind: &str, id: &str) -> String {
@@ -193,6 +201,8 @@ pub enum UnitBus {
     Scsi(Arc<ScsiBus>),
     /// Namespaces of an NVMe controller.
     Nvme(Arc<NvmeBus>),
+    /// Consoles and ports of a virtio serial device.
+    Serial(Arc<SerialBus>),
 }
 
 impl UnitBus {
@@ -201,6 +211,7 @@ impl UnitBus {
         match self {
             UnitBus::Scsi(bus) => bus.name(),
             UnitBus::Nvme(bus) => bus.name(),
+            UnitBus::Serial(bus) => bus.name(),
         }
     }
 
@@ -209,6 +220,7 @@ impl UnitBus {
         match self {
             UnitBus::Scsi(bus) => bus.hotplug(),
             UnitBus::Nvme(_) => false,
+            UnitBus::Serial(_) => true,
         }
     }
 }
@@ -283,6 +295,34 @@ impl AnyDevice {
 pub enum Word {
     /// Its back end could not do a request.
     IoError(IoError),
+    /// A program of the guest's has opened a port, or closed it.
+    PortOpen(bool),
+    /// The guest has put pages into the balloon, or taken some out.
+    BalloonChanged,
+    /// The guest says something of itself.
+    Guest(GuestEvent),
+    /// The guest has not written to its watchdog in time.
+    Watchdog,
+}
+
+/// What a guest says of itself by a panic device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestEvent {
+    /// Its kernel has panicked.
+    Panicked,
+    /// It has panicked, and runs the kernel that it keeps for that.
+    CrashLoaded,
+    /// It shuts down.
+    Shutdown,
+}
+
+/// A balloon as the machine has it, in pages of 4 KiB.
+pub trait Balloon {
+    /// Asks the guest to do without so many pages.
+    fn set_target(&self, pages: u32);
+
+    /// How many it says it does without. The next change is told by [`Word::BalloonChanged`].
+    fn actual(&self) -> u32;
 }
 
 /// A request that a disk's back end could not do.

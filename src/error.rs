@@ -309,6 +309,14 @@ codes! {
     CommandRefused = 76, Usage, "the guest's process refused a command",
         "The evidence has its words. `passthru ctl NAME --help` lists the commands, and `passthru ctl NAME status` what \
          there is.";
+    BalloonBesideDevice = 77, Usage, "a balloon and a passed-through device exclude each other",
+        "A passed-through device reaches the guest's memory through the IOMMU, which has every page pinned. A page that the \
+         balloon gives back to the host would stay with the device, while the guest gets another one when it takes the page \
+         out of the balloon: what the device writes there is lost, and no memory is saved. Leave virtio-balloon-pci out, or \
+         the device.";
+    GuestPanicked = 78, Device, "the guest has panicked",
+        "The guest's kernel has stopped itself and said so by its pvpanic-pci. Its console has the reason. `--action panic=` \
+         says what is done: with exit-failure the process ends with this error.";
     NoPlace = 80, Host, "the guest's CPUs have no place on the host",
         "--cpu-placement=auto gives each virtual CPU a CPU of the host for itself, in whole cores, and takes none that is \
          isolated (isolcpus=), that another virtual machine is pinned to, or that this process may not use. A list names CPUs \

@@ -292,7 +292,10 @@ pub(crate) mod testing {
     pub(crate) fn listener() -> (Tell, Heard) {
         let heard = Heard::default();
         let to = heard.clone();
-        let tell: Tell = Arc::new(move |_, Word::IoError(error)| to.lock().push((error.write, error.action)));
+        let tell: Tell = Arc::new(move |_, word| {
+            let Word::IoError(error) = word else { panic!("{word:?}") };
+            to.lock().push((error.write, error.action));
+        });
         (tell, heard)
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::back_ends::Makes;
 use super::inbox::Task;
+use super::options::action::{OnPanic, OnWatchdog};
 use super::types::{DEVICES, OBJECTS};
 use super::{End, Machine};
 use crate::backends::block::{BLOCKDEVS, BlockNode, overlay};
@@ -14,7 +15,7 @@ use crate::backends::net::{NETDEVS, Netdev};
 use crate::backends::table::Table;
 use crate::monitor::control::{Control, CpuView, DeviceView, DmaView, Removal, Resources, Status, Ticket, VmView};
 use crate::monitor::message::Failure;
-use crate::object::{Args, Kind, Prop};
+use crate::object::{Args, Kind, Prop, PropValue};
 use crate::pci::view::{self, BusView};
 
 impl Machine {
@@ -103,6 +104,23 @@ impl Control for Machine {
     fn add_back_end(&mut self, kind: Kind, args: Args) -> Result<(), Failure> {
         Ok(Makes { vfio: &self.vfio, event_loop: &self.event_loop.handle(), backends: &self.backends }
             .add(kind, args)?)
+    }
+
+    fn balloon(&self) -> Option<u64> {
+        self.balloon_size()
+    }
+
+    fn inflate(&mut self, bytes: u64) -> Result<(), Failure> {
+        Machine::inflate(self, bytes).ok_or_else(Failure::no_balloon)
+    }
+
+    fn set_action(&mut self, trouble: &str, word: &str) -> Result<(), Failure> {
+        let invalid = || Failure::generic(format!("Parameter '{trouble}' does not accept value '{word}'"));
+        match trouble {
+            "panic" => self.actions.panic = OnPanic::parse(word).map_err(|_| invalid())?,
+            _ => self.actions.watchdog = OnWatchdog::parse(word).map_err(|_| invalid())?,
+        }
+        Ok(())
     }
 
     fn cpus(&self) -> Vec<CpuView> {

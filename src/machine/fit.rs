@@ -172,6 +172,7 @@ mod tests {
             qmp: Vec::new(),
             monitors: Vec::new(),
             no_reboot: false,
+            actions: options::action::parse(parsed("--action", "panic", "")).unwrap(),
             shutdown_timeout: None,
             boot_trace: None,
             single_gpu: false,

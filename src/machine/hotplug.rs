@@ -12,7 +12,7 @@ use super::inbox::Task;
 use super::plug::Made;
 use super::unplug::{Action, Event, SlotState, Waiting, step};
 use super::{Machine, preflight};
-use crate::device::{ErrorReport, IoError, Notice, OnError, Word};
+use crate::device::{ErrorReport, IoError, Notice, OnError};
 use crate::error::{Code, Error, Result};
 use crate::monitor::control::{Control, Status, Ticket};
 use crate::monitor::device_data;
@@ -141,7 +141,7 @@ impl Machine {
                 Task::Notice(id, Notice::Request) => self.wanted_back(&id)?,
                 Task::Notice(id, Notice::Error) => self.device_failed(&id)?,
                 Task::Mapped => self.memory_settled()?,
-                Task::Told(id, Word::IoError(error)) => self.disk_failed(&id, error),
+                Task::Told(id, word) => self.hear(&id, word),
                 Task::Interrupts(device) => self.stay.place_interrupts(device),
                 Task::Committed(job, len, error) => {
                     self.jobs.remove(&job);
@@ -259,7 +259,7 @@ impl Machine {
     }
 
     /// The back end of a disk could not do a request.
-    fn disk_failed(&mut self, id: &Arc<str>, error: IoError) {
+    pub(super) fn disk_failed(&mut self, id: &Arc<str>, error: IoError) {
         let IoError { node, write, full, action, reason } = error;
         let data = json!({
             "device": "", "qom-path": format!("/machine/peripheral/{id}"), "qdev": &**id, "node-name": &*node,

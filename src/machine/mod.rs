@@ -28,6 +28,7 @@
 //! pins. So no state of KVM's can survive: no MSR that makes it write to guest memory, no pending interrupt.
 
 mod back_ends;
+mod beside;
 mod board;
 mod control;
 mod fit;
@@ -44,6 +45,7 @@ mod references;
 mod running;
 mod service;
 mod shutdown;
+mod told;
 pub mod types;
 mod unplug;
 
@@ -60,6 +62,7 @@ use serde_json::json;
 use board::{Board, Signals};
 use hotplug::{Plugs, Unplugs};
 use inbox::{Inbox, Task};
+use options::action::{Actions, OnPanic};
 use options::{HugePages, MemoryOptions, RunOptions};
 use placement::Stay;
 use places::Places;
@@ -155,6 +158,8 @@ pub struct Machine {
     image: LinuxImage,
     layout: Layout,
     no_reboot: bool,
+    /// What is done about a guest that is in trouble.
+    actions: Actions,
     /// Start only when a client of the control socket is there.
     wait: bool,
     /// The last: what it gives back, the guest no longer uses then.
@@ -172,6 +177,10 @@ enum End {
     Signal,
     /// A client of the control socket does.
     Quit,
+    /// The guest has panicked.
+    Panicked,
+    /// Its watchdog does.
+    Watchdog,
 }
 
 fn reset_reason(by_guest: bool) -> &'static str {
@@ -289,6 +298,7 @@ impl Machine {
             image,
             layout,
             no_reboot: options.no_reboot,
+            actions: options.actions,
             wait: options.qmp.iter().any(|qmp| qmp.wait),
             stay,
         };
@@ -332,10 +342,15 @@ impl Machine {
                 Ok(End::Shutdown) => ("SHUTDOWN", "guest-shutdown", true),
                 Ok(End::Signal) => ("SHUTDOWN", "host-signal", false),
                 Ok(End::Quit) => ("SHUTDOWN", "host-qmp-quit", false),
+                Ok(End::Panicked) => ("SHUTDOWN", "guest-panic", true),
+                Ok(End::Watchdog) => ("SHUTDOWN", "guest-shutdown", true),
                 Err(_) => ("SHUTDOWN", "host-error", false),
             };
             self.monitor.event(name, Some(json!({ "guest": by_guest, "reason": reason })));
             match end? {
+                End::Panicked if self.actions.panic == OnPanic::ExitFailure => {
+                    return Err(Error::new(Code::GuestPanicked, "the guest has panicked"));
+                }
                 End::Reset { .. } if !no_reboot => {
                     self.restarts += 1;
                     self.reset();
@@ -445,6 +460,8 @@ impl Machine {
             Status::Running => format!("Running; devices of the host: {}", self.vfio.devices()),
             Status::Paused => "Paused by a client of the control socket".to_owned(),
             Status::IoError => "Paused by the error of a device".to_owned(),
+            Status::GuestPanicked => "Paused, because the guest has panicked".to_owned(),
+            Status::Watchdog => "Paused by the guest's watchdog".to_owned(),
         };
         self.service.status(&status);
     }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::beside;
 use super::functions::{self, Function};
 use super::hotplug::no_hotplug;
 use super::types::DEVICES;
@@ -56,6 +57,8 @@ pub struct Places {
     /// In the order in which they come to be; the root bus is the first.
     buses: Vec<Bus>,
     ids: BTreeSet<Arc<str>>,
+    /// The types of the devices, by their ids.
+    types: BTreeMap<Arc<str>, &'static str>,
     /// How many lines have been placed, for the ids that are made.
     lines: usize,
 }
@@ -70,7 +73,7 @@ pub fn plan(devices: &[Args], host: &Host) -> Result<(Places, Vec<Place>)> {
     let bridge = (Devfn::parse(host_bridge::ADDRESS)?, host_bridge::ID.into());
     let functions = BTreeMap::from([bridge]);
     let root = Bus { name: ROOT_BUS.into(), kind: PCI, owner: ROOT_BUS.into(), functions };
-    let mut places = Places { ids: BTreeSet::from([root.name.clone()]), buses: vec![root], lines: devices.len() };
+    let mut places = Places { ids: BTreeSet::from([root.name.clone()]), buses: vec![root], types: BTreeMap::new(), lines: devices.len() };
     let mut all = Vec::new();
     for (index, args) in devices.iter().enumerate() {
         all.extend(places.place(index, functions::expand(args.clone(), host)?)?);
@@ -118,6 +121,7 @@ impl Places {
     /// A device has gone: its id and its address are free, and its bus is not there any more.
     pub fn free(&mut self, id: &str) {
         self.ids.remove(id);
+        self.types.remove(id);
         self.buses.retain(|bus| &*bus.owner != id);
         for bus in &mut self.buses {
             bus.functions.retain(|_, at| &**at != id);
@@ -202,6 +206,8 @@ impl Places {
         if !self.ids.insert(id.clone()) {
             return Err(written(Error::new(Code::DuplicateId, format!("the id `{id}` is used twice"))));
         }
+        beside::check(of_type.name(), self.types.iter().map(|(id, of_type)| (*of_type, &**id))).map_err(written)?;
+        self.types.insert(id.clone(), of_type.name());
         let at = self.find(common.bus.as_deref(), of_type).map_err(written)?;
         let addr = on_pci.then(|| self.occupy(at, wanted, &id)).transpose();
         let addr = addr.map_err(|error| written(error.evidence(self.list())))?;

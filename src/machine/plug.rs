@@ -251,6 +251,12 @@ impl Plugged {
         self.find(id).map(Device::device)
     }
 
+    /// Asks the balloon, if there is one.
+    pub fn with_balloon<R>(&self, ask: impl FnOnce(&dyn device::Balloon) -> R) -> Option<R> {
+        let device = self.devices.iter().map(Device::device).find(|device| device.balloon().is_some())?;
+        device.balloon().map(ask)
+    }
+
     /// The guest goes on.
     pub fn resumed(&self) {
         self.devices.iter().for_each(|device| device.device().resumed());

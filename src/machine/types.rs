@@ -6,7 +6,7 @@ use crate::backends::chardev::CHARDEVS;
 use crate::backends::memory::{self, MemoryRef};
 use crate::backends::net::NETDEVS;
 use crate::device::{Cx, ObjectCx, PCI, Plug};
-use crate::devices::{ivshmem, nvme, serial};
+use crate::devices::{i6300esb, ivshmem, nvme, pvpanic, serial};
 use crate::error::Result;
 use crate::object::{Catalogue, Common, Create, Kind, PciPlace, Props, Registry, TypeInfo, prop_enum, props};
 use crate::{pci, scsi, vfio, virtio};
@@ -29,6 +29,7 @@ pub static DEVICES: Registry<Plug, Cx> = Registry {
         &nvme::NAMESPACE,
         &virtio::net::TYPE,
         &virtio::rng::TYPE,
+        &virtio::balloon::TYPE,
         &virtio::vhost::user::types::RNG,
         &virtio::vhost::user::types::BLK,
         &virtio::vhost::user::types::SCSI_ADAPTER,
@@ -40,7 +41,12 @@ pub static DEVICES: Registry<Plug, Cx> = Registry {
         &virtio::vhost::user::types::SOUND,
         &virtio::vhost::user::types::SCMI,
         &ivshmem::TYPE,
+        &pvpanic::TYPE,
+        &i6300esb::TYPE,
         &serial::pci::TYPE,
+        &virtio::serial::TYPE,
+        &virtio::serial::CONSOLE,
+        &virtio::serial::PORT,
     ],
 };
 

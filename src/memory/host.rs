@@ -299,6 +299,19 @@ impl HostSlice {
         nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
     }
 
+    /// Gives all of it back to the host: it reads as zeros from then on, for every process that shares it; a copy of a file
+    /// reads as the file.
+    ///
+    /// # Errors
+    /// The kernel's: EINVAL for a part of a huge page of the host's pool, or for a file that cannot have holes.
+    pub fn discard(&self) -> io::Result<()> {
+        let advice = if self.mem.file.is_some() { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
+        // SAFETY: the range lies inside the mapping, which `self` keeps; no reference to its bytes exists, only volatile
+        // accesses, and zeros are as good for those as anything.
+        let done = unsafe { libc::madvise(self.addr() as *mut _, self.len as usize, advice) };
+        nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
+    }
+
     /// Copies out from `offset`; what lies beyond the end reads as ones. 1, 2, 4 and 8 aligned bytes are one access.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         let Some(at) = self.at(offset, data.len()) else { return data.fill(0xff) };

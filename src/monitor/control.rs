@@ -25,6 +25,10 @@ pub enum Status {
     Paused,
     /// A device's error stopped it (`on-error=pause`).
     IoError,
+    /// It has panicked (`--action panic=pause`).
+    GuestPanicked,
+    /// It did not write to its watchdog (`--action watchdog=pause`).
+    Watchdog,
 }
 
 impl Status {
@@ -35,6 +39,8 @@ impl Status {
             Status::Running => "running",
             Status::Paused => "paused",
             Status::IoError => "io-error",
+            Status::GuestPanicked => "guest-panicked",
+            Status::Watchdog => "watchdog",
         }
     }
 }
@@ -180,6 +186,18 @@ pub trait Control {
     /// # Errors
     /// What keeps it from being made; nothing of it is left then.
     fn add_back_end(&mut self, kind: Kind, args: Args) -> Result<(), Failure>;
+    /// Bytes of memory that the guest has beside its balloon; `None`: there is no balloon.
+    fn balloon(&self) -> Option<u64>;
+    /// Asks the guest to have no more than so many bytes.
+    ///
+    /// # Errors
+    /// There is no balloon.
+    fn inflate(&mut self, bytes: u64) -> Result<(), Failure>;
+    /// Changes what is done about a guest in trouble: `panic` or `watchdog`, and the word.
+    ///
+    /// # Errors
+    /// There is no such word.
+    fn set_action(&mut self, trouble: &str, word: &str) -> Result<(), Failure>;
     /// The guest's processors.
     fn cpus(&self) -> Vec<CpuView>;
     /// The block nodes.

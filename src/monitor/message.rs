@@ -32,6 +32,8 @@ pub enum FailureClass {
     CommandNotFound,
     /// There is no device of that id.
     DeviceNotFound,
+    /// A device that is needed for it is not there.
+    DeviceNotActive,
 }
 
 /// Why a request failed.
@@ -54,6 +56,11 @@ impl Failure {
     /// A failure of the class `GenericError`.
     pub fn generic(text: impl Into<String>) -> Failure {
         Failure::new(FailureClass::Generic, text)
+    }
+
+    /// QEMU's words for what needs a balloon.
+    pub fn no_balloon() -> Failure {
+        Failure::new(FailureClass::DeviceNotActive, "No balloon device has been activated")
     }
 
     /// A device that is not there.
@@ -176,6 +183,7 @@ pub fn answer(id: Option<Value>, result: Result<Value, Failure>) -> Value {
                 FailureClass::Generic => "GenericError",
                 FailureClass::CommandNotFound => "CommandNotFound",
                 FailureClass::DeviceNotFound => "DeviceNotFound",
+                FailureClass::DeviceNotActive => "DeviceNotActive",
             };
             match data {
                 Some(data) => json!({ "error": { "class": class, "desc": text, "data": data } }),

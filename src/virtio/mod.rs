@@ -13,6 +13,7 @@
 //! ring, which is its worker's for the length of a batch; the interrupt's. A worker never takes the transport's lock:
 //! the transport waits for workers with it.
 
+pub mod balloon;
 pub mod blk;
 mod chain;
 mod interrupt;
@@ -21,6 +22,7 @@ pub mod pci;
 mod queue;
 pub mod rng;
 pub mod scsi;
+pub mod serial;
 #[cfg(test)]
 mod testing;
 pub mod vhost;
@@ -104,6 +106,11 @@ pub trait VirtioDevice: Send + Sync {
 
     /// Forgets what the driver has set. Deactivated before.
     fn reset(&self) {}
+
+    /// It as a balloon, if it is one.
+    fn balloon(&self) -> Option<&dyn crate::device::Balloon> {
+        None
+    }
 
     /// What there is to say of it now, for people: name and value.
     fn facts(&self) -> Vec<(&'static str, String)> {

@@ -12,7 +12,7 @@ use clap::{ArgAction, Args as _, Command, FromArgMatches};
 use super::bind::Profile;
 use super::{Platform, output};
 use crate::error::{Code, Error, Result};
-use crate::machine::options::{RunOptions, cpu, memory, mon, numa, placement, serial, smp};
+use crate::machine::options::{RunOptions, action, cpu, memory, mon, numa, placement, serial, smp};
 use crate::monitor::options as qmp;
 use crate::object::{Args, Catalogue, HelpTopic, Kind, Props, options_help, props};
 
@@ -94,6 +94,9 @@ pub struct RunArgs {
     /// End when the guest reboots
     #[arg(long)]
     no_reboot: bool,
+    /// What is done about a guest that has panicked (pvpanic-pci), or does not write to its watchdog (i6300esb)
+    #[arg(long, value_name = "panic=WORD,watchdog=WORD", action = ArgAction::Append)]
+    action: Vec<String>,
     /// How long the guest has to power off, in seconds, when SIGTERM asks for its end: its power button is pressed, and
     /// again every 10 seconds. 0 ends it at once. Default: 60 as a service (NOTIFY_SOCKET is set), else 0
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(..=MAX_SHUTDOWN))]
@@ -182,6 +185,7 @@ struct Given {
     mon: Vec<Args>,
     numa: Vec<Args>,
     back_ends: BTreeMap<Kind, Vec<Args>>,
+    action: Args,
     name: Args,
 }
 
@@ -221,6 +225,7 @@ impl Given {
             mon: args.mon.iter().map(mon).collect::<Result<_>>()?,
             numa: args.numa.iter().map(numa).collect::<Result<_>>()?,
             back_ends: Kind::ALL.into_iter().map(back_ends).collect::<Result<_>>()?,
+            action: Args::parse("--action", None, &args.action.join(","))?,
             name: Args::parse("--name", Some("guest"), &text(&args.name))?,
         })
     }
@@ -260,6 +265,8 @@ impl Given {
             Some(mon::help())
         } else if self.numa.iter().any(|args| asks(args, numa::IMPLIED)) {
             Some(numa::help())
+        } else if asks(&self.action, "panic") {
+            Some(action::help())
         } else if asks(&self.name, "guest") {
             Some(options_help("--name options", &[Name::TABLE]))
         } else {
@@ -286,6 +293,7 @@ impl Given {
             qmp: self.qmp.into_iter().map(qmp::parse).collect::<Result<_>>()?,
             monitors: mon::parse(&args.monitor, self.mon)?,
             no_reboot: args.no_reboot,
+            actions: action::parse(self.action)?,
             shutdown_timeout: args.shutdown_timeout.map(|seconds| Duration::from_secs(u64::from(seconds))),
             boot_trace: args.boot_trace,
             single_gpu: args.profile == Some(Profile::SingleGpu),

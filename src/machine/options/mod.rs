@@ -1,5 +1,6 @@
 //! What a machine is asked to be: the parsed forms of `-m`, `--smp`, `--cpu` and `--serial`, and all of a command line.
 
+pub mod action;
 pub mod cpu;
 pub mod memory;
 pub mod mon;
@@ -52,6 +53,8 @@ pub struct RunOptions {
     pub qmp: Vec<QmpOptions>,
     /// A reboot of the guest ends the process.
     pub no_reboot: bool,
+    /// What is done about a guest that is in trouble.
+    pub actions: action::Actions,
     /// How long the guest has to power off on SIGTERM; zero: it is ended at once. `None`: as the kind of process has it.
     pub shutdown_timeout: Option<Duration>,
     /// Where the phases of the start are written.

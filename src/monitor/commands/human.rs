@@ -79,6 +79,27 @@ static LINES: &[Line] = &[
         run: |control, _| Ok(vfio(&control.devices()).into()),
     },
     Line {
+        words: "info balloon",
+        doc: "the guest's memory beside its balloon",
+        run: |control, _| match control.balloon() {
+            Some(actual) => Ok(format!("balloon: actual={}\n", actual >> 20).into()),
+            None => Err(Failure::no_balloon()),
+        },
+    },
+    Line {
+        words: "balloon",
+        doc: "MEBIBYTES: asks the guest to have no more memory",
+        run: |control, rest| match rest.parse::<u64>().ok().and_then(|size| size.checked_mul(1 << 20)) {
+            Some(bytes @ 1..) => control.inflate(bytes).map(|()| nothing()),
+            _ => Err(Failure::generic("Parameter 'target' expects a size")),
+        },
+    },
+    Line {
+        words: "watchdog_action",
+        doc: "WORD: what is done when the guest does not write to its watchdog",
+        run: |control, rest| control.set_action("watchdog", rest).map(|()| nothing()),
+    },
+    Line {
         words: "info status",
         doc: "whether the guest runs",
         run: |control, _| Ok(format!("VM status: {}\n", control.status().name()).into()),

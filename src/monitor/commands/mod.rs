@@ -4,6 +4,7 @@
 mod block;
 mod chardev;
 mod device;
+mod guest;
 pub(super) mod human;
 mod net;
 mod pci;
@@ -113,6 +114,7 @@ pub static GROUPS: &[(&str, &[Command])] = &[
     ("Protocol", query::PROTOCOL),
     ("Run state", run_state::COMMANDS),
     ("Devices", device::COMMANDS),
+    ("The guest", guest::COMMANDS),
     ("Disks", block::COMMANDS),
     ("Character back ends", chardev::COMMANDS),
     ("Networks and objects", net::COMMANDS),
@@ -166,6 +168,28 @@ pub static EVENTS: &[Event] = &[
         name: "BLOCK_JOB_COMPLETED",
         data: "device, type, len, offset, speed, error",
         doc: "A commit is done, or has failed with this error: then all is as it was",
+    },
+    Event {
+        name: "VSERPORT_CHANGE",
+        data: "id, open",
+        doc: "A program of the guest's has opened a virtio serial port, or closed it",
+    },
+    Event {
+        name: "BALLOON_CHANGE",
+        data: "actual",
+        doc: "The guest has given memory back, or taken some: it has this many bytes",
+    },
+    Event {
+        name: "GUEST_PANICKED",
+        data: "action",
+        doc: "The guest has panicked; what is done about it (--action panic=): pause, poweroff or run",
+    },
+    Event { name: "GUEST_CRASHLOADED", data: "action", doc: "The guest has panicked, and runs its crash kernel" },
+    Event { name: "GUEST_PVSHUTDOWN", data: "", doc: "The guest shuts down, and says so by its panic device" },
+    Event {
+        name: "WATCHDOG",
+        data: "action",
+        doc: "The guest has not written to its watchdog in time; what is done about it (--action watchdog=)",
     },
     Event { name: "SHUTDOWN", data: "guest, reason", doc: "The guest has ended, and the process is about to" },
 ];

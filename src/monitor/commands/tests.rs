@@ -20,6 +20,7 @@ pub(in crate::monitor) struct Fake {
     /// The next device is under way when its command returns.
     pub(in crate::monitor) slow: Option<Ticket>,
     pub(in crate::monitor) backends: Backends,
+    pub(in crate::monitor) balloon: Option<u64>,
 }
 
 impl Control for Fake {
@@ -64,6 +65,17 @@ impl Control for Fake {
     }
     fn add_back_end(&mut self, kind: object::Kind, mut args: Args) -> Result<(), Failure> {
         self.calls.push(format!("{kind:?} {:?}", args.take_rest()));
+        Ok(())
+    }
+    fn balloon(&self) -> Option<u64> {
+        self.balloon
+    }
+    fn inflate(&mut self, bytes: u64) -> Result<(), Failure> {
+        self.calls.push(format!("inflate {bytes}"));
+        self.balloon.map(drop).ok_or_else(Failure::no_balloon)
+    }
+    fn set_action(&mut self, trouble: &str, word: &str) -> Result<(), Failure> {
+        self.calls.push(format!("{trouble}={word}"));
         Ok(())
     }
     fn cpus(&self) -> Vec<CpuView> {
@@ -223,4 +235,18 @@ fn the_other_monitor_answers_with_text() {
     assert_eq!(human("device_del nic0"), "Error: Device 'nic0' not found\r\n");
     human("device_add vfio-pci,host=01:00.0");
     assert_eq!(fake.calls, ["del nic0 None false", r#"add [("host", "01:00.0")]"#]);
+}
+
+#[test]
+fn a_balloon_is_asked_for_and_looked_at() {
+    let mut fake = Fake::default();
+    let missing = run(&mut fake, "query-balloon", json!({})).unwrap_err();
+    assert_eq!(missing.class, FailureClass::DeviceNotActive);
+    fake.balloon = Some(1 << 30);
+    assert_eq!(run(&mut fake, "query-balloon", json!({})).unwrap(), json!({ "actual": 1 << 30 }));
+    run(&mut fake, "balloon", json!({ "value": 4096 })).unwrap();
+    assert!(run(&mut fake, "balloon", json!({ "value": 0 })).is_err());
+    run(&mut fake, "set-action", json!({ "watchdog": "pause", "panic": "none" })).unwrap();
+    run(&mut fake, "watchdog-set-action", json!({ "action": "reset" })).unwrap();
+    assert_eq!(fake.calls, ["inflate 4096", "panic=none", "watchdog=pause", "watchdog=reset"]);
 }

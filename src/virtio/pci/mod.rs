@@ -20,7 +20,7 @@ use options::Interfaces;
 use transport::Transport;
 
 use super::VirtioDevice;
-use crate::device::{Cx, Device, Plug};
+use crate::device::{Balloon, Cx, Device, Plug};
 use crate::error::Result;
 use crate::irq::Router;
 use crate::memory::{HostSlice, Memory};
@@ -170,6 +170,10 @@ impl Device for VirtioPci {
 
     fn resumed(&self) {
         self.transport.ring_all();
+    }
+
+    fn balloon(&self) -> Option<&dyn Balloon> {
+        self.device.balloon()
     }
 
     fn unplug(&self) {

@@ -25,6 +25,7 @@ mod rom;
 mod seen;
 mod service;
 mod sigterm;
+mod small;
 mod sriov;
 mod start;
 pub mod steps;
@@ -51,6 +52,7 @@ static TABLES: &[&[Scenario]] = &[
     host::SCENARIOS,
     seen::SCENARIOS,
     sigterm::SCENARIOS,
+    small::SCENARIOS,
     package::SCENARIOS,
     prepared::SCENARIOS,
     resets::SCENARIOS,

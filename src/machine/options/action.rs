@@ -1,0 +1,99 @@
+//! `--action`: what is done about a guest that has panicked, or does not write to its watchdog any more.
+
+use crate::error::Result;
+use crate::object::{Args, Props, options_help, prop_enum, props};
+
+/// What is done about a guest that is in trouble.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Actions {
+    /// When it has panicked.
+    pub panic: OnPanic,
+    /// When it does not write to its watchdog in time.
+    pub watchdog: OnWatchdog,
+}
+
+props! {
+    /// What is done about a guest that is in trouble.
+    struct Given {
+        /// When it says that it has panicked (pvpanic-pci): exit-failure ends the process with an error
+        panic: OnPanic = "shutdown",
+        /// When it does not write to its watchdog in time (i6300esb): shutdown presses the power button, debug only says it
+        watchdog: OnWatchdog = "reset",
+    }
+}
+
+prop_enum! {
+    /// After a panic.
+    pub enum OnPanic {
+        /// The guest stands still.
+        Pause = "pause",
+        /// The process ends.
+        Shutdown = "shutdown",
+        /// It ends with an error.
+        ExitFailure = "exit-failure",
+        /// Nothing.
+        None = "none",
+    }
+}
+
+prop_enum! {
+    /// When the watchdog barks.
+    pub enum OnWatchdog {
+        /// The machine is reset.
+        Reset = "reset",
+        /// The power button is pressed.
+        Shutdown = "shutdown",
+        /// The process ends.
+        Poweroff = "poweroff",
+        /// The guest stands still.
+        Pause = "pause",
+        /// It is said, which it always is.
+        Debug = "debug",
+        /// Nothing.
+        None = "none",
+    }
+}
+
+impl OnWatchdog {
+    /// The word that the user writes.
+    pub fn name(self) -> &'static str {
+        match self {
+            OnWatchdog::Reset => "reset",
+            OnWatchdog::Shutdown => "shutdown",
+            OnWatchdog::Poweroff => "poweroff",
+            OnWatchdog::Pause => "pause",
+            OnWatchdog::Debug => "debug",
+            OnWatchdog::None => "none",
+        }
+    }
+}
+
+/// Reads the option, of which each may be given once.
+pub fn parse(mut args: Args) -> Result<Actions> {
+    let Given { panic, watchdog } = Given::parse(&mut args)?;
+    args.finish().map(|()| Actions { panic, watchdog })
+}
+
+/// What `--action` takes.
+pub fn help() -> String {
+    options_help("--action options", &[Given::TABLE])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+    use crate::object::testing::check_props;
+
+    #[test]
+    fn the_words() {
+        check_props("--action", Given::TABLE);
+        let read = |text: &str| parse(Args::parse("--action", None, text).unwrap());
+        let actions = read("").unwrap();
+        assert_eq!((actions.panic, actions.watchdog), (OnPanic::Shutdown, OnWatchdog::Reset));
+        assert_eq!(read("watchdog=pause,panic=none").unwrap().watchdog, OnWatchdog::Pause);
+        for wrong in ["watchdog=inject-nmi", "panic=reset", "reboot=reset"] {
+            assert_eq!(read(wrong).unwrap_err().code(), Code::BadProperty, "{wrong}");
+        }
+    }
+}
