@@ -145,7 +145,7 @@ pub struct ErrorReport {
 pub struct Cx {
     /// The id that the user gave, or one that was made.
     pub id: Arc<str>,
-    /// Whether it goes to the root bus, where an endpoint is integrated into the root complex.
+    /// Whether it goes to the root bus, where an endpoint is integrated into the root complex, or to a conventional bus.
     pub on_root_bus: bool,
     /// A slot number that no root port has yet.
     pub next_slot: u16,

@@ -12,7 +12,7 @@ use crate::device::{Cx, PCI, Plug, bus_name};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::object::{Args, Common, PciAddr, PciPlace, Props, TypeInfo, did_you_mean};
-use crate::pci::{Devfn, choose_address, host_bridge};
+use crate::pci::{Devfn, Slots, choose_address, host_bridge, pcie_pci_bridge};
 
 /// The bus of the board.
 pub const ROOT_BUS: &str = "pcie.0";
@@ -46,6 +46,8 @@ pub struct Place {
 struct Bus {
     name: Arc<str>,
     kind: &'static str,
+    /// Its slots, if it is a PCI bus.
+    slots: Slots,
     /// The id of the device that adds it.
     owner: Arc<str>,
     functions: BTreeMap<Devfn, Arc<str>>,
@@ -72,7 +74,7 @@ pub struct Places {
 pub fn plan(devices: &[Args], host: &Host) -> Result<(Places, Vec<Place>)> {
     let bridge = (Devfn::parse(host_bridge::ADDRESS)?, host_bridge::ID.into());
     let functions = BTreeMap::from([bridge]);
-    let root = Bus { name: ROOT_BUS.into(), kind: PCI, owner: ROOT_BUS.into(), functions };
+    let root = Bus { name: ROOT_BUS.into(), kind: PCI, slots: Slots::Root, owner: ROOT_BUS.into(), functions };
     let mut places = Places { ids: BTreeSet::from([root.name.clone()]), buses: vec![root], types: BTreeMap::new(), lines: devices.len() };
     let mut all = Vec::new();
     for (index, args) in devices.iter().enumerate() {
@@ -224,7 +226,9 @@ impl Places {
                 _ => bus_name(kind, &id),
             };
             adds = Arc::from(name);
-            self.buses.push(Bus { name: adds.clone(), kind, owner: id.clone(), functions: BTreeMap::new() });
+            let conventional = of_type.name() == pcie_pci_bridge::NAME;
+            let slots = if conventional { Slots::Conventional } else { Slots::One };
+            self.buses.push(Bus { name: adds.clone(), kind, slots, owner: id.clone(), functions: BTreeMap::new() });
         }
         Ok(Place { of_type, args, id, bus, addr, multifunction, adds })
     }
@@ -263,10 +267,10 @@ impl Places {
     /// Gives `id` an address of the bus with this index.
     fn occupy(&mut self, at: usize, wanted: Option<PciAddr>, id: &Arc<str>) -> Result<Devfn> {
         let none = || Error::new(Code::BadBus, "the address is on no bus");
-        let Bus { name, functions, .. } = self.buses.get_mut(at).ok_or_else(none)?;
+        let Bus { name, functions, slots, .. } = self.buses.get_mut(at).ok_or_else(none)?;
         let wanted = wanted.map(|addr| Devfn::new(addr.device, addr.function).ok_or_else(none)).transpose()?;
         let taken = functions.iter().map(|(devfn, id)| (*devfn, &**id)).collect();
-        let devfn = choose_address(name, at == 0, &taken, wanted)?;
+        let devfn = choose_address(name, *slots, &taken, wanted)?;
         functions.insert(devfn, id.clone());
         Ok(devfn)
     }

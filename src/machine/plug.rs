@@ -164,7 +164,7 @@ impl Plugged {
         let Parts { memory, router, decode, vfio, backends, tell } = &self.parts;
         let cx = Cx {
             id: place.id.clone(),
-            on_root_bus: bus.as_ref().is_some_and(|bus| bus.is_root()),
+            on_root_bus: bus.as_ref().is_some_and(|bus| !bus.is_express_port()),
             next_slot: u16::try_from(self.buses.len()).unwrap_or(u16::MAX),
             memory: memory.clone(),
             router: router.clone(),

@@ -20,6 +20,7 @@ pub static DEVICES: Registry<Plug, Cx> = Registry {
     on_bus: &[(PCI, PciPlace::TABLE)],
     types: &[
         &pci::root_port::TYPE,
+        &pci::pcie_pci_bridge::TYPE,
         &vfio::front_end::TYPE,
         &virtio::blk::TYPE,
         &virtio::scsi::TYPE,

@@ -10,7 +10,7 @@ use super::bridge::Bridge;
 use super::decode::{Decode, Key, Mapped};
 use super::slot::ExpressSlot;
 use super::vga::{Contents, Places, places};
-use super::{Changes, Devfn, PciFunction, intx};
+use super::{Changes, Devfn, PciCore, PciFunction, intx};
 use crate::error::{Code, Error, Result};
 
 /// The slot of the host bridge, and the one that an ICH9 keeps for its LPC function: never given automatically.
@@ -23,11 +23,31 @@ const MAX_DEPTH: usize = 256;
 pub struct PciBus {
     name: Arc<str>,
     decode: Arc<Decode>,
-    /// The slot of the root port above; `None` for the root bus.
-    upstream: Option<Arc<ExpressSlot>>,
+    upstream: Upstream,
     /// Where that port sits. Set when the port is attached, which is before anything can be attached here.
     parent: Mutex<Option<(Weak<PciBus>, Devfn)>>,
     functions: RwLock<BTreeMap<Devfn, Arc<Attached>>>,
+}
+
+/// What is above a bus.
+enum Upstream {
+    /// The processor: the bus is the root.
+    Processor,
+    /// A root port, with the one slot that it has.
+    Port(Arc<ExpressSlot>),
+    /// A bridge to a conventional bus.
+    Bridge(Arc<PciCore>),
+}
+
+impl Upstream {
+    /// The registers of the bridge, if there is one.
+    fn bridge(&self) -> Option<Bridge> {
+        match self {
+            Upstream::Processor => None,
+            Upstream::Port(slot) => slot.core().bridge(),
+            Upstream::Bridge(core) => core.bridge(),
+        }
+    }
 }
 
 /// A function at its address.
@@ -67,15 +87,20 @@ impl Drop for Slot {
 impl PciBus {
     /// The root bus of a machine.
     pub fn root(name: &str, decode: &Arc<Decode>) -> Arc<PciBus> {
-        PciBus::new(name, decode, None)
+        PciBus::new(name, decode, Upstream::Processor)
     }
 
     /// The bus behind the root port with this slot.
     pub(super) fn secondary(name: &str, decode: &Arc<Decode>, slot: Arc<ExpressSlot>) -> Arc<PciBus> {
-        PciBus::new(name, decode, Some(slot))
+        PciBus::new(name, decode, Upstream::Port(slot))
     }
 
-    fn new(name: &str, decode: &Arc<Decode>, upstream: Option<Arc<ExpressSlot>>) -> Arc<PciBus> {
+    /// The conventional bus behind the bridge with these registers.
+    pub(super) fn conventional(name: &str, decode: &Arc<Decode>, bridge: Arc<PciCore>) -> Arc<PciBus> {
+        PciBus::new(name, decode, Upstream::Bridge(bridge))
+    }
+
+    fn new(name: &str, decode: &Arc<Decode>, upstream: Upstream) -> Arc<PciBus> {
         Arc::new(PciBus {
             name: name.into(),
             decode: decode.clone(),
@@ -92,12 +117,29 @@ impl PciBus {
 
     /// Whether it is the root bus, where endpoints are integrated into the root complex.
     pub fn is_root(&self) -> bool {
-        self.upstream.is_none()
+        matches!(self.upstream, Upstream::Processor)
     }
 
-    /// The slot that the bus is in; `None` for the root bus.
+    /// Whether it is behind a port, where a device is a PCI Express endpoint.
+    pub fn is_express_port(&self) -> bool {
+        self.express_slot().is_some()
+    }
+
+    /// The slot that the bus is in; `None` for the root bus and conventional ones.
     pub fn express_slot(&self) -> Option<&Arc<ExpressSlot>> {
-        self.upstream.as_ref()
+        match &self.upstream {
+            Upstream::Port(slot) => Some(slot),
+            Upstream::Processor | Upstream::Bridge(_) => None,
+        }
+    }
+
+    /// The slots that a function may be given.
+    fn slots(&self) -> Slots {
+        match self.upstream {
+            Upstream::Processor => Slots::Root,
+            Upstream::Port(_) => Slots::One,
+            Upstream::Bridge(_) => Slots::Conventional,
+        }
     }
 
     /// Whether a guest can find something here: it looks for function 0 first.
@@ -107,7 +149,7 @@ impl PciBus {
 
     /// Whether what is here has power.
     fn powered(&self) -> bool {
-        self.upstream.as_ref().is_none_or(|slot| slot.powered())
+        self.express_slot().is_none_or(|slot| slot.powered())
     }
 
     /// The functions and their addresses, ascending.
@@ -140,7 +182,7 @@ impl PciBus {
             };
             let mut functions = self.functions.write();
             let taken = functions.iter().map(|(devfn, other)| (*devfn, other.function.id())).collect();
-            let devfn = match choose_address(&self.name, self.is_root(), &taken, wanted) {
+            let devfn = match choose_address(&self.name, self.slots(), &taken, wanted) {
                 Ok(devfn) => devfn,
                 Err(error) => {
                     drop(functions);
@@ -181,7 +223,7 @@ impl PciBus {
         if let Some(zero) = zero {
             zero.function.core().set_multi_function(others);
         }
-        if let Some(port) = &self.upstream {
+        if let Some(port) = self.express_slot() {
             port.set_presence(self.is_occupied());
         }
     }
@@ -208,11 +250,11 @@ impl PciBus {
 
     /// The registers of the bridges on the way from here to the processor.
     fn bridges_above(&self) -> Vec<Bridge> {
-        let mut bridges: Vec<Bridge> = self.upstream.iter().filter_map(|port| port.core().bridge()).collect();
+        let mut bridges: Vec<Bridge> = self.upstream.bridge().into_iter().collect();
         let mut parent = self.parent.lock().clone();
         for _ in 0..MAX_DEPTH {
             let Some(bus) = parent.and_then(|(bus, _)| bus.upgrade()) else { break };
-            bridges.extend(bus.upstream.iter().filter_map(|port| port.core().bridge()));
+            bridges.extend(bus.upstream.bridge());
             parent = bus.parent.lock().clone();
         }
         bridges
@@ -294,24 +336,39 @@ pub(super) fn settle(decode: &Decode, mapped: &mut Mapped, functions: &[Arc<Atta
     decode.settle(mapped, &wanted);
 }
 
+/// The slots of a bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slots {
+    /// The root bus: all but the host bridge's are there, and that of an ICH9's LPC function is not given automatically.
+    Root,
+    /// Behind a port there is slot 0 only.
+    One,
+    /// Behind a bridge there are 32, of which the first is not given automatically, as in QEMU.
+    Conventional,
+}
+
 /// The address for a function: the wanted one if it is free, else function 0 of the first slot that nobody uses.
 ///
 /// # Errors
 /// [`Code::BadBus`] if it is taken, or if the bus has no such slot or no free one; the evidence says who is where.
-pub fn choose_address(bus: &str, is_root: bool, taken: &BTreeMap<Devfn, &str>, wanted: Option<Devfn>) -> Result<Devfn> {
+pub fn choose_address(bus: &str, slots: Slots, taken: &BTreeMap<Devfn, &str>, wanted: Option<Devfn>) -> Result<Devfn> {
     let holder = |devfn: Devfn| taken.get(&devfn);
     let refuse = |cause: String| {
         let list = taken.iter().map(|(devfn, id)| format!("{devfn} is {id}"));
         Err(list.fold(Error::new(Code::BadBus, cause), Error::evidence))
     };
     match wanted {
-        Some(devfn) if !is_root && devfn.slot() != 0 => refuse(format!("bus {bus} has slot 0 only, not {devfn}")),
+        Some(devfn) if slots == Slots::One && devfn.slot() != 0 => refuse(format!("bus {bus} has slot 0 only, not {devfn}")),
         Some(devfn) => match holder(devfn) {
             Some(id) => refuse(format!("address {devfn} of bus {bus} is taken by {id}")),
             None => Ok(devfn),
         },
         None => {
-            let slots = if is_root { HOST_BRIDGE_SLOT + 1..LPC_SLOT } else { 0..1 };
+            let slots = match slots {
+                Slots::Root => HOST_BRIDGE_SLOT + 1..LPC_SLOT,
+                Slots::One => 0..1,
+                Slots::Conventional => 1..32,
+            };
             let free = |slot: &u8| taken.keys().all(|devfn| devfn.slot() != *slot);
             match slots.into_iter().find(free).and_then(|slot| Devfn::new(slot, 0)) {
                 Some(devfn) => Ok(devfn),

@@ -28,6 +28,7 @@ pub mod intx;
 mod msi;
 mod msix;
 pub mod pages;
+pub mod pcie_pci_bridge;
 pub mod pin;
 pub mod regs;
 pub mod rom;
@@ -49,7 +50,7 @@ use crate::memory::HostSlice;
 
 pub use address::Devfn;
 pub use bar::{BarContent, BarKind, BarSpec};
-pub use bus::{PciBus, Slot, choose_address};
+pub use bus::{PciBus, Slot, Slots, choose_address};
 pub use config::ConfigSpace;
 pub use decode::Decode;
 pub use function::PciCore;

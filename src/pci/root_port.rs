@@ -148,7 +148,10 @@ impl RootPort {
         reserve: Reserve,
     ) -> Result<Arc<RootPort>> {
         let mut config = ConfigSpace::new();
-        header(&mut config);
+        bridge_header(&mut config);
+        config.set_u16(VENDOR, IDS.0);
+        config.set_u16(DEVICE, IDS.1);
+        config.set_u8(INTERRUPT_PIN, INTD);
         let power = config.add_capability(CAP_POWER, &[3, 0, POWER_NO_SOFT_RESET as u8, 0, 0, 0])?;
         config.allow(power + super::regs::POWER_CONTROL, &POWER_STATE.to_le_bytes());
         let express = config.add_capability(CAP_EXPRESS, &express_body(slot, hotplug))?;
@@ -179,13 +182,10 @@ impl RootPort {
     }
 }
 
-/// The type 1 header (bridge 3.2).
-fn header(config: &mut ConfigSpace) {
-    config.set_u16(VENDOR, IDS.0);
-    config.set_u16(DEVICE, IDS.1);
+/// The type 1 header of a bridge, but for what it is (bridge 3.2).
+pub(super) fn bridge_header(config: &mut ConfigSpace) {
     config.set(CLASS, &CLASS_BRIDGE);
     config.set_u8(HEADER_TYPE, HEADER_BRIDGE);
-    config.set_u8(INTERRUPT_PIN, INTD);
     let command =
         COMMAND_IO | COMMAND_MEMORY | COMMAND_BUS_MASTER | COMMAND_PARITY | COMMAND_SERR | COMMAND_INTX_DISABLE;
     config.allow(COMMAND, &command.to_le_bytes());
