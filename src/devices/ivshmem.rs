@@ -122,7 +122,7 @@ impl PciFunction for Ivshmem {
                 prefetchable: true,
                 pieces: vec![Piece {
                     range: 0..self.memory.len(),
-                    backing: Backing::Device(self.memory.back().slice()),
+                    backing: Backing::Shared(self.memory.back().slice()),
                 }],
             }),
             _ => None,

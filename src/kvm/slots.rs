@@ -49,7 +49,7 @@ struct Pages {
 /// ends of a range trap.
 fn plan(range: &FlatRange) -> Option<Pages> {
     let (mem, flags) = match &range.backing {
-        Backing::Ram(mem) | Backing::Device(mem) => (mem, 0),
+        Backing::Ram(mem) | Backing::Device(mem) | Backing::Shared(mem) => (mem, 0),
         // A write exits, then `Memory` hands it to the handler, or ignores it.
         Backing::Rom(mem) | Backing::RomDevice { mem, .. } => (mem, KVM_MEM_READONLY),
         Backing::Io { .. } => return None,

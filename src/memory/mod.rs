@@ -77,6 +77,9 @@ pub enum Backing {
     },
     /// A mapped BAR of a host device: the guest reads and writes the hardware directly.
     Device(HostSlice),
+    /// Memory that is not the guest's alone, such as a file's: the guest and its devices read and write it directly, those of
+    /// the host as far as their IOMMU can map it.
+    Shared(HostSlice),
     /// Every access traps.
     Io {
         /// Where accesses go.
@@ -95,7 +98,11 @@ impl Backing {
     /// The host memory behind the piece, where there is any.
     pub fn host(&self) -> Option<&HostSlice> {
         match self {
-            Backing::Ram(mem) | Backing::Rom(mem) | Backing::Device(mem) | Backing::RomDevice { mem, .. } => Some(mem),
+            Backing::Ram(mem)
+            | Backing::Rom(mem)
+            | Backing::Device(mem)
+            | Backing::Shared(mem)
+            | Backing::RomDevice { mem, .. } => Some(mem),
             Backing::Io { .. } => None,
         }
     }
@@ -106,6 +113,7 @@ impl Backing {
             Backing::Ram(mem) => Backing::Ram(mem.cut(skip, len)),
             Backing::Rom(mem) => Backing::Rom(mem.cut(skip, len)),
             Backing::Device(mem) => Backing::Device(mem.cut(skip, len)),
+            Backing::Shared(mem) => Backing::Shared(mem.cut(skip, len)),
             Backing::RomDevice { mem, io, offset } => {
                 Backing::RomDevice { mem: mem.cut(skip, len), io: io.clone(), offset: offset + skip }
             }
@@ -120,7 +128,8 @@ impl PartialEq for Backing {
         match (self, other) {
             (Backing::Ram(a), Backing::Ram(b))
             | (Backing::Rom(a), Backing::Rom(b))
-            | (Backing::Device(a), Backing::Device(b)) => a == b,
+            | (Backing::Device(a), Backing::Device(b))
+            | (Backing::Shared(a), Backing::Shared(b)) => a == b,
             (Backing::RomDevice { mem: a, io: x, offset: i }, Backing::RomDevice { mem: b, io: y, offset: j }) => {
                 a == b && i == j && Arc::ptr_eq(x, y)
             }
@@ -136,6 +145,7 @@ impl std::fmt::Debug for Backing {
             Backing::Ram(mem) => write!(f, "ram {mem:?}"),
             Backing::Rom(mem) => write!(f, "rom {mem:?}"),
             Backing::Device(mem) => write!(f, "device {mem:?}"),
+            Backing::Shared(mem) => write!(f, "shared {mem:?}"),
             Backing::RomDevice { mem, .. } => write!(f, "rom-device {mem:?}"),
             Backing::Io { offset, .. } => write!(f, "io +{offset:#x}"),
         }

@@ -16,7 +16,7 @@ pub struct GuestRam {
 }
 
 impl GuestRam {
-    /// The RAM of a flat view: its ranges of [`Backing::Ram`].
+    /// The RAM of a flat view: its ranges of [`Backing::Ram`] and [`Backing::Shared`].
     ///
     /// # Errors
     /// [`Code::SystemFailed`] if there is no RAM in the view, or a range overlaps another.
@@ -24,7 +24,7 @@ impl GuestRam {
         let mut regions: Vec<Arc<GuestRegionMmap>> = Vec::new();
         let mut keep = Vec::new();
         for range in view.ranges() {
-            if let Backing::Ram(slice) = &range.backing {
+            if let Backing::Ram(slice) | Backing::Shared(slice) = &range.backing {
                 let region = slice.guest_region(range.start).map_err(|e| Error::system("describe guest RAM", &e))?;
                 regions.push(Arc::new(region));
                 keep.push(slice.mem().clone());

@@ -138,8 +138,10 @@ impl Memory {
             match range.map(|range| &range.backing) {
                 None => data.fill(0xff),
                 Some(Backing::Io { io, offset: first }) => io.read(first + offset, data),
-                Some(Backing::Ram(mem) | Backing::Rom(mem) | Backing::Device(mem) | Backing::RomDevice { mem, .. }) => {
-                    mem.read(offset, data);
+                Some(backing) => {
+                    if let Some(mem) = backing.host() {
+                        mem.read(offset, data);
+                    }
                 }
             }
         });
@@ -155,7 +157,7 @@ impl Memory {
                 Some(Backing::Io { io, offset: first } | Backing::RomDevice { io, offset: first, .. }) => {
                     io.write(first + offset, data);
                 }
-                Some(Backing::Ram(mem) | Backing::Device(mem)) => mem.write(offset, data),
+                Some(Backing::Ram(mem) | Backing::Device(mem) | Backing::Shared(mem)) => mem.write(offset, data),
             }
         });
     }

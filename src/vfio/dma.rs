@@ -312,7 +312,7 @@ impl Shared {
     /// Maps the BARs that other devices may now reach and unmaps those that they may not.
     fn settle_bars(&self, state: &mut MutexGuard<'_, State>) {
         for bar in state.bars.values().cloned().collect::<Vec<_>>() {
-            let Backing::Device(host) = &bar.backing else { continue };
+            let (Backing::Device(host) | Backing::Shared(host)) = &bar.backing else { continue };
             let range = bar.start..bar.end();
             match (state.wants(&bar), state.has(&range)) {
                 (true, false) => self.submit(state, Job::of(&bar, host, Use::Bar)),
@@ -347,7 +347,7 @@ impl MemoryListener for DmaSpace {
                 let mut state = self.shared.state.lock();
                 self.shared.submit(&mut state, Job::of(range, host, Use::Rom));
             }
-            Backing::Device(host) => {
+            Backing::Device(host) | Backing::Shared(host) => {
                 let mut state = self.shared.state.lock();
                 state.bars.insert(range.start, range.clone());
                 if state.wants(range) {

@@ -19,6 +19,7 @@ mod chain;
 mod interrupt;
 pub mod net;
 pub mod pci;
+pub mod pmem;
 mod queue;
 pub mod rng;
 pub mod scsi;
@@ -36,6 +37,7 @@ pub use queue::{Given, Served, VirtQueue};
 pub use worker::{Serve, Source, Worker, name as worker_name};
 
 use crate::error::Result;
+use crate::memory::HostSlice;
 pub use crate::memory::Buffers;
 
 /// Feature bits that belong to the transport and the rings (virtio 6); the bits below 24 and from 50 on are the device's.
@@ -76,6 +78,14 @@ pub trait VirtioDevice: Send + Sync {
     fn modern_only(&self) -> bool {
         false
     }
+
+    /// Memory that the guest has in a BAR: the shared memory region 0 (virtio 2.10). Asked once, when it is plugged.
+    fn shared_memory(&self) -> Option<HostSlice> {
+        None
+    }
+
+    /// Where the guest has that BAR now. Said before the configuration space is read.
+    fn shared_memory_is_at(&self, _address: u64) {}
 
     /// Reads its configuration space. The transport has cut the access at the end of the space.
     fn read_config(&self, _offset: usize, data: &mut [u8]) {

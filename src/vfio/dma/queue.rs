@@ -9,7 +9,7 @@ use super::refusal::{Refusal, first_reserved, text};
 use crate::boot_trace::{self, Span, phases};
 use crate::error::{Error, Result};
 use crate::guest_error;
-use crate::memory::{FlatRange, HostMem, HostSlice};
+use crate::memory::{Backing, FlatRange, HostMem, HostSlice};
 use crate::vfio::backend::Backend;
 use crate::vfio::seams::{DmaLimits, DmaMapper};
 
@@ -108,6 +108,9 @@ impl State {
     /// Whether other devices may reach the BAR.
     pub(super) fn wants(&self, bar: &FlatRange) -> bool {
         let Some(host) = bar.backing.host() else { return false };
+        if matches!(bar.backing, Backing::Shared(_)) {
+            return true;
+        }
         // The address of a weak pointer is not used again while it exists.
         let policy = self.policies.iter().find(|(known, _)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(host.mem())));
         match policy.map(|(_, policy)| *policy).unwrap_or_default() {

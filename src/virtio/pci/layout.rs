@@ -10,6 +10,8 @@ use crate::memory::host::PAGE;
 pub const BAR: u8 = 4;
 /// The BAR with the MSI-X table.
 pub const MSIX_BAR: u8 = 1;
+/// The BAR with the device's shared memory, if it has some: 64-bit, prefetchable.
+pub const MEMORY_BAR: u8 = 2;
 /// Bytes between the doorbells of neighbouring queues.
 pub const NOTIFY_MULTIPLIER: u32 = 4;
 /// The most queues of a device: their doorbells share a page.
@@ -35,6 +37,8 @@ pub enum Block {
 
 /// The `cfg_type` of the capability that reaches BARs through configuration space (virtio 4.1.4.9).
 const CFG_ACCESS: u8 = 5;
+/// The `cfg_type` of the capability that names shared memory (virtio 4.1.4.7).
+const SHARED_MEMORY: u8 = 8;
 /// Registers of that capability from its start.
 pub const CFG_BAR: u16 = 4;
 /// Offset in the BAR.
@@ -101,6 +105,14 @@ pub fn cfg_access() -> Vec<u8> {
     body(CFG_ACCESS, 0, 0, 0, &[0; 4])
 }
 
+/// The capability that names the shared memory region 0, which is so many bytes from the start of its BAR, without id and
+/// link.
+pub fn shared_memory(len: u64) -> Vec<u8> {
+    // Lower halves where every capability has them, then the upper ones.
+    let upper = [[0; 4], ((len >> 32) as u32).to_le_bytes()].concat();
+    body(SHARED_MEMORY, MEMORY_BAR, 0, len as u32, &upper)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +138,12 @@ mod tests {
         // Length, type, BAR, id and padding; offset; length; multiplier.
         assert_eq!(capabilities[2], [20, 2, 4, 0, 0, 0, 0, 0x30, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0]);
         assert_eq!(cfg_access().len(), 18);
+    }
+
+    #[test]
+    fn shared_memory_has_64_bits() {
+        let expected = [24, 8, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0];
+        assert_eq!(shared_memory(0x3_0000_1000), expected);
     }
 
     proptest! {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 pub use options::PciOptions;
 pub(crate) use options::virtio_props;
 
-use layout::{BAR, CFG_BAR, CFG_DATA, CFG_LENGTH, CFG_OFFSET, MSIX_BAR, cfg_access};
+use layout::{BAR, CFG_BAR, CFG_DATA, CFG_LENGTH, CFG_OFFSET, MEMORY_BAR, MSIX_BAR, cfg_access};
 use options::Interfaces;
 use transport::Transport;
 
@@ -23,7 +23,7 @@ use super::VirtioDevice;
 use crate::device::{Balloon, Cx, Device, Plug};
 use crate::error::Result;
 use crate::irq::Router;
-use crate::memory::{HostSlice, Memory};
+use crate::memory::{Backing, HostSlice, Memory, Piece};
 use crate::pci::regs::{
     CLASS, COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY, DEVICE, INTERRUPT_PIN,
     REVISION, SUBSYSTEM, SUBSYSTEM_VENDOR, VENDOR,
@@ -113,6 +113,9 @@ impl VirtioPci {
             true => Some(modern_capabilities(&mut config, &layout::Layout::new(info.config_len, info.queues))?),
             false => None,
         };
+        if let Some(memory) = device.shared_memory() {
+            config.add_capability(CAP_VENDOR, &layout::shared_memory(memory.len()))?;
+        }
         if !on_root_bus {
             endpoint::express(&mut config)?;
         }
@@ -193,6 +196,16 @@ impl PciFunction for VirtioPci {
                 let (size, pieces) = self.transport.legacy_bar();
                 let name = format!("{} legacy registers", self.id).into();
                 Some(BarContent { name, size, kind: BarKind::Io, prefetchable: false, pieces })
+            }
+            MEMORY_BAR => {
+                let memory = self.device.shared_memory()?;
+                Some(BarContent {
+                    name: format!("{} memory", self.id).into(),
+                    size: memory.len().checked_next_power_of_two()?,
+                    kind: BarKind::Mem64,
+                    prefetchable: true,
+                    pieces: vec![Piece { range: 0..memory.len(), backing: Backing::Shared(memory) }],
+                })
             }
             BAR if self.interfaces.modern => Some(BarContent {
                 name: format!("{} registers", self.id).into(),

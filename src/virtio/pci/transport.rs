@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use super::common::legacy::{self, Register as Legacy};
 use super::common::{Action, Common, Live};
 use super::fields;
-use super::layout::{Block, Layout, NOTIFY_MULTIPLIER};
+use super::layout::{Block, Layout, MEMORY_BAR, NOTIFY_MULTIPLIER};
 use crate::error::{Error, Result};
 use crate::guest_error;
 use crate::irq::Router;
@@ -25,6 +25,8 @@ pub struct Transport {
     core: Arc<PciCore>,
     device: Arc<dyn VirtioDevice>,
     info: VirtioInfo,
+    /// Whether it has shared memory.
+    has_memory: bool,
     interrupts: Arc<Interrupts>,
     ram: Arc<LiveRam>,
     layout: Layout,
@@ -80,6 +82,7 @@ impl Transport {
         Ok(Arc::new(Transport {
             interrupts: Interrupts::new(core.clone(), router.clone(), info.queues),
             core,
+            has_memory: device.shared_memory().is_some(),
             device,
             info,
             ram: LiveRam::new(memory.clone()),
@@ -174,6 +177,9 @@ impl Transport {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
+        if let Some(bar) = self.has_memory.then(|| self.core.placements()[usize::from(MEMORY_BAR)]).flatten() {
+            self.device.shared_memory_is_at(bar.base);
+        }
         if let Some((at, len)) = self.inside_config(offset, data.len()) {
             self.device.read_config(at, &mut data[..len]);
         }
