@@ -11,8 +11,9 @@ use fuzz::input::Input;
 use libfuzzer_sys::fuzz_target;
 use passthru::backends::Backends;
 use passthru::backends::block::null::{Null, Props};
+use passthru::backends::chardev;
 use passthru::backends::net::{HEADER, NetQueue, Netdev, Offloads};
-use passthru::device::{Adds, AnyDevice, Cx, Plug, Unit};
+use passthru::device::{Adds, AnyDevice, Cx, Plug, Unit, UnitBus};
 use passthru::host::Host;
 use passthru::irq::Router;
 use passthru::machine::types::DEVICES;
@@ -22,22 +23,31 @@ use passthru::object::{Args, Size};
 use passthru::pci::{Decode, PciFunction, PciRoot};
 use passthru::vfio::space::Vfio;
 
-/// Every virtio device, on back ends that hold nothing.
-const LINES: [&str; 4] = [
+/// Every virtio device, on back ends that hold nothing, some with the legacy interface, too.
+const LINES: [&str; 6] = [
     "virtio-blk-pci,drive=d0,num-queues=2,queue-size=8,serial=x",
     "virtio-net-pci,netdev=n0,rx_queue_size=64",
-    "virtio-rng-pci,filename=/dev/zero",
+    "virtio-rng-pci,filename=/dev/zero,disable-legacy=off",
     "virtio-scsi-pci,virtqueue_size=8",
+    "virtio-balloon-pci,free-page-reporting=on,disable-legacy=off",
+    "virtio-serial-pci,max_ports=2",
 ];
 /// What goes on the bus that a device adds.
-const UNIT: &str = "scsi-hd,drive=d0,serial=x";
+fn unit(bus: &UnitBus) -> &'static str {
+    match bus {
+        UnitBus::Scsi(_) => "scsi-hd,drive=d0,serial=x",
+        UnitBus::Serial(_) => "virtconsole,chardev=c0,name=x",
+    }
+}
+/// Where the legacy registers are, if there are any.
+const PORTS: u32 = 0x1000;
 const RAM: u64 = 1 << 16;
 /// Where the BAR with the registers is, below that with the MSI-X table.
 const COMMON: u64 = 0xe000_0000;
 const MSIX: u32 = 0xe010_0000;
 /// Rings are this far apart, from here on.
 const RINGS: u64 = 0x1000;
-const QUEUES: u64 = 3;
+const QUEUES: u64 = 4;
 const MAX_STEPS: usize = 64;
 
 /// A wire to nowhere, from which each look takes one packet until it is empty.
@@ -97,6 +107,8 @@ fn backends() -> Option<Arc<Backends>> {
     let backends = Backends::default();
     let null = Null::new(Props { size: Size(1 << 20), read_zeroes: true, read_only: false });
     backends.nodes.add("d0".into(), "null-co", Arc::new(null), false).ok()?;
+    let nowhere = Arc::new(chardev::null::Null);
+    backends.chardevs.add("c0".into(), "null", nowhere, false).ok()?;
     let watch = SOCKET.as_ref()?.0.clone();
     let end: Arc<dyn NetQueue> = Arc::new(End { watch, left: 4.into() });
     backends.netdevs.add("n0".into(), "wire", Arc::new(Wire { pairs: vec![end] }), false).ok()?;
@@ -138,8 +150,8 @@ impl Guest {
         let device = device.as_function()?.clone();
         let unit = match adds {
             Some(Adds::Units(bus)) => {
+                let mut args = Args::parse("--device", Some(DEVICES.key), unit(&bus)).ok()?;
                 cx.bus = Some(bus);
-                let mut args = Args::parse("--device", Some(DEVICES.key), UNIT).ok()?;
                 match DEVICES.take_type(&mut args).ok()?.create(&mut args, &cx).ok()?.device {
                     AnyDevice::Unit(unit) => Some(unit),
                     AnyDevice::Function(_) => None,
@@ -150,7 +162,7 @@ impl Guest {
         unit.iter().cloned().try_for_each(Unit::attach).ok()?;
         let slot = root.bus().attach(device.clone(), Some("2")).ok()?;
         let guest = Guest { memory, root, device, unit };
-        for (off, value) in [(0x14, MSIX), (0x20, COMMON as u32), (0x24, 0), (0x04, 6)] {
+        for (off, value) in [(0x10, PORTS), (0x14, MSIX), (0x20, COMMON as u32), (0x24, 0), (0x04, 7)] {
             guest.config(off, value, 4);
         }
         Some((guest, slot))
@@ -210,13 +222,14 @@ fuzz_target!(|data: &[u8]| {
         let (kind, at, value, more) = (input.u8(), input.u16(), input.u32(), input.u8());
         let len = [1, 2, 4, 8][usize::from(more & 3)];
         let value = u64::from(value) << (more >> 4);
-        match kind % 8 {
+        match kind % 9 {
             0 | 1 => guest.write(COMMON + u64::from(at & 0x3fff), value, len),
             2 => guest.memory.read(Space::Mmio, COMMON + u64::from(at & 0x3fff), &mut value.to_le_bytes()[..len]),
             3 => guest.write(u64::from(at), value, len),
             4 => guest.write(COMMON + 0x3000 + 4 * (u64::from(at) % QUEUES), 0, 2),
             5 => guest.config(at & 0xff, value as u32, 4),
             6 => guest.start(wanted ^ value),
+            7 => guest.memory.write(Space::Pio, u64::from(PORTS) + u64::from(at & 0x3f), &value.to_le_bytes()[..len.min(4)]),
             _ => guest.device.reset(),
         }
     }
