@@ -8,6 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::backends::Backends;
 use crate::devices::nvme::NvmeBus;
+use crate::devices::isa::{self, IsaBus};
 use crate::error::Result;
 use crate::irq::Router;
 use crate::memory::Memory;
@@ -184,6 +185,8 @@ pub const SCSI: &str = "SCSI";
 /// See [`PCI`].
 pub const NVME: &str = "nvme-bus";
 /// See [`PCI`].
+pub const ISA: &str = "ISA";
+/// See [`PCI`].
 pub const SERIAL: &str = "virtio-serial-bus";
 
 /// The name of the bus of this kind that the device with this id adds, as QEMU has it.
@@ -201,6 +204,8 @@ pub enum UnitBus {
     Scsi(Arc<ScsiBus>),
     /// Namespaces of an NVMe controller.
     Nvme(Arc<NvmeBus>),
+    /// Ports and interrupts of a PC.
+    Isa(Arc<IsaBus>),
     /// Consoles and ports of a virtio serial device.
     Serial(Arc<SerialBus>),
 }
@@ -211,6 +216,7 @@ impl UnitBus {
         match self {
             UnitBus::Scsi(bus) => bus.name(),
             UnitBus::Nvme(bus) => bus.name(),
+            UnitBus::Isa(_) => isa::NAME,
             UnitBus::Serial(bus) => bus.name(),
         }
     }
@@ -220,6 +226,7 @@ impl UnitBus {
         match self {
             UnitBus::Scsi(bus) => bus.hotplug(),
             UnitBus::Nvme(_) => false,
+            UnitBus::Isa(_) => false,
             UnitBus::Serial(_) => true,
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod disk;
 pub mod i6300esb;
+pub mod isa;
 pub mod ivshmem;
 pub mod nvme;
 pub mod pm;

@@ -78,6 +78,8 @@ use crate::boot::layout::{self, Layout};
 use crate::boot::linux::LinuxImage;
 use crate::boot_trace::{self, phases};
 use crate::cpu::CpuPlan;
+use crate::devices::isa::IsaBus;
+use crate::devices::serial::{COM1_BASE, PORTS};
 use crate::error::{Code, Error, Result, explain_io};
 use crate::event_loop::{EventLoop, Return};
 use crate::host::Host;
@@ -226,6 +228,10 @@ impl Machine {
         }
         let serial = serial.map(|id| backends.chardevs.claim(&id, options::serial::ID)).transpose()?;
         let board = Board::new(&memory, &router, &mut event_loop, &events, serial)?;
+        let isa = IsaBus::new(memory.clone(), router.clone());
+        if board.has_serial() {
+            isa.keep(COM1_BASE, PORTS as u16, options::serial::ID);
+        }
         let told = inbox.clone();
         let parts = Parts {
             memory: memory.clone(),
@@ -233,6 +239,7 @@ impl Machine {
             decode,
             vfio: vfio.clone(),
             backends: backends.clone(),
+            isa,
             tell: Arc::new(move |id, word| told.post(Task::Told(id.clone(), word))),
         };
         let plugged = Plugged::new(&root, parts, &mut places)?;

@@ -8,7 +8,8 @@ use super::beside;
 use super::functions::{self, Function};
 use super::hotplug::no_hotplug;
 use super::types::DEVICES;
-use crate::device::{Cx, PCI, Plug, bus_name};
+use crate::device::{Cx, ISA, PCI, Plug, bus_name};
+use crate::devices::isa;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::object::{Args, Common, PciAddr, PciPlace, Props, TypeInfo, did_you_mean};
@@ -16,10 +17,8 @@ use crate::pci::{Devfn, Slots, choose_address, host_bridge, pcie_pci_bridge};
 
 /// The bus of the board.
 pub const ROOT_BUS: &str = "pcie.0";
-/// The board's own bus: it has a name, so that a device that is put there is told why that cannot be.
-const ISA_BUS: &str = "isa.0";
-/// Its kind.
-const ISA: &str = "ISA";
+/// The board's bus for what has fixed ports.
+const ISA_BUS: &str = isa::NAME;
 /// Bus numbers are bytes.
 const MAX_BUSES: usize = 256;
 
@@ -75,7 +74,10 @@ pub fn plan(devices: &[Args], host: &Host) -> Result<(Places, Vec<Place>)> {
     let bridge = (Devfn::parse(host_bridge::ADDRESS)?, host_bridge::ID.into());
     let functions = BTreeMap::from([bridge]);
     let root = Bus { name: ROOT_BUS.into(), kind: PCI, slots: Slots::Root, owner: ROOT_BUS.into(), functions };
-    let mut places = Places { ids: BTreeSet::from([root.name.clone()]), buses: vec![root], types: BTreeMap::new(), lines: devices.len() };
+    let isa =
+        Bus { name: ISA_BUS.into(), kind: ISA, slots: Slots::One, owner: ISA_BUS.into(), functions: BTreeMap::new() };
+    let ids = BTreeSet::from([root.name.clone(), isa.name.clone()]);
+    let mut places = Places { ids, buses: vec![root, isa], types: BTreeMap::new(), lines: devices.len() };
     let mut all = Vec::new();
     for (index, args) in devices.iter().enumerate() {
         all.extend(places.place(index, functions::expand(args.clone(), host)?)?);
@@ -252,7 +254,6 @@ impl Places {
             None => self.buses.iter().position(|bus| bus.kind == kind).ok_or_else(|| {
                 comes_before(Error::new(Code::BadBus, format!("there is no {kind} bus for {type_name}")))
             }),
-            Some(ISA_BUS) => Err(other_kind(ISA_BUS, ISA)),
             Some(name) => match self.buses.iter().position(|bus| &*bus.name == name) {
                 Some(at) if self.buses[at].kind == kind => Ok(at),
                 Some(at) => Err(other_kind(name, self.buses[at].kind)),
@@ -276,7 +277,7 @@ impl Places {
     }
 
     fn list(&self) -> String {
-        let mut kinds: Vec<&str> = self.buses.iter().map(|bus| bus.kind).collect();
+        let mut kinds: Vec<&str> = self.buses.iter().map(|bus| bus.kind).filter(|kind| *kind != ISA).collect();
         kinds.dedup();
         kinds.sort_unstable();
         kinds.dedup();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::places::Place;
 use crate::backends::Backends;
 use crate::device::{self, Adds, AnyDevice, Cx, Plug, Tell, Unit, UnitBus};
+use crate::devices::isa::IsaBus;
 use crate::error::{Code, Error, Result};
 use crate::event_loop::Token;
 use crate::irq::Router;
@@ -38,6 +39,8 @@ pub struct Parts {
     pub vfio: Arc<Vfio>,
     /// The machine's back ends.
     pub backends: Arc<Backends>,
+    /// The board's bus for what has fixed ports.
+    pub isa: Arc<IsaBus>,
     /// What devices tell the machine by.
     pub tell: Tell,
 }
@@ -142,7 +145,8 @@ impl Plugged {
     /// Plugs the host bridge, then each device in the user's order.
     pub fn new(root: &PciRoot, parts: Parts, places: &mut [Place]) -> Result<Plugged> {
         let buses = vec![root.bus().clone()];
-        let mut plugged = Plugged { parts, buses, unit_buses: Vec::new(), devices: Vec::new() };
+        let unit_buses = vec![UnitBus::Isa(parts.isa.clone())];
+        let mut plugged = Plugged { parts, buses, unit_buses, devices: Vec::new() };
         let bridge = HostBridge::new();
         let slot = root.bus().attach(bridge.clone(), Some(host_bridge::ADDRESS))?;
         let seat = Seat::Pci { slot, function: bridge };
@@ -161,7 +165,7 @@ impl Plugged {
         let none = || Error::new(Code::BadBus, format!("there is no bus `{}`", place.bus));
         let bus = self.buses.iter().find(|bus| bus.name() == &*place.bus).cloned();
         let unit_bus = self.unit_buses.iter().find(|bus| bus.name() == &*place.bus).cloned();
-        let Parts { memory, router, decode, vfio, backends, tell } = &self.parts;
+        let Parts { memory, router, decode, vfio, backends, tell, isa: _ } = &self.parts;
         let cx = Cx {
             id: place.id.clone(),
             on_root_bus: bus.as_ref().is_some_and(|bus| !bus.is_express_port()),

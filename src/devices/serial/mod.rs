@@ -1,11 +1,12 @@
 //! A serial port: the 16550A of [`uart`] between a [`Chardev`] and an interrupt line, at a PC's COM1 by convention or
-//! behind a PCI function ([`pci`]).
+//! behind a PCI function ([`pci`]), or at any ports of the ISA bus ([`isa`]).
 //!
 //! One lock protects the registers, the bytes that wait for the receiver, and the order of the line's levels. It is held
 //! while the line is driven and while a byte goes into the back end's queue; neither blocks or calls back.
 //!
 //! What a guest's access costs: one uncontended lock and, where the interrupt's level changes, one call of the line.
 
+pub mod isa;
 pub mod pci;
 pub mod uart;
 
