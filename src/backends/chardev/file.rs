@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use super::input::Input;
 use super::output::Output;
@@ -59,16 +58,8 @@ struct FileChardev {
 }
 
 impl Chardev for FileChardev {
-    fn write(&self, data: &[u8]) {
-        self.output.write(data);
-    }
-
-    fn ready(&self) -> bool {
-        self.output.ready()
-    }
-
-    fn flush(&self, limit: Duration) -> bool {
-        self.output.flush(limit)
+    fn output(&self) -> Option<&Output> {
+        Some(&self.output)
     }
 
     fn attach(&self, front_end: Weak<dyn FrontEnd>) {
@@ -105,7 +96,7 @@ mod tests {
         chardev.attach(port.weak());
         chardev.write(b"said");
         settle(&mut event_loop);
-        assert!(chardev.flush(Duration::from_secs(60)));
+        assert!(chardev.flush(std::time::Duration::from_secs(60)));
         assert_eq!((port.seen(), std::fs::read(&to).unwrap()), (b"typed".to_vec(), b"said".to_vec()));
     }
 }

@@ -40,6 +40,7 @@ use crate::error::Result;
 use crate::event_loop::LoopHandle;
 use crate::object::{Args, Id, PropValue, Props, Registry, props};
 
+use output::Output;
 pub use ringbuf::Ring;
 
 /// The guest's side of a character back end: a serial port, a console, a monitor. Called on the main thread, but for
@@ -66,17 +67,26 @@ pub trait FrontEnd: Send + Sync {
 
 /// The host's side of a character device. Nothing here may block: the callers are vCPUs.
 pub trait Chardev: Send + Sync {
+    /// What it writes to, if that is one descriptor with a thread of its own: most back ends then need no more.
+    fn output(&self) -> Option<&Output> {
+        None
+    }
+
     /// Takes bytes of the guest's. They may be dropped while it is not ready, or nobody is at the other end.
-    fn write(&self, data: &[u8]);
+    fn write(&self, data: &[u8]) {
+        if let Some(output) = self.output() {
+            output.write(data);
+        }
+    }
 
     /// Whether it can take bytes. After an answer of `false` [`FrontEnd::output_ready`] announces the change.
     fn ready(&self) -> bool {
-        true
+        self.output().is_none_or(Output::ready)
     }
 
     /// Waits until every byte has left, for at most `limit`; says whether that succeeded. For the end of the guest.
-    fn flush(&self, _limit: Duration) -> bool {
-        true
+    fn flush(&self, limit: Duration) -> bool {
+        self.output().is_none_or(|output| output.flush(limit))
     }
 
     /// Gives it its front end, in the place of one that has gone; a mux gets one more. Input flows from now on.

@@ -82,12 +82,8 @@ struct Pty {
 }
 
 impl Chardev for Pty {
-    fn write(&self, data: &[u8]) {
-        self.output.write(data);
-    }
-
-    fn ready(&self) -> bool {
-        self.output.ready()
+    fn output(&self) -> Option<&Output> {
+        Some(&self.output)
     }
 
     /// Whether a program reads cannot be known: what none reads is no loss.

@@ -5,7 +5,6 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -83,16 +82,8 @@ impl Stdio {
 }
 
 impl Chardev for Stdio {
-    fn write(&self, data: &[u8]) {
-        self.output.write(data);
-    }
-
-    fn ready(&self) -> bool {
-        self.output.ready()
-    }
-
-    fn flush(&self, limit: Duration) -> bool {
-        self.output.flush(limit)
+    fn output(&self) -> Option<&Output> {
+        Some(&self.output)
     }
 
     fn attach(&self, front_end: Weak<dyn FrontEnd>) {

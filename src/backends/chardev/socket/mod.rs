@@ -299,16 +299,8 @@ impl Drop for Socket {
 }
 
 impl Chardev for Socket {
-    fn write(&self, data: &[u8]) {
-        self.output.write(data);
-    }
-
-    fn ready(&self) -> bool {
-        self.output.ready()
-    }
-
-    fn flush(&self, limit: Duration) -> bool {
-        self.output.flush(limit)
+    fn output(&self) -> Option<&Output> {
+        Some(&self.output)
     }
 
     fn attach(&self, front_end: Weak<dyn FrontEnd>) {

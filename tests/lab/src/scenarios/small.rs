@@ -14,6 +14,8 @@ use crate::scenario::{Lab, Scenario};
 pub static SCENARIOS: &[Scenario] =
     &[Scenario::new("small-devices", devices).limit(600), Scenario::new("virtio-serial", serial).limit(600)];
 
+/// What the random numbers are made of.
+const ENTROPY: &str = "/tmp/entropy-small";
 /// The guest's memory, and what the balloon leaves of it.
 const MEMORY: u64 = 512 << 20;
 const LESS: u64 = 320 << 20;
@@ -39,6 +41,7 @@ fn resident(guest: &Live, l1: &mut L1) -> Result<u64> {
 }
 
 fn devices(lab: &mut Lab) -> Result<()> {
+    lab.l1.ok(&format!("yes passthru | tr -d '\\n' | head -c 8M > {ENTROPY}"))?;
     lab.l1.ok("head -c 8M /dev/urandom > /tmp/legacy.raw; head -c 8M /dev/urandom > /tmp/both.raw")?;
     let sums = lab.l1.ok("cd /tmp; sha256sum legacy.raw both.raw | cut -d ' ' -f 1")?;
     let guest = Guest::new()
@@ -51,6 +54,11 @@ fn devices(lab: &mut Lab) -> Result<()> {
         .device("virtio-balloon-pci,id=balloon0,addr=6,free-page-reporting=on")
         .device("pvpanic-pci,addr=7")
         .device("i6300esb,id=watchdog0,addr=8")
+        .device("pcie-pci-bridge,id=br0,addr=9")
+        .device(&format!("virtio-rng-pci,bus=br0,addr=3,filename={ENTROPY}"))
+        .option("--chardev file,id=com2,path=/tmp/com2.txt")
+        .device("isa-serial,chardev=com2")
+        .device("pcie-root-port,id=rp1,addr=a")
         .option("--action panic=pause")
         // It would reboot at once.
         .append("panic=60");
@@ -84,6 +92,11 @@ fn devices(lab: &mut Lab) -> Result<()> {
         let part = format!("dd if=/tmp/{file}.raw bs=1M skip=1 count=1 status=none | sha256sum | cut -d ' ' -f 1");
         ensure!(l1.ok(&part)?.trim() == wrote, "{serial}: the file holds other bytes");
     }
+    let com2 = guest.sh(l1, "stty -F /dev/ttyS1 raw && seq 2000 > /dev/ttyS1; sha256sum < /dev/null; seq 2000 | sha256sum")?;
+    let there = l1.ok("i=0; until [ $(wc -l < /tmp/com2.txt) -ge 2000 ] || [ $i -ge 100 ]; do sleep 0.1; i=$((i+1)); done; sha256sum < /tmp/com2.txt")?;
+    ensure!(com2.lines().last() == there.lines().last(), "COM2 said other bytes");
+    behind_bridge(&mut guest, l1)?;
+    pmem(&mut guest, l1)?;
     balloon(&mut guest, l1)?;
 
     // The guest stops feeding its watchdog, and is paused; then it goes on.
@@ -103,6 +116,41 @@ fn devices(lab: &mut Lab) -> Result<()> {
     status(&guest, l1, "guest-panicked")?;
     guest.qmp(l1, "quit", json!({}))?;
     Ok(())
+}
+
+/// A device on a conventional bus is a transitional one there, and works.
+fn behind_bridge(guest: &mut Live, l1: &mut L1) -> Result<()> {
+    let said = guest.sh(
+        l1,
+        "modprobe virtio-rng; cd /sys/bus/pci/devices; D=$(grep -l 0x1005 */device | cut -d / -f 1); echo $D; \
+         readlink $D | grep -c 09.0; head -c 4096 /dev/hwrng | tr -d pashtru | wc -c; cat /sys/class/misc/hw_random/rng_current",
+    )?;
+    let words: Vec<&str> = said.split_whitespace().collect();
+    ensure!(words.len() == 4 && words[0].ends_with(":03.0"), "{said}");
+    ensure!(words[2] == "0" && words[3].starts_with("virtio_rng"), "{said}");
+    Ok(())
+}
+
+/// A file as memory, which comes while the guest runs, and goes: what the guest has flushed is in the file.
+fn pmem(guest: &mut Live, l1: &mut L1) -> Result<()> {
+    l1.ok("head -c 64M /dev/urandom > /tmp/pmem.img")?;
+    let memory = json!({ "qom-type": "memory-backend-file", "id": "m0", "mem-path": "/tmp/pmem.img", "size": 64 << 20, "share": true });
+    guest.qmp(l1, "object-add", memory)?;
+    guest.device_add(l1, json!({ "driver": "virtio-pmem-pci", "id": "pmem0", "memdev": "m0", "bus": "rp1" }))?;
+    let sums = guest.sh(
+        l1,
+        "modprobe virtio_pmem; modprobe nd_pmem; i=0; until [ -b /dev/pmem0 ] || [ $i -ge 200 ]; do sleep 0.1; i=$((i+1)); done; \
+         sha256sum < /dev/pmem0; head -c 4M /dev/urandom > /tmp/w; dd if=/tmp/w of=/dev/pmem0 bs=64k seek=128 conv=fsync 2>/dev/null; \
+         sha256sum < /tmp/w",
+    )?;
+    let ours = l1.ok(
+        "dd if=/tmp/pmem.img bs=1M skip=8 count=4 status=none | sha256sum; sha256sum < /tmp/pmem.img",
+    )?;
+    let (wrote, now) = (ours.lines().next(), ours.lines().nth(1));
+    ensure!(sums.lines().nth(1) == wrote, "the file holds other bytes:\n{sums}\n{ours}");
+    let again = guest.sh(l1, "sha256sum < /dev/pmem0")?;
+    ensure!(again.lines().next() == now, "the guest reads other bytes:\n{again}\n{ours}");
+    guest.device_del(l1, "pmem0")
 }
 
 /// Memory that the guest has used and freed goes back to the host, by report and by balloon, and comes again.
