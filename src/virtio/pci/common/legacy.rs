@@ -17,7 +17,7 @@ const ALWAYS: usize = 8;
 const ALIGN: u64 = 4096;
 /// The features that this interface has room for.
 const FEATURES: u64 = 0xffff_ffff;
-/// The device makes nothing of how a request is cut into buffers (VIRTIO_F_ANY_LAYOUT).
+/// The device makes nothing of how a request is cut into buffers (VIRTIO_F_ANY_LAYOUT). Nobody asks whether the driver knows.
 pub const ANY_LAYOUT: u64 = 1 << 27;
 
 /// The registers.
@@ -90,7 +90,7 @@ impl Common {
     pub fn legacy_set(&mut self, register: Register, value: u64) -> Option<Action> {
         match register {
             // What was not offered is not agreed on: there is no other way to refuse it.
-            Register::Agreed if !self.runs() => self.agreed = value & (self.offered & FEATURES | ANY_LAYOUT),
+            Register::Agreed if !self.runs() => self.agreed = value & self.offered & FEATURES,
             Register::QueueAddress => return self.place(value as u32),
             Register::Status => return self.legacy_status(Status::from_bits_retain(value as u8)),
             // The size is the device's.

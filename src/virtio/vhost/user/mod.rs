@@ -37,6 +37,8 @@ use crate::virtio::{Activation, VirtioDevice, VirtioInfo, feature, read_bytes};
 
 /// How long the daemon is waited for when the device is made.
 const FIRST_LIMIT: Duration = Duration::from_secs(30);
+/// Types of device that have a legacy interface: block and SCSI.
+const TRANSITIONAL: [u16; 2] = [2, 8];
 /// Features of transport and rings (virtio 6), which are not the device's.
 const RESERVED: u64 = ((1 << 50) - 1) & !((1 << 24) - 1);
 
@@ -272,6 +274,11 @@ impl VirtioDevice for VhostUser {
             queues: shape.queues,
             queue_size: shape.queue_size,
         }
+    }
+
+    /// As in QEMU, disks and SCSI adapters alone are transitional.
+    fn modern_only(&self) -> bool {
+        !TRANSITIONAL.contains(&self.shared.shape.device_type)
     }
 
     fn ring_features(&self) -> u64 {
