@@ -56,9 +56,16 @@ impl IsaBus {
     ///
     /// # Errors
     /// [`Code::BadBus`]: they are another's, or none of the bus.
-    pub fn attach(self: &Arc<Self>, holder: &str, first: u16, len: u16, device: Arc<dyn IoHandler>) -> Result<IsaPorts> {
+    pub fn attach(
+        self: &Arc<Self>,
+        holder: &str,
+        first: u16,
+        len: u16,
+        device: Arc<dyn IoHandler>,
+    ) -> Result<IsaPorts> {
         let refuse = |cause: String| Err(Error::new(Code::BadBus, cause));
-        let Some(ports) = first.checked_add(len).map(|end| first..end).filter(|it| PORTS.start <= it.start && it.end <= PORTS.end)
+        let Some(ports) =
+            first.checked_add(len).map(|end| first..end).filter(|it| PORTS.start <= it.start && it.end <= PORTS.end)
         else {
             return refuse(format!("{NAME} has no ports {first:#x} to {:#x}", u32::from(first) + u32::from(len) - 1));
         };

@@ -358,7 +358,9 @@ pub fn choose_address(bus: &str, slots: Slots, taken: &BTreeMap<Devfn, &str>, wa
         Err(list.fold(Error::new(Code::BadBus, cause), Error::evidence))
     };
     match wanted {
-        Some(devfn) if slots == Slots::One && devfn.slot() != 0 => refuse(format!("bus {bus} has slot 0 only, not {devfn}")),
+        Some(devfn) if slots == Slots::One && devfn.slot() != 0 => {
+            refuse(format!("bus {bus} has slot 0 only, not {devfn}"))
+        }
         Some(devfn) => match holder(devfn) {
             Some(id) => refuse(format!("address {devfn} of bus {bus} is taken by {id}")),
             None => Ok(devfn),

@@ -7,7 +7,9 @@
 use std::sync::Arc;
 
 use super::decode::Decode;
-use super::regs::{CAP_EXPRESS, CAP_POWER, DEVICE, INTERRUPT_PIN, POWER_CONTROL, POWER_NO_SOFT_RESET, POWER_STATE, VENDOR};
+use super::regs::{
+    CAP_EXPRESS, CAP_POWER, DEVICE, INTERRUPT_PIN, POWER_CONTROL, POWER_NO_SOFT_RESET, POWER_STATE, VENDOR,
+};
 use super::root_port::bridge_header;
 use super::{ConfigSpace, PciBus, PciCore, PciFunction};
 use crate::device::{Adds, AnyDevice, Cx, Device, PCI, Plug};

@@ -37,8 +37,8 @@ pub use queue::{Given, Served, VirtQueue};
 pub use worker::{Serve, Source, Worker, name as worker_name};
 
 use crate::error::Result;
-use crate::memory::HostSlice;
 pub use crate::memory::Buffers;
+use crate::memory::HostSlice;
 
 /// Feature bits that belong to the transport and the rings (virtio 6); the bits below 24 and from 50 on are the device's.
 pub mod feature {

@@ -60,8 +60,11 @@ impl Create<Plug, Cx> for PmemType {
     fn create(props: PmemProps, cx: &Cx) -> Result<Plug> {
         let memory = cx.backends.memories.claim(props.memdev.as_str(), &cx.id)?;
         if memory.file().is_none() {
-            return Err(Error::new(Code::BadProperty, format!("what is written to `{}` is kept nowhere", memory.name()))
-                .fix(format!("write --object memory-backend-file,id={},share=on,mem-path=FILE,size=SIZE", memory.name())));
+            return Err(Error::new(
+                Code::BadProperty,
+                format!("what is written to `{}` is kept nowhere", memory.name()),
+            )
+            .fix(format!("write --object memory-backend-file,id={},share=on,mem-path=FILE,size=SIZE", memory.name())));
         }
         pci::plug(Pmem::new(cx.id.clone(), memory), &props.pci(), cx)
     }

@@ -169,7 +169,8 @@ impl VirtioDevice for Balloon {
     }
 
     fn facts(&self) -> Vec<(&'static str, String)> {
-        let pages = |count: &AtomicU32| format!("{} KiB", u64::from(count.load(Ordering::Acquire)) * (pages::PAGE >> 10));
+        let pages =
+            |count: &AtomicU32| format!("{} KiB", u64::from(count.load(Ordering::Acquire)) * (pages::PAGE >> 10));
         let mut facts = vec![("balloon", pages(&self.shared.actual)), ("target", pages(&self.shared.target))];
         facts.extend(self.shared.stats.lock().described());
         facts

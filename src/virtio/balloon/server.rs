@@ -79,7 +79,8 @@ impl Server {
             if len == 0 {
                 return Served::Done(0);
             }
-            let pages = chunk[..len].chunks_exact(4).map(|page| u32::from_le_bytes([page[0], page[1], page[2], page[3]]));
+            let pages =
+                chunk[..len].chunks_exact(4).map(|page| u32::from_le_bytes([page[0], page[1], page[2], page[3]]));
             ranges(pages).iter().for_each(|range| discard(&view, range));
         }
     }

@@ -3,8 +3,8 @@ use std::sync::atomic::Ordering;
 use super::port::{Options, Port};
 use super::*;
 use crate::backends::Backends;
-use crate::backends::chardev::testing::Recorder;
 use crate::backends::chardev::FrontEnd;
+use crate::backends::chardev::testing::Recorder;
 use crate::device::{Unit, Word};
 use crate::virtio::pci::PciOptions;
 use crate::virtio::testing::{CONFIG, Driver};
@@ -40,8 +40,7 @@ impl Bench {
         let chardev = self.backends.chardevs.claim(id, id).unwrap();
         let words = self.words.clone();
         let options = Options { id: id.into(), number: None, name: name.map(str::to_owned), console };
-        let port =
-            Port::new(options, self.bus.clone(), Arc::new(move |_, word| words.lock().push(word)), chardev);
+        let port = Port::new(options, self.bus.clone(), Arc::new(move |_, word| words.lock().push(word)), chardev);
         port.clone().attach().unwrap();
         (port, recorder)
     }
@@ -111,7 +110,10 @@ fn bytes_go_both_ways() {
     bench.driver.used(PORT_TX);
     bench.send(CONSOLE_TX, b"login: ");
     bench.driver.used(CONSOLE_TX);
-    assert_eq!((recorder.bytes.lock().clone(), screen.bytes.lock().clone()), (b"from the guest".to_vec(), b"login: ".to_vec()));
+    assert_eq!(
+        (recorder.bytes.lock().clone(), screen.bytes.lock().clone()),
+        (b"from the guest".to_vec(), b"login: ".to_vec())
+    );
     // Nobody has opened the port: its input waits on the host.
     assert_eq!((port.room(), console.room() > 0), (0, true));
     bench.say(1, 6, 1);

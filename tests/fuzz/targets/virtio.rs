@@ -229,7 +229,11 @@ fuzz_target!(|data: &[u8]| {
             4 => guest.write(COMMON + 0x3000 + 4 * (u64::from(at) % QUEUES), 0, 2),
             5 => guest.config(at & 0xff, value as u32, 4),
             6 => guest.start(wanted ^ value),
-            7 => guest.memory.write(Space::Pio, u64::from(PORTS) + u64::from(at & 0x3f), &value.to_le_bytes()[..len.min(4)]),
+            7 => guest.memory.write(
+                Space::Pio,
+                u64::from(PORTS) + u64::from(at & 0x3f),
+                &value.to_le_bytes()[..len.min(4)],
+            ),
             _ => guest.device.reset(),
         }
     }
