@@ -218,7 +218,9 @@ impl Places {
         let bus = self.buses.get(at).map(|bus| bus.name.clone()).unwrap_or_default();
         let mut adds: Arc<str> = "".into();
         if let Some(kind) = of_type.adds_bus() {
-            if self.buses.len() >= MAX_BUSES {
+            // The others have no number.
+            let numbered = self.buses.iter().filter(|bus| bus.kind == PCI).count();
+            if kind == PCI && numbered >= MAX_BUSES {
                 return Err(written(Error::new(Code::BadBus, format!("there cannot be more than {MAX_BUSES} buses"))));
             }
             let unnamed = (0..).map(|count| format!("{}.{count}", kind.to_lowercase()));

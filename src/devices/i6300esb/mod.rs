@@ -1,7 +1,8 @@
 //! `i6300esb`: the watchdog of Intel's 6300ESB, which Linux and others have a driver for. A guest that does not write to it
 //! in time is reset, or what else `--action watchdog=` says.
 //!
-//! The registers' lock is held while a deadline changes, and while nothing else is called; the watchdog's thread only waits.
+//! The watchdog's lock is held while a deadline and the register that shows it change, so it comes before the core's; its
+//! thread only waits.
 
 mod timer;
 
@@ -49,6 +50,7 @@ impl Create<Plug, Cx> for WatchdogType {
 /// What registers and thread share.
 struct Shared {
     id: Arc<str>,
+    core: Arc<PciCore>,
     tell: Tell,
     state: Mutex<State>,
     /// Wakes the thread: the deadline has changed.
@@ -66,6 +68,12 @@ impl Shared {
     fn with(&self, act: impl FnOnce(&mut Timer) -> Outcome) {
         let mut state = self.state.lock();
         let outcome = act(&mut state.timer);
+        let lock = state.timer.lock();
+        self.core.with(|config| {
+            if config.u8(LOCK) != lock {
+                config.set_u8(LOCK, lock);
+            }
+        });
         match outcome {
             Outcome::Nothing => return,
             Outcome::Start(length) => state.deadline = Some(after(length)),
@@ -119,7 +127,6 @@ impl IoHandler for Registers {
 /// The function.
 struct Watchdog {
     id: Arc<str>,
-    core: PciCore,
     shared: Arc<Shared>,
     /// Until it is unplugged.
     thread: Mutex<Option<Worker>>,
@@ -138,15 +145,10 @@ impl Watchdog {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|error| Error::system("make an eventfd", &error.into()))?;
         let wake = Arc::new(wake);
-        let shared = Arc::new(Shared { id: id.clone(), tell, state: Mutex::default(), wake: wake.clone() });
+        let core = Arc::new(PciCore::new(id.clone(), config, None, None));
+        let shared = Arc::new(Shared { id: id.clone(), core, tell, state: Mutex::default(), wake: wake.clone() });
         let thread = Worker::start(&id, vec![Source::Event(wake)], Clock(shared.clone()))?;
-        let core = PciCore::new(id.clone(), config, None, None);
-        Ok(Watchdog { id, core, shared, thread: Mutex::new(Some(thread)) })
-    }
-
-    fn show_lock(&self) {
-        let lock = self.shared.state.lock().timer.lock();
-        self.core.with(|config| config.set_u8(LOCK, lock));
+        Ok(Watchdog { id, shared, thread: Mutex::new(Some(thread)) })
     }
 }
 
@@ -156,12 +158,11 @@ impl Device for Watchdog {
     }
 
     fn reset(&self) {
-        self.core.reset();
+        self.shared.core.reset();
         self.shared.with(|timer| {
             timer.reset();
             Outcome::Stop
         });
-        self.show_lock();
     }
 
     /// While the guest stood still, its watchdog did not: it has its whole time again.
@@ -177,7 +178,7 @@ impl Device for Watchdog {
 
 impl PciFunction for Watchdog {
     fn core(&self) -> &PciCore {
-        &self.core
+        &self.shared.core
     }
 
     fn bar(&self, index: usize) -> Option<BarContent> {
@@ -191,11 +192,11 @@ impl PciFunction for Watchdog {
     }
 
     fn config_write(&self, off: u16, data: &[u8]) -> Changes {
-        let what = self.core.write(off, data);
+        let what = self.core().write(off, data);
         // Accesses stay inside a dword, and these two are in dwords of their own.
         match off {
             CONFIG..0x62 => {
-                let value = self.core.with(|config| config.u16(CONFIG));
+                let value = self.core().with(|config| config.u16(CONFIG));
                 self.shared.with(|timer| {
                     timer.set_config(value);
                     Outcome::Nothing
@@ -205,7 +206,6 @@ impl PciFunction for Watchdog {
                 if let Some(value) = data.first() {
                     self.shared.with(|timer| timer.set_lock(*value));
                 }
-                self.show_lock();
             }
             _ => {}
         }
@@ -213,7 +213,7 @@ impl PciFunction for Watchdog {
     }
 
     fn show_page(&self, page: &HostSlice) -> bool {
-        self.core.with(|config| config.mirror(Some(page.clone())));
+        self.core().with(|config| config.mirror(Some(page.clone())));
         true
     }
 }
