@@ -7,8 +7,8 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::backends::Backends;
-use crate::devices::nvme::NvmeBus;
 use crate::devices::isa::{self, IsaBus};
+use crate::devices::nvme::NvmeBus;
 use crate::error::Result;
 use crate::irq::Router;
 use crate::memory::Memory;
@@ -225,8 +225,7 @@ impl UnitBus {
     pub fn hotplug(&self) -> bool {
         match self {
             UnitBus::Scsi(bus) => bus.hotplug(),
-            UnitBus::Nvme(_) => false,
-            UnitBus::Isa(_) => false,
+            UnitBus::Nvme(_) | UnitBus::Isa(_) => false,
             UnitBus::Serial(_) => true,
         }
     }
