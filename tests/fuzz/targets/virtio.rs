@@ -36,6 +36,8 @@ const LINES: [&str; 6] = [
 fn unit(bus: &UnitBus) -> &'static str {
     match bus {
         UnitBus::Scsi(_) => "scsi-hd,drive=d0,serial=x",
+        UnitBus::Nvme(_) => "nvme-ns,drive=d0",
+        UnitBus::Isa(_) => "isa-serial,chardev=c0",
         UnitBus::Serial(_) => "virtconsole,chardev=c0,name=x",
     }
 }
