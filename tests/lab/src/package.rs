@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 
@@ -10,6 +11,17 @@ use crate::setup::{self, progress};
 
 /// The tools that make packages, at the versions that the metadata was written for.
 const TOOLS: [&str; 2] = ["cargo-deb@3.8.0", "cargo-generate-rpm@0.21.1"];
+
+/// The Debian package for the scenarios of a run, made when the first of them wants it.
+pub fn debian_for_scenarios() -> Result<PathBuf> {
+    /// Held while it is made: scenarios run side by side.
+    static MADE: Mutex<Option<PathBuf>> = Mutex::new(None);
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    if made.is_none() {
+        *made = run("lab")?.into_iter().next();
+    }
+    made.clone().context("no package was made")
+}
 
 /// Makes both packages of a passthru that is built with `profile`; returns the files.
 pub fn run(profile: &str) -> Result<Vec<PathBuf>> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::l1::live::Live;
 use crate::l1::{Ended, Guest, L1, l2_scripts as l2};
@@ -53,11 +53,9 @@ pub fn settled(l1: &mut L1) -> Result<()> {
     Ok(())
 }
 
-/// Makes the Debian package, and puts it into L1 as `/share/passthru.deb`.
+/// Puts the Debian package into L1 as `/share/passthru.deb`.
 pub fn provide_package(l1: &L1) -> Result<()> {
-    let made = package::run("lab")?;
-    let deb = made.first().context("no package was made")?;
-    std::fs::copy(deb, l1.folder().join("share/passthru.deb"))?;
+    std::fs::copy(package::debian_for_scenarios()?, l1.folder().join("share/passthru.deb"))?;
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::{LAN, UNIT, WAN, kept, steps, systemctl};
+use super::{LAN, UNIT, WAN, kept, plugged_anew, steps, systemctl};
 use crate::l1::L1;
 
 /// The package's hook with the functions of initramfs-tools, into a tree of its own; then its script in that tree, on this
@@ -41,9 +41,9 @@ pub fn initramfs(l1: &mut L1) -> Result<()> {
 
 /// `start =`: the guest is started when its device is plugged in.
 pub fn plugged(l1: &mut L1) -> Result<()> {
-    l1.ok("sed -i 's/^address = .*/&\nstart = \"router\"/' /etc/passthru/devices.d/cards.toml")?;
+    l1.ok("sed -i 's/^address = .*/&\\nstart = \"router\"/' /etc/passthru/devices.d/cards.toml")?;
     l1.fails(&format!("systemctl is-active -q {UNIT}"), 3)?;
-    l1.ok(&format!("echo 1 > /sys/bus/pci/devices/0000:{WAN}/remove; echo 1 > /sys/bus/pci/rescan; udevadm settle"))?;
+    plugged_anew(l1, &[WAN])?;
     let ended =
         l1.sh_within(&format!("until systemctl is-active -q {UNIT}; do sleep 0.5; done"), Duration::from_secs(60))?;
     ensure!(ended.code == 0, "it has not started");
