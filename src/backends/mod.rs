@@ -2,11 +2,13 @@
 
 pub mod block;
 pub mod chardev;
+pub mod entropy;
 pub mod memory;
 pub mod net;
 pub mod table;
 pub mod unix_listener;
 
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -28,6 +30,8 @@ pub struct Backends {
     pub nodes: Arc<Table<dyn BlockNode>>,
     /// Limits that nodes share: `--object throttle-group`.
     pub throttles: Arc<Table<throttle::Group>>,
+    /// Sources of random numbers: `--object rng-*`.
+    pub entropies: Arc<Table<File>>,
     /// Memory that devices show: `--object memory-backend-*`.
     pub memories: Arc<Table<HostMem>>,
     /// Those of `--netdev`.
@@ -50,6 +54,7 @@ impl Default for Backends {
             chardevs: Table::new(Kind::Chardev),
             nodes: Table::new(Kind::Node),
             throttles: Table::new(Kind::Object),
+            entropies: Table::new(Kind::Object),
             memories: Table::new(Kind::Object),
             netdevs: Table::new(Kind::Netdev),
             macs: AtomicU8::new(0),

@@ -175,6 +175,7 @@ mod tests {
             actions: options::action::parse(parsed("--action", "panic", "")).unwrap(),
             shutdown_timeout: None,
             boot_trace: None,
+            pid_file: None,
             single_gpu: false,
             verbose: false,
             name: None,

@@ -36,6 +36,7 @@ mod functions;
 mod hotplug;
 mod inbox;
 pub mod options;
+mod pid_file;
 mod pinning;
 mod placement;
 mod places;
@@ -64,6 +65,7 @@ use hotplug::{Plugs, Unplugs};
 use inbox::{Inbox, Task};
 use options::action::{Actions, OnPanic};
 use options::{HugePages, MemoryOptions, RunOptions};
+use pid_file::PidFile;
 use placement::Stay;
 use places::Places;
 use plug::{Parts, Plugged};
@@ -105,6 +107,7 @@ pub fn run(options: RunOptions, host: &Host) -> Result<()> {
         Some(path) => boot_trace::to_file(path)?,
         None => boot_trace::off(),
     }
+    let _pid_file = options.pid_file.as_deref().map(PidFile::write).transpose()?;
     Machine::new(options, host).and_then(|mut machine| machine.run()).inspect_err(service::failed)
 }
 

@@ -3,6 +3,7 @@
 use super::back_ends::ObjectCommon;
 use crate::backends::block::{BLOCKDEVS, throttle};
 use crate::backends::chardev::CHARDEVS;
+use crate::backends::entropy;
 use crate::backends::memory::{self, MemoryRef};
 use crate::backends::net::NETDEVS;
 use crate::device::{Cx, ObjectCx, PCI, Plug};
@@ -60,7 +61,15 @@ pub static OBJECTS: Registry<(), ObjectCx> = Registry {
     key: "qom-type",
     common: ObjectCommon::TABLE,
     on_bus: &[],
-    types: &[&vfio::object::TYPE, &memory::RAM, &memory::FILE, &memory::MEMFD, &throttle::GROUP],
+    types: &[
+        &vfio::object::TYPE,
+        &memory::RAM,
+        &memory::FILE,
+        &memory::MEMFD,
+        &throttle::GROUP,
+        &entropy::RANDOM,
+        &entropy::BUILTIN,
+    ],
 };
 
 /// The types that the option of a kind of back end or object chooses from.

@@ -10,6 +10,8 @@ use parking_lot::Mutex;
 
 use super::pci::{self, virtio_props};
 use super::{Activation, Serve, Served, Source, VirtQueue, VirtioDevice, VirtioInfo, Worker};
+use crate::backends::entropy::{self, EntropyRef};
+use crate::backends::table::Claim;
 use crate::device::{Cx, Plug};
 use crate::error::{Code, Error, Result, explain_io};
 use crate::guest_error;
@@ -33,7 +35,9 @@ virtio_props! {
     /// Random numbers of the host for the guest.
     struct RngProps {
         /// Device or file that they are read from
-        filename: PathBuf = "/dev/urandom",
+        filename: Option<PathBuf>,
+        /// The object that they are read from; by default the host's /dev/urandom is
+        rng: Option<EntropyRef>,
         /// Bytes that the guest gets in each period at most; by default as many as it asks for
         #[name = "max-bytes"]
         max_bytes: Option<Int<1, { i64::MAX as u64 }>>,
@@ -51,12 +55,25 @@ impl Create<Plug, Cx> for RngType {
     type Props = RngProps;
 
     fn check(props: &RngProps) -> Result<()> {
+        if props.rng.is_some() && props.filename.is_some() {
+            return Err(Error::new(Code::BadProperty, "rng= and filename= contradict each other"));
+        }
         props.pci().check()
     }
 
     fn create(props: RngProps, cx: &Cx) -> Result<Plug> {
         let period = Duration::from_millis(props.period.get());
-        let rng = Rng::open(cx.id.clone(), &props.filename, props.max_bytes.map(Int::get), period)?;
+        let quota = Quota::new(props.max_bytes.map(Int::get), period);
+        let rng = match &props.rng {
+            Some(rng) => {
+                let claim = cx.backends.entropies.claim(rng.as_str(), &cx.id)?;
+                Rng::new(cx.id.clone(), claim.back().clone(), quota, Some(claim))
+            }
+            None => {
+                let source = entropy::open(props.filename.as_deref().unwrap_or(Path::new(entropy::KERNEL)))?;
+                Rng::new(cx.id.clone(), Arc::new(source), quota, None)
+            }
+        };
         pci::plug(rng, &props.pci(), cx)
     }
 }
@@ -67,16 +84,13 @@ pub struct Rng {
     source: Arc<File>,
     quota: Option<Quota>,
     worker: Mutex<Option<Worker>>,
+    /// After the worker, which reads from it.
+    _claim: Option<Claim<File>>,
 }
 
 impl Rng {
-    fn open(id: Arc<str>, source: &Path, max_bytes: Option<u64>, period: Duration) -> Result<Arc<Rng>> {
-        let source = File::open(source).map_err(|error| {
-            Error::new(Code::FileUnusable, format!("`{}` cannot be read", source.display()))
-                .evidence(explain_io(&error))
-        })?;
-        let quota = max_bytes.map(|max| Quota { max, left: max, period, end: None });
-        Ok(Arc::new(Rng { id, source: Arc::new(source), quota, worker: Mutex::new(None) }))
+    fn new(id: Arc<str>, source: Arc<File>, quota: Option<Quota>, claim: Option<Claim<File>>) -> Arc<Rng> {
+        Arc::new(Rng { id, source, quota, worker: Mutex::new(None), _claim: claim })
     }
 }
 
@@ -118,6 +132,10 @@ struct Quota {
 }
 
 impl Quota {
+    fn new(max: Option<u64>, period: Duration) -> Option<Quota> {
+        max.map(|max| Quota { max, left: max, period, end: None })
+    }
+
     /// A period that is over is followed by one that begins when something is given.
     fn refresh(&mut self, now: Instant) {
         if self.end.is_some_and(|end| end <= now) {

@@ -21,6 +21,7 @@ const ROWS: &[Row] = &[
     Row { name: "nodefaults", value: None, fact: "Guests have no devices but those of --device" },
     Row { name: "nographic", value: None, fact: "Guests have no emulated display" },
     Row { name: "parallel", value: Some("none"), fact: "Guests have no parallel port" },
+    Row { name: "rtc", value: Some("base=utc"), fact: "The guest's clock has UTC" },
     Row { name: "vga", value: Some("none"), fact: "Guests have no emulated graphics card" },
 ];
 

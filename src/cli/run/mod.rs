@@ -104,6 +104,9 @@ pub struct RunArgs {
     /// Writes what the start spends its time on to this file, as JSON
     #[arg(long, value_name = "FILE")]
     boot_trace: Option<PathBuf>,
+    /// Writes the process's number to this file while it runs
+    #[arg(long, value_name = "FILE")]
+    pidfile: Option<PathBuf>,
     /// For `passthru bind --vm`, which takes the devices before: single-gpu stops the desktop that is on the card
     #[arg(long, value_name = "PROFILE")]
     profile: Option<Profile>,
@@ -296,6 +299,7 @@ impl Given {
             actions: action::parse(self.action)?,
             shutdown_timeout: args.shutdown_timeout.map(|seconds| Duration::from_secs(u64::from(seconds))),
             boot_trace: args.boot_trace,
+            pid_file: args.pidfile,
             single_gpu: args.profile == Some(Profile::SingleGpu),
             verbose: args.verbose,
             name: name(self.name)?,

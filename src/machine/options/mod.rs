@@ -59,6 +59,8 @@ pub struct RunOptions {
     pub shutdown_timeout: Option<Duration>,
     /// Where the phases of the start are written.
     pub boot_trace: Option<PathBuf>,
+    /// Holds the process's number while it runs.
+    pub pid_file: Option<PathBuf>,
     /// Whether its devices are taken from the host's desktop (`bind --vm`).
     pub single_gpu: bool,
     /// Says on standard error what was chosen, and why.

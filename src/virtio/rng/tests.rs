@@ -11,7 +11,8 @@ fn file(content: &[u8]) -> tempfile::NamedTempFile {
 }
 
 fn driver(content: &[u8], max_bytes: Option<u64>, period: Duration) -> Driver {
-    let rng = Rng::open("rng0".into(), file(content).path(), max_bytes, period).unwrap();
+    let source = Arc::new(entropy::open(file(content).path()).unwrap());
+    let rng = Rng::new("rng0".into(), source, Quota::new(max_bytes, period), None);
     let mut driver = Driver::new(rng, &PciOptions::default());
     driver.start(0);
     driver
@@ -38,7 +39,7 @@ fn a_huge_request_gets_a_part() {
 
 #[test]
 fn a_source_that_is_not_there_is_an_error() {
-    let error = Rng::open("r".into(), Path::new("/nonexistent/random"), None, Duration::ZERO).err().unwrap();
+    let error = entropy::open(Path::new("/nonexistent/random")).err().unwrap();
     assert_eq!(error.code(), Code::FileUnusable);
 }
 
