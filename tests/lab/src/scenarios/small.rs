@@ -93,7 +93,7 @@ fn devices(lab: &mut Lab) -> Result<()> {
         ensure!(l1.ok(&part)?.trim() == wrote, "{serial}: the file holds other bytes");
     }
     let com2 =
-        guest.sh(l1, "stty -F /dev/ttyS1 raw && seq 2000 > /dev/ttyS1; sha256sum < /dev/null; seq 2000 | sha256sum")?;
+        guest.sh(l1, "exec 7<>/dev/ttyS1; stty -F /dev/ttyS1 raw; seq 2000 >&7; exec 7>&-; sha256sum < /dev/null; seq 2000 | sha256sum")?;
     let there = l1.ok("i=0; until [ $(wc -l < /tmp/com2.txt) -ge 2000 ] || [ $i -ge 100 ]; do sleep 0.1; i=$((i+1)); done; sha256sum < /tmp/com2.txt")?;
     ensure!(com2.lines().last() == there.lines().last(), "COM2 said other bytes");
     behind_bridge(&mut guest, l1)?;
@@ -215,7 +215,7 @@ fn serial(lab: &mut Lab) -> Result<()> {
     ensure!(opened["id"] == "first" && opened["open"] == true, "{opened}");
 
     // A console, to which a person at the other end types.
-    guest.sh(l1, "(stty -F /dev/hvc0 raw -echo; exec 8<>/dev/hvc0; head -c 5 <&8 > /tmp/typed; seq 20000 >&8; sleep 5) > /dev/null 2>&1 & sleep 1")?;
+    guest.sh(l1, "(exec 8<>/dev/hvc0; stty -F /dev/hvc0 raw -echo; head -c 5 <&8 > /tmp/typed; seq 20000 >&8; sleep 5) > /dev/null 2>&1 & sleep 1")?;
     let said = l1
         .ok("(sleep 1; printf hello; sleep 4) | timeout 60 socat - UNIX-CONNECT:/tmp/hvc.sock > /tmp/hvc.txt; \
          tr -d '\\r' < /tmp/hvc.txt | tail -n 1; wc -l < /tmp/hvc.txt")?;
