@@ -18,7 +18,7 @@ use crate::backends::{BackendCx, Backends};
 use crate::device::ObjectCx;
 use crate::error::Result;
 use crate::event_loop::LoopHandle;
-use crate::object::{Args, Id, Kind, PropValue, Refers, props};
+use crate::object::{Args, Id, Kind, PropValue, Props, Refers, props};
 use crate::vfio::Vfio;
 
 props! {
@@ -219,23 +219,29 @@ impl Makes<'_> {
     }
 
     fn node(&self, planned: Planned<Arc<dyn BlockNode>, BackendCx>) -> Result<()> {
-        self.make(planned, &self.backends.nodes, |node| node.info().read_only)
+        let line = planned.line.clone();
+        let common = block::Common::parse(&mut line.clone())?;
+        self.make(planned, &self.backends.nodes, |node| {
+            let node = block::detect_zeroes::wrap(node, common.detect_zeroes);
+            let node = node.map_err(|error| error.evidence(line.written()))?;
+            let shared = node.info().read_only;
+            Ok((node, shared))
+        })
     }
 
     fn netdev(&self, planned: Planned<Arc<dyn Netdev>, BackendCx>) -> Result<()> {
-        self.make(planned, &self.backends.netdevs, |_| false)
+        self.make(planned, &self.backends.netdevs, |netdev| Ok((netdev, false)))
     }
 
-    /// Makes a back end and puts it into its table; `shared` says whether it may have several users.
+    /// Makes a back end and puts it into its table, as `finish` leaves it and says whether it may have several users.
     fn make<T: ?Sized>(
         &self,
         Planned { of_type, mut args, name, .. }: Planned<Arc<T>, BackendCx>,
         table: &Table<T>,
-        shared: impl Fn(&T) -> bool,
+        finish: impl FnOnce(Arc<T>) -> Result<(Arc<T>, bool)>,
     ) -> Result<()> {
         let cx = BackendCx { name: name.clone(), event_loop: self.event_loop.clone(), backends: self.backends.clone() };
-        let made = of_type.create(&mut args, &cx)?;
-        let shared = shared(&made);
+        let (made, shared) = finish(of_type.create(&mut args, &cx)?)?;
         table.add(name, of_type.name(), made, shared)
     }
 }

@@ -7,7 +7,7 @@ use super::BlockNode;
 use super::host::{HostFile, Kind, Options};
 use super::types::made;
 use crate::backends::BackendCx;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::object::{Create, OnOffAuto, TypeInfo, prop_enum, props};
 
 prop_enum! {
@@ -15,6 +15,9 @@ prop_enum! {
     pub enum Aio {
         /// By the device's own threads.
         Threads = "threads",
+        /// QEMU's others, which there are not.
+        Native = "native",
+        IoUring = "io_uring",
     }
 }
 
@@ -28,65 +31,70 @@ prop_enum! {
     }
 }
 
-props! {
+/// Declares what a file or a disk of the host has, and makes the options to open one of it.
+macro_rules! host_props {
+    ($(#[doc = $summary:literal])+ $vis:vis struct $Name:ident { #[doc = $name:literal] filename }) => {
+        props! {
+            $(#[doc = $summary])+
+            $vis struct $Name {
+                #[doc = $name]
+                filename: PathBuf,
+                /// Refuse writes
+                read_only: bool = "off",
+                /// Go past the host's page cache (O_DIRECT)
+                #[name = "cache.direct"]
+                direct: bool = "off",
+                /// How requests get to the host: by the threads of the devices; there is no other way
+                aio: Aio = "threads",
+                /// Lock it against other programs that write it, as QEMU does; auto: where that is possible
+                locking: OnOffAuto = "auto",
+                /// Whether what the guest discards is given back to the host
+                discard: Discard = "ignore",
+            }
+        }
+
+        impl $Name {
+            fn check(&self) -> Result<()> {
+                check_aio(self.aio)
+            }
+
+            fn options(self) -> Options {
+                Options {
+                    path: self.filename,
+                    read_only: self.read_only,
+                    direct: self.direct,
+                    locking: forced(self.locking),
+                    unmap: self.discard == Discard::Unmap,
+                }
+            }
+        }
+    };
+}
+
+host_props! {
     /// A regular file of the host.
     pub struct FileProps {
         /// Its name
-        filename: PathBuf,
-        /// Refuse writes
-        read_only: bool = "off",
-        /// Go past the host's page cache (O_DIRECT)
-        #[name = "cache.direct"]
-        direct: bool = "off",
-        /// How requests get to the host
-        aio: Aio = "threads",
-        /// Lock the file against other programs that write it, as QEMU does; auto: where the file system can
-        locking: OnOffAuto = "auto",
-        /// Whether what the guest discards is given back to the host
-        discard: Discard = "ignore",
+        filename
     }
 }
 
-props! {
+host_props! {
     /// A disk or partition of the host, which nothing else may use meanwhile.
     pub struct DeviceProps {
         /// Its node: /dev/disk/by-id/NAME
-        filename: PathBuf,
-        /// Refuse writes
-        read_only: bool = "off",
-        /// Go past the host's page cache (O_DIRECT)
-        #[name = "cache.direct"]
-        direct: bool = "off",
-        /// How requests get to the host
-        aio: Aio = "threads",
-        /// Lock the disk against other programs that write it, as QEMU does; auto: where it can be
-        locking: OnOffAuto = "auto",
-        /// Whether what the guest discards is given back to the disk
-        discard: Discard = "ignore",
+        filename
     }
 }
 
-impl From<FileProps> for Options {
-    fn from(props: FileProps) -> Options {
-        Options {
-            path: props.filename,
-            read_only: props.read_only,
-            direct: props.direct,
-            locking: forced(props.locking),
-            unmap: props.discard == Discard::Unmap,
-        }
-    }
-}
-
-impl From<DeviceProps> for Options {
-    fn from(props: DeviceProps) -> Options {
-        Options {
-            path: props.filename,
-            read_only: props.read_only,
-            direct: props.direct,
-            locking: forced(props.locking),
-            unmap: props.discard == Discard::Unmap,
-        }
+/// Requests are done by the thread that serves the queue they come from: the kernel's own queues need memory that is handed
+/// over to it by address, and code for that which is not checked by the compiler.
+fn check_aio(aio: Aio) -> Result<()> {
+    match aio {
+        Aio::Threads => Ok(()),
+        Aio::Native | Aio::IoUring => Err(Error::new(Code::BadProperty, "there is no way to the host but aio=threads")
+            .evidence("each queue of a disk has a thread, which does its requests by itself")
+            .fix("leave aio= out, and give the disk more queues for more requests at a time")),
     }
 }
 
@@ -110,8 +118,12 @@ impl Create<Arc<dyn BlockNode>, BackendCx> for FileType {
     const GROUP: &'static str = "What the host has";
     type Props = FileProps;
 
+    fn check(props: &FileProps) -> Result<()> {
+        props.check()
+    }
+
     fn create(props: FileProps, _cx: &BackendCx) -> Result<Arc<dyn BlockNode>> {
-        Ok(made(HostFile::open(props.into(), Kind::File)?))
+        Ok(made(HostFile::open(props.options(), Kind::File)?))
     }
 }
 
@@ -122,7 +134,11 @@ impl Create<Arc<dyn BlockNode>, BackendCx> for DeviceType {
     const GROUP: &'static str = "What the host has";
     type Props = DeviceProps;
 
+    fn check(props: &DeviceProps) -> Result<()> {
+        props.check()
+    }
+
     fn create(props: DeviceProps, _cx: &BackendCx) -> Result<Arc<dyn BlockNode>> {
-        Ok(made(HostFile::open(props.into(), Kind::Device)?))
+        Ok(made(HostFile::open(props.options(), Kind::Device)?))
     }
 }

@@ -47,6 +47,25 @@ pub fn fill_zero(slices: &[VolatileSlice]) {
     }
 }
 
+/// Whether all bytes are zero.
+pub fn is_zero(slices: &[VolatileSlice]) -> bool {
+    let mut part = [0u8; 4096];
+    for slice in slices {
+        let mut rest = Ok(*slice);
+        // An empty rest, or none, ends it.
+        while let Ok(left) = rest
+            && !left.is_empty()
+        {
+            let len = left.copy_to(&mut part);
+            if part[..len].iter().any(|byte| *byte != 0) {
+                return false;
+            }
+            rest = left.offset(len);
+        }
+    }
+    true
+}
+
 /// Reads into plain memory.
 pub fn read_into(node: &(impl BlockNode + ?Sized), offset: u64, into: &mut [u8]) -> io::Result<()> {
     node.read(offset, &[VolatileSlice::from(into)])

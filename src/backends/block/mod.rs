@@ -8,6 +8,7 @@
 //! | `raw` | a part of another node |
 //! | `qcow2` | images: header, the crate imago on a node, their check |
 //! | `chain` | opening an image by its file's name, with its backing files |
+//! | `detect_zeroes` | writes of zeros that take no place |
 //! | `throttle` | rates, which several nodes may share |
 //! | `copy_on_read`, `null` | keeps what was read in an overlay; nothing: reads as zeros |
 //! | `switch` | where a device holds on to while what is below it changes: a new overlay, a commit |
@@ -18,6 +19,7 @@
 pub mod chain;
 pub mod copy;
 pub mod copy_on_read;
+pub mod detect_zeroes;
 pub mod file;
 pub mod host;
 pub mod io;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::detect_zeroes::DetectZeroes;
 use super::switch::Switch;
 use super::{BlockNode, Child};
 use crate::backends::BackendCx;
@@ -14,6 +15,8 @@ props! {
     pub struct Common {
         /// Unique name of the node
         node_name: Id,
+        /// What becomes of a write of zeros: off, a write; on, a range that reads as zeros; unmap, that is given back, too
+        detect_zeroes: DetectZeroes = "off",
     }
 }
 

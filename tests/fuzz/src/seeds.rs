@@ -23,6 +23,7 @@ pub static TARGETS: &[Target] = &[
     Target { name: "capabilities", seeds: capabilities },
     Target { name: "config_space", seeds: config_space },
     Target { name: "msix_table", seeds: msix_table },
+    Target { name: "nvme", seeds: nvme },
     Target { name: "qcow2", seeds: qcow2 },
     Target { name: "qmp", seeds: qmp },
     Target { name: "rom", seeds: rom },
@@ -207,6 +208,18 @@ fn qcow2() -> Vec<Vec<u8>> {
             bytes
         })
         .collect()
+}
+
+/// A read by a list of pages, and a driver that reads the registers, starts again and resets.
+fn nvme() -> Vec<Vec<u8>> {
+    let mut read = vec![1, 0x00, 0x30, 52];
+    let mut command = [0; 52];
+    (command[0], command[4], command[25], command[33]) = (2, 1, 0x80, 0x90);
+    command[48] = 40;
+    read.extend(command);
+    read.extend([4, 2, 0, 1, 0, 0, 0, 0, 4, 3, 0, 1, 0, 0, 0, 0]);
+    let steps = [1, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 1];
+    vec![read, [&[0], &steps[..]].concat()]
 }
 
 /// Each device with a request in its first rings, and a driver that does a few of the things that drivers do.
