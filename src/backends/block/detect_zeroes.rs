@@ -42,9 +42,7 @@ pub fn wrap(node: Arc<dyn BlockNode>, how: DetectZeroes) -> Result<Arc<dyn Block
             Err(Error::new(Code::BadProperty, "detect-zeroes=unmap gives memory back, which the node does not")
                 .fix("add discard=unmap, or write detect-zeroes=on"))
         }
-        DetectZeroes::On | DetectZeroes::Unmap => {
-            Ok(Arc::new(Detect { node, unmap: how == DetectZeroes::Unmap }))
-        }
+        DetectZeroes::On | DetectZeroes::Unmap => Ok(Arc::new(Detect { node, unmap: how == DetectZeroes::Unmap })),
     }
 }
 

@@ -42,8 +42,7 @@ impl Guest {
         let root = PciRoot::new("pcie.0", &decode);
         let backends = Backends::default();
         backends.nodes.add("d0".into(), "memory", Arc::new(Disk::new(&[0x5a; 64 << 10])), false).ok()?;
-        let mut args =
-            Args::parse("--device", Some(DEVICES.key), "nvme,drive=d0,serial=x,max_ioqpairs=2").ok()?;
+        let mut args = Args::parse("--device", Some(DEVICES.key), "nvme,drive=d0,serial=x,max_ioqpairs=2").ok()?;
         let of_type = DEVICES.take_type(&mut args).ok()?;
         let cx = Cx {
             id: "dev0".into(),
