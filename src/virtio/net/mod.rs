@@ -10,7 +10,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
 use config::{LEN, Shape};
@@ -23,7 +22,7 @@ use super::vhost::kernel;
 use super::{Activation, Interrupts, VirtioDevice, VirtioInfo, Worker, read_bytes, worker_name};
 use crate::backends::net::{Netdev, Offloads};
 use crate::backends::table::Claim;
-use crate::error::{Error, Result, explain_io};
+use crate::error::{Result, explain_io};
 use crate::guest_error;
 
 /// The type of device.
@@ -97,7 +96,7 @@ impl Net {
     }
 
     /// The worker of a pair. `moves`: whether it moves packets, and does not only serve the control queue.
-    fn worker(&self, index: usize, run: &Activation, moves: bool, never: &Arc<EventFd>) -> Result<Option<Worker>> {
+    fn worker(&self, index: usize, run: &Activation, moves: bool) -> Result<Option<Worker>> {
         let Some(back) = self.shared.netdev.pairs().get(index) else { return Ok(None) };
         let control = config::control_queue(&self.shape, run.features);
         if 2 * index >= control {
@@ -112,7 +111,7 @@ impl Net {
             control: if index == 0 { run.queue(control) } else { None },
             buffers: Packets::default(),
         };
-        let sources = pair.sources(never);
+        let sources = pair.sources()?;
         Worker::start(&worker_name(&self.shared.id, index), sources, pair).map(Some)
     }
 
@@ -146,9 +145,6 @@ impl VirtioDevice for Net {
         *self.shared.interrupts.lock() = Some(run.interrupts.clone());
         // What the guest cannot take must not be left to it; without an answer the back end leaves nothing.
         self.shared.told(self.shared.netdev.set_offloads(config::guest_offloads(run.features)));
-        let never = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|error| Error::system("make an eventfd", &error.into()))?;
-        let never = Arc::new(never);
         let pairs = match (config::control_queue(&self.shape, run.features) / 2).min(self.shape.pairs.into()) {
             pairs if self.moves(run.features) => pairs,
             // The control queue alone.
@@ -157,7 +153,7 @@ impl VirtioDevice for Net {
         let mut workers = Vec::new();
         for index in 0..pairs {
             // Those that were started stop if one cannot be.
-            workers.extend(self.worker(index, &run, self.moves(run.features), &never)?);
+            workers.extend(self.worker(index, &run, self.moves(run.features))?);
         }
         match &self.path {
             Path::Kernel(kernel) if !self.moves(run.features) => {

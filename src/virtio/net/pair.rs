@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
 use super::Shared;
 use super::config::bit;
 use super::control;
 use crate::backends::net::{HEADER, MAX_PACKET, NetQueue};
+use crate::error::{Error, Result};
 use crate::virtio::{Buffers, Given, Serve, Served, Source, VirtQueue, feature};
 
 /// Packets that are taken from the back end before the thread looks at anything else.
@@ -54,17 +57,24 @@ enum Event {
 const EVENTS: [Event; 4] = [Event::Receive, Event::Transmit, Event::Packet, Event::Control];
 
 impl Pair {
-    /// What the worker waits for: the order is that of [`EVENTS`], where a queue that the driver does not use has a
-    /// descriptor that never becomes readable.
-    pub fn sources(&self, never: &Arc<nix::sys::eventfd::EventFd>) -> Vec<Source> {
-        let kick =
-            |queue: &Option<Arc<VirtQueue>>| Source::Event(queue.as_ref().map_or(never, |queue| queue.kick()).clone());
-        vec![
-            kick(&self.receive),
-            kick(&self.transmit),
+    /// What the worker waits for: the order is that of [`EVENTS`], where a queue that is not served here has a descriptor
+    /// of its own that never becomes readable (epoll takes none twice).
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn sources(&self) -> Result<Vec<Source>> {
+        let kick = |queue: &Option<Arc<VirtQueue>>| match queue {
+            Some(queue) => Ok(Source::Event(queue.kick().clone())),
+            None => EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+                .map(|never| Source::Event(Arc::new(never)))
+                .map_err(|error| Error::system("make an eventfd", &error.into())),
+        };
+        Ok(vec![
+            kick(&self.receive)?,
+            kick(&self.transmit)?,
             Source::Readable(self.back.watch().clone()),
-            kick(&self.control),
-        ]
+            kick(&self.control)?,
+        ])
     }
 
     /// Packets for the driver, as long as there are some and it has room.

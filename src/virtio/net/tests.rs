@@ -211,3 +211,12 @@ fn a_link_that_is_gone_is_told() {
     ends.clear();
     assert_eq!(driver.request(TX, &[(AT, 13, false)]), 0, "what is sent is lost");
 }
+
+#[test]
+fn a_driver_may_use_the_control_queue_alone() {
+    let Wire { mut driver, .. } = wire(SHAPE, bit::CTRL_VQ | bit::CTRL_RX);
+    driver.negotiate(bit::CTRL_VQ | bit::CTRL_RX);
+    driver.enable(2, 0xffff);
+    driver.driver_ok();
+    assert_eq!(driver.status(), 0xf, "its thread waits for queues that are not there, too");
+}
