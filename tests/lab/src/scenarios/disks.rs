@@ -1,13 +1,16 @@
 //! Images under a guest's disk, and memory that it shares with its host.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use crate::l1::Guest;
+use crate::l1::{Guest, L1};
 use crate::scenario::{Lab, Scenario};
 
-pub static SCENARIOS: &[Scenario] =
-    &[Scenario::new("disk-images", images).limit(600), Scenario::new("shared-memory", shared_memory)];
+pub static SCENARIOS: &[Scenario] = &[
+    Scenario::new("disk-images", images).limit(600),
+    Scenario::new("disk-types", types).limit(900),
+    Scenario::new("shared-memory", shared_memory),
+];
 
 /// The guest's disk is an overlay that passthru has made, of an image that qemu-img has. A snapshot and its commit while the
 /// guest runs lose nothing, and qemu-img finds the image whole afterwards. Nodes come and go.
@@ -71,6 +74,111 @@ fn images(lab: &mut Lab) -> Result<()> {
     )?;
     ensure!(after.trim() == all, "the image holds other bytes than the guest has read");
     Ok(())
+}
+
+/// Images of the scenario's disks, as L1 has them: raw under a limit, qcow2 below an overlay in memory, a disk of L1's, a
+/// disk on a file system that is too small for it, a CD.
+const PREPARE: &str = "cd /tmp && for name in raw loop iso; do head -c 16M /dev/urandom > $name.img; done \
+    && qemu-img convert -f raw -O qcow2 raw.img q.qcow2 && cp q.qcow2 cor.qcow2 \
+    && passthru img create -f qcow2 -b cor.qcow2 -F qcow2 top.qcow2 \
+    && modprobe loop && losetup /dev/loop7 loop.img \
+    && mkdir -p small && mount -t tmpfs -o size=6M tmpfs small && truncate -s 16M small/disk.img";
+/// Requests of the disk under a limit, and how many of them it may do in a second.
+const LIMITED: u32 = 60;
+const LIMIT: u32 = 20;
+
+/// Every type of disk on every kind of node in one guest: fio writes and verifies, images are whole afterwards, a rate is
+/// kept, SCSI disks come and go without a port.
+fn types(lab: &mut Lab) -> Result<()> {
+    lab.l1.ok(PREPARE)?;
+    let sum = |l1: &mut L1, file: &str| -> Result<String> {
+        Ok(l1.ok(&format!("sha256sum < /tmp/{file} | cut -d ' ' -f 1"))?.trim().to_owned())
+    };
+    let file = "file.driver=file,file.filename=/tmp";
+    let guest = Guest::new()
+        .fat()
+        .tools()
+        .cpus(2)
+        .device("pcie-root-port,id=rp1")
+        .option(&format!("--object throttle-group,id=tg,x-iops-total={LIMIT}"))
+        .option("--blockdev file,node-name=raw,filename=/tmp/raw.img")
+        .option("--blockdev throttle,node-name=slow,throttle-group=tg,file=raw")
+        .option(&format!("--blockdev qcow2,node-name=q,discard=unmap,{file}/q.qcow2,file.discard=unmap"))
+        .option(&format!("--blockdev qcow2,node-name=top,{file}/top.qcow2"))
+        .option("--blockdev copy-on-read,node-name=cor,file=top")
+        .option("--blockdev host_device,node-name=loop,filename=/dev/loop7")
+        .option("--blockdev file,node-name=full,filename=/tmp/small/disk.img")
+        .option("--blockdev file,node-name=iso,filename=/tmp/iso.img,read-only=on")
+        .device("virtio-blk-pci,id=slow0,drive=slow,serial=LAB-SLOW")
+        .device("virtio-blk-pci,id=cor0,drive=cor,serial=LAB-COR,num-queues=2")
+        .device("virtio-scsi-pci,id=scsi0,num_queues=2")
+        .device("scsi-hd,id=hd0,drive=q,serial=LAB-HD,bootindex=1")
+        .device("scsi-cd,id=cd0,drive=iso,scsi-id=5")
+        .device("nvme,id=nvme0,bus=rp1,drive=loop,serial=LAB-NVME,max_ioqpairs=2")
+        .device("nvme-ns,id=ns2,bus=nvme0,drive=full");
+    let find = "modprobe -a virtio_pci virtio_blk virtio_scsi sd_mod sr_mod nvme; cd /sys/block; i=0; \
+         until [ -b /dev/sda ] && [ -b /dev/sr0 ] && [ -b /dev/nvme0n2 ] && grep -qs LAB-COR vd*/serial || [ $i -ge 300 ]; \
+         do sleep 0.1; i=$((i+1)); done; \
+         slow=$(grep -ls LAB-SLOW vd*/serial | cut -d / -f 1); cor=$(grep -ls LAB-COR vd*/serial | cut -d / -f 1); \
+         echo LAB queues=$(ls nvme0n1/mq | wc -l),$(ls sda/mq | wc -l),$(ls $cor/mq | wc -l); \
+         echo LAB cd=$(sha256sum < /dev/sr0 | cut -d ' ' -f 1); echo LAB discard=$(cat sda/queue/discard_max_bytes)";
+    let verify = format!(
+        "cd /sys/block; slow=$(grep -ls LAB-SLOW vd*/serial | cut -d / -f 1); \
+         cor=$(grep -ls LAB-COR vd*/serial | cut -d / -f 1); for disk in sda nvme0n1 $cor; do echo \"[$disk]\"; echo filename=/dev/$disk; done > /tmp/jobs; \
+         (echo '[global]'; printf '%s\\n' size=4M offset=4M bs=4k rw=randwrite direct=1 ioengine=libaio iodepth=8 \
+         verify=crc32c verify_fatal=1; cat /tmp/jobs) > /tmp/all.fio; fio --minimal /tmp/all.fio > /tmp/fio 2>&1; \
+         echo LAB fio=$?; tail -n 3 /tmp/fio; blkdiscard -o 12M -l 1M /dev/sda; echo LAB discarded=$?; \
+         from=$(cut -d . -f 1 /proc/uptime); dd if=/dev/$slow of=/dev/null bs=4k count={LIMITED} iflag=direct 2>/dev/null; \
+         to=$(cut -d . -f 1 /proc/uptime); echo LAB seconds=$((to - from)); \
+         for disk in sda nvme0n1 $cor $slow; do \
+         echo LAB $disk=$(dd if=/dev/$disk bs=64k iflag=direct 2>/dev/null | sha256sum | cut -d ' ' -f 1); done; \
+         echo LAB cor=$cor slow=$slow"
+    );
+    let mut guest = lab.l1.live(&guest)?;
+    guest.sh(lab.l1, find)?;
+    ensure!(guest.value("queues")? == "2,2,2", "the guest uses {} queues", guest.value("queues")?);
+    ensure!(guest.value("cd")? == sum(lab.l1, "iso.img")?, "the CD has other bytes");
+    ensure!(guest.value("discard")? != "0", "sda offers no discard");
+    guest.sh(lab.l1, &verify)?;
+    ensure!(guest.value("fio")? == "0", "fio ended with {}", guest.value("fio")?);
+    ensure!(guest.value("discarded")? == "0", "blkdiscard ended with {}", guest.value("discarded")?);
+    // As the user's limit has it, whatever the machine's speed: the first second's may come at once.
+    let seconds: u32 = guest.value("seconds")?.parse()?;
+    ensure!(seconds + 2 >= LIMITED / LIMIT, "{LIMITED} requests took {seconds} s");
+    let tree = guest.qmp(lab.l1, "human-monitor-command", json!({ "command-line": "info qtree" }))?;
+    for words in ["bus: scsi0.0", "dev: scsi-cd, id \"cd0\"", "addr = 0:5:0", "bus: nvme0", "bootindex = 1"] {
+        ensure!(tree.as_str().is_some_and(|tree| tree.contains(words)), "no {words} in {tree}");
+    }
+
+    // A SCSI disk comes and goes.
+    let add = json!({ "driver": "file", "node-name": "hot", "filename": "/tmp/hot.img", "read-only": true });
+    lab.l1.ok("cp /tmp/iso.img /tmp/hot.img")?;
+    guest.qmp(lab.l1, "blockdev-add", add)?;
+    guest.device_add(lab.l1, json!({ "driver": "scsi-hd", "id": "hd1", "bus": "scsi0.0", "drive": "hot" }))?;
+    let hot = "i=0; until [ -b /dev/sdb ] || [ $i -ge 200 ]; do sleep 0.1; i=$((i+1)); done; \
+               echo LAB hot=$(sha256sum < /dev/sdb | cut -d ' ' -f 1)";
+    guest.sh(lab.l1, hot)?;
+    ensure!(guest.value("hot")? == sum(lab.l1, "iso.img")?, "the disk that came has other bytes");
+    guest.device_del(lab.l1, "hd1")?;
+    guest.sh(
+        lab.l1,
+        "i=0; while [ -b /dev/sdb ] && [ $i -lt 200 ]; do sleep 0.1; i=$((i+1)); done; \
+                      echo LAB gone=$([ -b /dev/sdb ]; echo $?)",
+    )?;
+    ensure!(guest.value("gone")? == "1", "the guest still has the disk");
+    guest.qmp(lab.l1, "blockdev-del", json!({ "node-name": "hot" }))?;
+
+    let (sda, nvme) = (guest.value("sda")?, guest.value("nvme0n1")?);
+    let names = guest.value("cor")?;
+    let (cor, slow) = names.split_once(" slow=").context("the guest does not say which disk is which")?;
+    let (cor, slow) = (guest.value(cor)?, guest.value(slow)?);
+    guest.power_off(lab.l1)?.success()?.lacks("soft lockup")?;
+    lab.l1.ok("cd /tmp && qemu-img check -q q.qcow2 && qemu-img check -q top.qcow2 && qemu-img check -q cor.qcow2 \
+               && for name in q top; do qemu-img convert -f qcow2 -O raw $name.qcow2 $name.img; done")?;
+    for (name, read) in [("q.img", sda), ("loop.img", nvme), ("top.img", cor), ("raw.img", slow)] {
+        ensure!(sum(lab.l1, name)? == read, "{name} holds other bytes than the guest has read");
+    }
+    lab.l1.ok("losetup -d /dev/loop7 && umount /tmp/small").map(drop)
 }
 
 /// What a program of the host writes into a file, the guest reads in a BAR, and the other way round.
