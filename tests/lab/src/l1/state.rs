@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::L1;
 
 /// A picture of L1.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State(BTreeSet<String>);
 
 /// One line for each fact. Kernel threads and the agent's own children are left out.
