@@ -66,7 +66,7 @@ fn devices(lab: &mut Lab) -> Result<()> {
     let l1 = &mut *lab.l1;
     guest.sh(
         l1,
-        "modprobe virtio_pci; modprobe virtio_blk; modprobe virtio_balloon; modprobe pvpanic-pci; modprobe i6300esb; \
+        "modprobe virtio_pci; modprobe virtio_blk; modprobe virtio_balloon; modprobe pvpanic-pci; modprobe i6300esb heartbeat=2; \
          i=0; until [ -b /dev/vdb ] || [ $i -ge 200 ]; do sleep 0.1; i=$((i+1)); done",
     )?;
     let ids = guest.sh(l1, "cd /sys/bus/pci/devices; for d in 4 5 6 7 8; do cat 0000:00:0$d.0/device; done")?;
@@ -102,10 +102,6 @@ fn devices(lab: &mut Lab) -> Result<()> {
 
     // The guest stops feeding its watchdog, and is paused; then it goes on.
     guest.qmp(l1, "set-action", json!({ "watchdog": "pause" }))?;
-    guest.sh(
-        l1,
-        "echo 2 > /sys/class/watchdog/watchdog0/timeout 2>/dev/null; rmmod i6300esb; modprobe i6300esb heartbeat=2",
-    )?;
     guest.sh(l1, "exec 9>/dev/watchdog; echo . >&9; sleep 1; echo . >&9; sleep 1; echo . >&9")?;
     let bark = guest.event(l1, "WATCHDOG")?;
     ensure!(bark["action"] == "pause", "{bark}");
