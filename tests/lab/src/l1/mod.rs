@@ -291,12 +291,17 @@ impl L1 {
 
     /// Puts the guest's script into L1 and returns the command that runs the guest.
     pub fn prepare(&mut self, guest: &Guest) -> Result<String> {
+        Ok(guest.command(&self.initrd(guest)?))
+    }
+
+    /// Makes the guest's initramfs, with its script, in L1; its file there.
+    pub fn initrd(&mut self, guest: &Guest) -> Result<String> {
         self.scripts += 1;
         let name = format!("script{}.cpio", self.scripts);
         std::fs::write(self.folder().join("share").join(&name), guest.archive())?;
         let initrd = format!("/tmp/initrd{}", self.scripts);
         self.ok(&format!("cat {} /share/{name} > {initrd}", guest.base_initramfs()))?;
-        Ok(guest.command(&initrd))
+        Ok(initrd)
     }
 
     /// Asks the agent for something that takes `limit` at most.

@@ -11,6 +11,7 @@ pub static SCENARIOS: &[Scenario] = &[
     Scenario::new("control-socket", control_socket),
     Scenario::new("control-socket-power", power),
     Scenario::new("ctl", ctl),
+    Scenario::new("qemu-qmp", qemu_qmp),
 ];
 
 /// What is asked is answered, and a guest that stood still goes on with its devices.
@@ -107,4 +108,38 @@ fn listed_id(status: &str) -> Result<String> {
     let line = status.lines().find(|line| line.contains(": vfio-pci at "));
     let id = line.and_then(|line| line.split(':').next());
     id.map(str::to_owned).ok_or_else(|| anyhow::anyhow!("no device in:\n{status}"))
+}
+
+/// QEMU's own client, unchanged, does what its users do: status, pause, errors, hot-plug, back ends, lists, an end.
+fn qemu_qmp(lab: &mut Lab) -> Result<()> {
+    const SOCKET: &str = "/tmp/qemu-qmp";
+    let guest = Guest::new()
+        .cpus(2)
+        .fat()
+        .device("pcie-root-port,id=rp1")
+        .option(&format!("--qmp unix:{SOCKET},server=on,wait=off"));
+    let mut guest = lab.l1.live(&guest)?;
+    let script = include_str!("qemu-qmp.py");
+    lab.l1.ok(&format!("cat > /tmp/qemu-qmp.py <<'END'\n{script}END\n"))?;
+    let limit = std::time::Duration::from_secs(150);
+    let said = lab.l1.sh_within(&format!("PYTHONPATH=/images/python python3 /tmp/qemu-qmp.py {SOCKET}"), limit)?;
+    ensure!(said.code == 0, "{}", crate::l1::describe(&said));
+    for line in [
+        "greeting ['major', 'micro', 'minor']",
+        "status running",
+        "status paused",
+        "refused DeviceNotFound",
+        "deleted rng1",
+        "cpus 2",
+        "bridge 0x29c0",
+        "types True",
+        "properties True",
+        "answers 32",
+        "hmp VM status: running",
+    ] {
+        ensure!(said.stdout.lines().any(|said| said == line), "`{line}` is not in:\n{}", said.stdout);
+    }
+    ensure!(said.stdout.lines().any(|line| line.starts_with("chardevs") && line.contains("'c1'")), "{}", said.stdout);
+    lab.l1.ended(guest.shell().job())?.success()?;
+    Ok(())
 }

@@ -22,6 +22,7 @@ mod placement;
 mod prepared;
 mod resets;
 mod rom;
+mod same_line;
 mod seen;
 mod service;
 mod sigterm;
@@ -61,6 +62,7 @@ static TABLES: &[&[Scenario]] = &[
     matrix::SCENARIOS,
     interrupts::SCENARIOS,
     rom::SCENARIOS,
+    same_line::SCENARIOS,
     vga::SCENARIOS,
     virtio::SCENARIOS,
     daemons::SCENARIOS,

@@ -116,7 +116,8 @@ pub const L2_FAT_MODULES: &[&str] = &[
 ];
 
 /// Programs that the fat L2 initramfs has besides busybox, with their libraries.
-pub const L2_FAT_PROGRAMS: &[&str] = &["/usr/bin/aplay", "/usr/bin/lspci", "/usr/sbin/ethtool"];
+pub const L2_FAT_PROGRAMS: &[&str] =
+    &["/usr/bin/aplay", "/usr/bin/ip", "/usr/bin/lsblk", "/usr/bin/lspci", "/usr/sbin/ethtool"];
 
 /// Other files of the tree that the fat L2 initramfs has: what those programs read, and the library that the lab's own
 /// binary needs when a scenario adds it.
