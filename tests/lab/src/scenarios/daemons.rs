@@ -12,7 +12,7 @@ use crate::l1::{Guest, Job, L1};
 use crate::scenario::{Lab, Scenario};
 
 pub static SCENARIOS: &[Scenario] =
-    &[Scenario::new("vhost-user", vhost_user).limit(900), Scenario::new("virtio-net-passt", passt).limit(600)];
+    &[Scenario::new("vhost-user", vhost_user).limit(900), Scenario::new("virtio-net-passt", passt).limit(600).long()];
 
 /// As QEMU's page on vhost-user-rng has it; the program adds a number to the name of its socket.
 const RNG: &str = "cd /tmp && rm -f rng.sock0 && exec vhost-device-rng --socket-path=rng.sock -c 1 -m 512 -p 1000";
@@ -108,8 +108,8 @@ fn vhost_user(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// What serves the file that guests fetch, on L1's loopback.
-const FILE_SERVER: &str = "exec socat -U TCP-LISTEN:9,reuseaddr,fork,bind=127.0.0.1 SYSTEM:'cat /tmp/passt.file'";
+/// What gives the file to the next guest that asks, on L1's loopback.
+const FILE_SERVER: &str = "exec timeout 90 socat -u FILE:/tmp/passt.file TCP-LISTEN:9,reuseaddr,bind=127.0.0.1";
 const PASST: &str = "rm -f /tmp/stream.sock; exec passt --foreground --socket /tmp/stream.sock";
 /// The guest's address on a host without a route, and that of the host's loopback, as passt has them.
 const PASST_GUEST: &str = "169.254.2.1";
@@ -120,7 +120,6 @@ const PASST_HOST: &str = "169.254.2.2";
 fn passt(lab: &mut Lab) -> Result<()> {
     lab.l1.ok("head -c 8388608 /dev/urandom > /tmp/passt.file; ip link set lo up")?;
     let sum = lab.l1.ok("sha256sum < /tmp/passt.file | cut -d ' ' -f 1")?;
-    let server = lab.l1.start(FILE_SERVER)?;
     let stream = start(lab.l1, PASST, "/tmp/stream.sock")?;
     let guest = Guest::new()
         .fat()
@@ -140,14 +139,14 @@ fn passt(lab: &mut Lab) -> Result<()> {
     };
     let mut guest = lab.l1.live(&guest)?;
     for nic in ["3", "4"] {
+        let server = lab.l1.start(FILE_SERVER)?;
         guest.sh(lab.l1, &fetch(nic))?;
+        lab.l1.wait(&server, Duration::from_secs(100))?;
         let got = guest.value(&format!("nic{nic}"))?;
         ensure!(got == sum.trim(), "another file comes by the back end n{nic}: {got}");
     }
     let ended = guest.power_off(lab.l1)?.success()?;
-    for job in [&server, &stream] {
-        kill(lab.l1, job)?;
-    }
+    kill(lab.l1, &stream)?;
     ended.lacks("soft lockup")?;
     Ok(())
 }
