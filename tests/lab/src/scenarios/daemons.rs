@@ -108,45 +108,55 @@ fn vhost_user(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// What gives the file to the next guest that asks, on L1's loopback.
-const FILE_SERVER: &str = "exec timeout 90 socat -u FILE:/tmp/passt.file TCP-LISTEN:9,reuseaddr,bind=127.0.0.1";
+/// What gives the file to guests that ask, on L1's loopback. With HTTP, because passt ends a connection whose guest's side
+/// has closed its half before all that was sent has arrived.
+const FILE_SERVER: &str = "exec python3 -m http.server 80 --bind 127.0.0.1 --directory /tmp";
+const PASST_USER: &str = "rm -f /tmp/user.sock; exec passt --vhost-user --foreground --socket /tmp/user.sock";
 const PASST: &str = "rm -f /tmp/stream.sock; exec passt --foreground --socket /tmp/stream.sock";
 /// The guest's address on a host without a route, and that of the host's loopback, as passt has them.
 const PASST_GUEST: &str = "169.254.2.1";
 const PASST_HOST: &str = "169.254.2.2";
 
-/// One guest has the host's network by passt in two ways: started by passthru, and at a socket with the packets in a stream.
-/// A file comes whole by each.
+/// One guest has the host's network by passt in three ways: started by passthru, at a socket with the packets in a stream,
+/// and as a vhost-user daemon, which is killed and started again. A file comes whole by each.
 fn passt(lab: &mut Lab) -> Result<()> {
     lab.l1.ok("head -c 8388608 /dev/urandom > /tmp/passt.file; ip link set lo up")?;
     let sum = lab.l1.ok("sha256sum < /tmp/passt.file | cut -d ' ' -f 1")?;
+    let server = lab.l1.start(FILE_SERVER)?;
     let stream = start(lab.l1, PASST, "/tmp/stream.sock")?;
+    let user = start(lab.l1, PASST_USER, "/tmp/user.sock")?;
     let guest = Guest::new()
         .fat()
+        .option("--chardev socket,id=c0,path=/tmp/user.sock,reconnect-ms=100 --netdev vhost-user,id=n5,chardev=c0")
         .option("--netdev user,id=n3")
         .option("--netdev stream,id=n4,addr.type=unix,addr.path=/tmp/stream.sock")
         .device("virtio-net-pci,netdev=n3,mac=52:54:00:09:00:03")
-        .device("virtio-net-pci,netdev=n4,mac=52:54:00:09:00:04");
+        .device("virtio-net-pci,netdev=n4,mac=52:54:00:09:00:04")
+        .device("virtio-net-pci,netdev=n5,mac=52:54:00:09:00:05");
     let fetch = |nic: &str| {
         format!(
             "modprobe -a virtio_pci virtio_net 2>/dev/null; cd /sys/class/net; \
              i=0; until grep -q 52:54:00:09:00:0{nic} */address || [ $i -ge 200 ]; do sleep 0.1; i=$((i+1)); done; \
              IF=$(grep -l 52:54:00:09:00:0{nic} */address | cut -d / -f 1); ip link set $IF up; \
              ip addr add {PASST_GUEST}/16 dev $IF; sleep 1; \
-             echo LAB nic{nic}=$(nc {PASST_HOST} 9 < /dev/null | sha256sum | cut -d ' ' -f 1); \
+             echo LAB nic{nic}=$(wget -q -O - http://{PASST_HOST}/passt.file | sha256sum | cut -d ' ' -f 1); \
              ip addr flush dev $IF; ip link set $IF down"
         )
     };
     let mut guest = lab.l1.live(&guest)?;
-    for nic in ["3", "4"] {
-        let server = lab.l1.start(FILE_SERVER)?;
+    for nic in ["3", "4", "5"] {
         guest.sh(lab.l1, &fetch(nic))?;
-        lab.l1.wait(&server, Duration::from_secs(100))?;
         let got = guest.value(&format!("nic{nic}"))?;
         ensure!(got == sum.trim(), "another file comes by the back end n{nic}: {got}");
     }
+    kill(lab.l1, &user)?;
+    let user = start(lab.l1, PASST_USER, "/tmp/user.sock")?;
+    guest.sh(lab.l1, &fetch("5"))?;
+    ensure!(guest.value("nic5")? == sum.trim(), "another file comes by the next passt");
     let ended = guest.power_off(lab.l1)?.success()?;
+    kill(lab.l1, &server)?;
     kill(lab.l1, &stream)?;
-    ended.lacks("soft lockup")?;
+    kill(lab.l1, &user)?;
+    ended.expect("the daemon at unix:/tmp/user.sock is there again")?.lacks("soft lockup")?;
     Ok(())
 }
