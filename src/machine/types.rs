@@ -105,6 +105,22 @@ props! {
         memory_backend: Option<MemoryRef>,
         /// What runs the guest's instructions, as QEMU command lines have it: there is KVM alone
         accel: Accel = "kvm",
+        /// QEMU's word, as the three after it: the machine has no USB controller of its own
+        usb: Absent = "off",
+        /// No port of VMware's
+        vmport: Absent = "off",
+        /// No system management mode
+        smm: Absent = "off",
+        /// No HPET
+        hpet: Absent = "off",
+    }
+}
+
+prop_enum! {
+    /// A part that the machine does not have.
+    pub enum Absent {
+        /// It is not there.
+        Off = "off",
     }
 }
 

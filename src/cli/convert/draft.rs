@@ -136,11 +136,22 @@ impl<'a> Draft<'a> {
         if !self.left.is_empty() {
             out.push('\n');
         }
-        for setting in self.settings.iter().filter(|setting| !setting.repeated) {
-            let value = setting.value.as_deref().map_or("true".to_owned(), toml_value);
-            let _ = writeln!(out, "{} = {value}", setting.option);
+        // What has a type is a table of its own, after all that is a line.
+        let typed = |setting: &&Setting| setting.repeated && catalogue(self.platform, &setting.option).is_some();
+        let lines: Vec<&Setting> = self.settings.iter().filter(|setting| !typed(setting)).collect();
+        for (at, setting) in lines.iter().enumerate() {
+            if lines[..at].iter().any(|before| before.option == setting.option) {
+                continue;
+            }
+            let same = lines[at..].iter().filter(|other| other.option == setting.option);
+            let values: Vec<String> =
+                same.map(|it| it.value.as_deref().map_or("true".to_owned(), toml_value)).collect();
+            let _ = match values.as_slice() {
+                [value] => writeln!(out, "{} = {value}", setting.option),
+                several => writeln!(out, "{} = [{}]", setting.option, several.join(", ")),
+            };
         }
-        for setting in self.settings.iter().filter(|setting| setting.repeated) {
+        for setting in self.settings.iter().filter(typed) {
             let _ = writeln!(out, "\n[[{}]]", setting.option);
             let text = setting.value.as_deref().unwrap_or_default();
             let Some(catalogue) = catalogue(self.platform, &setting.option) else { continue };

@@ -177,6 +177,8 @@ fn device(element: Node, draft: &mut Draft) {
                     .leave(format!("<mac address='{mac}'>"), format!("`passthru bind ADDRESS --vf-mac={mac}` sets it"));
             }
         }
+        "interface" if element.attribute("type") == Some("bridge") => bridged(element, draft),
+        "disk" => disk(element, draft),
         "serial" => serial(element, draft),
         name if UNNEEDED_DEVICES.contains(&name) => {}
         name => {
@@ -212,6 +214,48 @@ fn host_device(element: Node, what: &str, draft: &mut Draft) {
         }
     }
     draft.set(what, "device", Some(&value));
+}
+
+/// A disk on virtio, which `--drive` describes.
+fn disk(element: Node, draft: &mut Draft) {
+    let of_type = element.attribute("type").unwrap_or_default();
+    let what = format!("<disk> {of_type}");
+    let source = child(element, "source");
+    let file = source.and_then(|source| source.attribute("file").or(source.attribute("dev")));
+    let bus = child(element, "target").and_then(|target| target.attribute("bus"));
+    let is_disk = matches!(element.attribute("device"), None | Some("disk"));
+    let (Some(file), Some("virtio"), true) = (file, bus, is_disk) else {
+        return draft.leave(what, "disks of files and of the host's disks, on virtio, are carried over");
+    };
+    let driver = child(element, "driver");
+    let said = |name| driver.and_then(|driver| driver.attribute(name)).filter(|value| *value != "default");
+    let mut value = format!("file={},format={},if=virtio", file.replace(',', ",,"), said("type").unwrap_or("raw"));
+    for (name, key) in
+        [("cache", "cache"), ("discard", "discard"), ("detect_zeroes", "detect-zeroes"), ("error_policy", "werror")]
+    {
+        if let Some(text) = said(name) {
+            // QEMU's word for it is another.
+            let text = if text == "enospace" { "enospc" } else { text };
+            value += &format!(",{key}={text}");
+        }
+    }
+    if child(element, "readonly").is_some() {
+        value += ",readonly=on";
+    }
+    draft.set(&what, "drive", Some(&value));
+}
+
+/// A virtio network device on a bridge of the host.
+fn bridged(element: Node, draft: &mut Draft) {
+    let what = "<interface type='bridge'>";
+    let attribute = |name, key| child(element, name).and_then(|node| node.attribute(key));
+    let (Some(bridge), Some("virtio")) = (attribute("source", "bridge"), attribute("model", "type")) else {
+        return draft.leave(what, "network devices on virtio are carried over");
+    };
+    let id = format!("net{}", draft.netdev_types().len());
+    draft.set(what, "netdev", Some(&format!("tap,id={id},br={bridge}")));
+    let mac = attribute("mac", "address").map_or(String::new(), |mac| format!(",mac={mac}"));
+    draft.set(what, "device", Some(&format!("virtio-net-pci,netdev={id}{mac}")));
 }
 
 fn serial(element: Node, draft: &mut Draft) {

@@ -169,6 +169,10 @@ id = "i""#
           <cpu mode='host-passthrough'><topology sockets='1' cores='2' threads='2'/><feature policy='disable' name='avx512f'/></cpu>
           <on_reboot>destroy</on_reboot>
           <devices><disk type='file'/>
+            <disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='none' error_policy='enospace'/>
+              <source file='/root.qcow2'/><target dev='vda' bus='virtio'/></disk>
+            <disk type='block' device='disk'><source dev='/dev/vg/data'/><target dev='vdb' bus='virtio'/><readonly/></disk>
+            <interface type='bridge'><mac address='52:54:00:00:00:02'/><source bridge='br0'/><model type='virtio'/></interface>
             <hostdev type='pci'><source><address domain='0x0000' bus='0x0a' slot='0x00' function='0x1'/></source><rom bar='off'/></hostdev>
             <interface type='hostdev'><mac address='52:54:00:00:00:01'/><source><address bus='2' slot='0x10' function='0'/></source></interface>
             <serial type='file'><source path='/log'/></serial></devices></domain>"#;
@@ -182,7 +186,18 @@ kernel = "/k"
 append = "quiet"
 cpu = "host,-avx512f"
 no-reboot = true
+drive = ["file=/root.qcow2,format=qcow2,if=virtio,cache=none,werror=enospc", "file=/dev/vg/data,format=raw,if=virtio,readonly=on"]
 serial = "file:/log"
+
+[[netdev]]
+type = "tap"
+id = "net0"
+br = "br0"
+
+[[device]]
+driver = "virtio-net-pci"
+netdev = "net0"
+mac = "52:54:00:00:00:02"
 
 [[device]]
 driver = "vfio-pci"

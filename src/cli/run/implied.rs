@@ -5,24 +5,61 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 /// One such option.
 struct Row {
     name: &'static str,
-    /// The only value that it may have, if it takes one.
-    value: Option<&'static str>,
+    value: Value,
     /// What passthru does anyway.
     fact: &'static str,
 }
 
+/// The value that such an option may have.
+#[derive(Clone, Copy)]
+enum Value {
+    /// It takes none.
+    None,
+    /// One of these.
+    One(&'static [&'static str]),
+    /// Any: none has an effect.
+    Any(&'static str),
+}
+
+use Value::{Any, One};
+
+const fn flag(name: &'static str, fact: &'static str) -> Row {
+    Row { name, value: Value::None, fact }
+}
+
+const fn of(name: &'static str, value: Value, fact: &'static str) -> Row {
+    Row { name, value, fact }
+}
+
+const NO_CARD: &str = "Guests have no network cards but those of --device";
+const NO_DISPLAY: &str = "Guests have no emulated display";
+
 const ROWS: &[Row] = &[
-    Row { name: "accel", value: Some("kvm"), fact: "Guests run by KVM alone" },
-    Row { name: "display", value: Some("none"), fact: "Guests have no emulated display" },
-    Row { name: "enable-kvm", value: None, fact: "Guests run by KVM alone" },
-    Row { name: "net", value: Some("none"), fact: "Guests have no network cards but those of --device" },
-    Row { name: "nic", value: Some("none"), fact: "Guests have no network cards but those of --device" },
-    Row { name: "no-user-config", value: None, fact: "There are no configuration files that are read unasked" },
-    Row { name: "nodefaults", value: None, fact: "Guests have no devices but those of --device" },
-    Row { name: "nographic", value: None, fact: "Guests have no emulated display" },
-    Row { name: "parallel", value: Some("none"), fact: "Guests have no parallel port" },
-    Row { name: "rtc", value: Some("base=utc"), fact: "The guest's clock has UTC" },
-    Row { name: "vga", value: Some("none"), fact: "Guests have no emulated graphics card" },
+    of("accel", One(&["kvm"]), "Guests run by KVM alone"),
+    of("boot", Any("ORDER"), "Guests boot the kernel of --kernel"),
+    of("display", One(&["none"]), NO_DISPLAY),
+    flag("enable-kvm", "Guests run by KVM alone"),
+    of("msg", Any("KEY=VALUE"), "Messages have no time stamps; the journal of a service adds them"),
+    of("net", One(&["none"]), NO_CARD),
+    of("nic", One(&["none"]), NO_CARD),
+    flag("no-fd-bootchk", "Guests have no floppy drives"),
+    flag("no-hpet", "Guests have no HPET"),
+    flag("no-user-config", "There are no configuration files that are read unasked"),
+    flag("nodefaults", "Guests have no devices but those of --device"),
+    flag("nographic", NO_DISPLAY),
+    of(
+        "overcommit",
+        One(&["mem-lock=off", "mem-lock=off,cpu-pm=off"]),
+        "Only what passed-through devices need is locked",
+    ),
+    of("parallel", One(&["none"]), "Guests have no parallel port"),
+    of(
+        "rtc",
+        One(&["base=utc", "base=utc,clock=host", "clock=host"]),
+        "The guest's clock has UTC, and goes as the host's",
+    ),
+    of("sandbox", One(&["off"]), "A service is confined by systemd"),
+    of("vga", One(&["none"]), NO_DISPLAY),
 ];
 
 /// Whether the option called `long` is one of them.
@@ -40,11 +77,12 @@ impl Args for Implied {
         ROWS.iter().fold(command, |command, row| {
             let arg = Arg::new(row.name).long(row.name).help(row.fact).help_heading(heading).hide_short_help(true);
             command.arg(match row.value {
-                None => arg.action(ArgAction::SetTrue).overrides_with(row.name),
-                Some(value) => arg.action(ArgAction::Append).value_name(value).value_parser(move |given: &str| {
-                    match given == value {
+                Value::None => arg.action(ArgAction::SetTrue).overrides_with(row.name),
+                Any(name) => arg.action(ArgAction::Append).value_name(name),
+                One(values) => arg.action(ArgAction::Append).value_name(values[0]).value_parser(move |given: &str| {
+                    match values.contains(&given) {
                         true => Ok(()),
-                        false => Err(format!("only `{value}` is possible ({})", row.fact)),
+                        false => Err(format!("only `{}` is possible ({})", values.join("` or `"), row.fact)),
                     }
                 }),
             })

@@ -12,7 +12,7 @@ use clap::{ArgAction, Args as _, Command, FromArgMatches};
 use super::bind::Profile;
 use super::{Platform, output};
 use crate::error::{Code, Error, Result};
-use crate::machine::options::{RunOptions, action, cpu, memory, mon, numa, placement, serial, smp};
+use crate::machine::options::{RunOptions, action, cpu, drive, memory, mon, numa, placement, serial, smp};
 use crate::monitor::options as qmp;
 use crate::object::{Args, Catalogue, HelpTopic, Kind, Props, options_help, props};
 
@@ -74,13 +74,16 @@ pub struct RunArgs {
     /// Adds a node to the graph of block back ends; may be given many times
     #[arg(long, value_name = "TYPE[,KEY=VALUE...]", action = ArgAction::Append)]
     blockdev: Vec<String>,
+    /// Adds a disk: a node of --blockdev, with if=virtio its device as well; may be given many times
+    #[arg(long, value_name = "KEY=VALUE...", action = ArgAction::Append)]
+    drive: Vec<String>,
     /// Adds a network back end; may be given many times
     #[arg(long, value_name = "TYPE[,KEY=VALUE...]", action = ArgAction::Append)]
     netdev: Vec<String>,
-    /// Where the serial port goes: stdio, pty, file:PATH, unix:PATH, tcp:HOST:PORT, chardev:ID, null (attached to nothing) or
+    /// Where a serial port goes, the first by default to stdio; given up to four times: stdio, pty, file:PATH, unix:PATH, tcp:HOST:PORT, chardev:ID, null (attached to nothing) or
     /// none (no port)
-    #[arg(long, value_name = "TO", default_value = "stdio")]
-    serial: String,
+    #[arg(long, value_name = "TO", action = ArgAction::Append)]
+    serial: Vec<String>,
     /// Socket by which programs control the running guest (QMP); may be given many times
     #[arg(long, value_name = "unix:PATH[,wait=off]", action = ArgAction::Append)]
     qmp: Vec<String>,
@@ -135,7 +138,7 @@ pub(super) fn execute(args: RunArgs, platform: &dyn Platform) -> Result<()> {
     if let Some(help) = given.help(platform)? {
         return output::print(&help);
     }
-    platform.run(given.options(args)?)
+    platform.run(given.options(args, platform.devices().key())?)
 }
 
 /// Whether `word`, an option with its value, is one that a guest can be started with, as far as the host does not matter.
@@ -146,7 +149,7 @@ pub(super) fn check(word: OsString, platform: &dyn Platform) -> Result<()> {
     let matches = RunArgs::augment_args(Command::new("run")).try_get_matches_from(argv);
     let args = matches.and_then(|matches| RunArgs::from_arg_matches(&matches));
     let args = args.map_err(|error| output::usage_error(&error, "passthru run"))?;
-    Given::read(&args, platform)?.options(args).map(drop)
+    Given::read(&args, platform)?.options(args, platform.devices().key()).map(drop)
 }
 
 /// The options that these words, as a VM file has them, describe; a kernel need not be among them.
@@ -167,7 +170,7 @@ pub(super) fn is_implied(long: &str) -> bool {
 pub(super) fn described(mut args: RunArgs, platform: &dyn Platform) -> Result<(RunOptions, bool)> {
     let kernel = args.kernel.is_some();
     args.kernel.get_or_insert_default();
-    Ok((Given::read(&args, platform)?.options(args)?, kernel))
+    Ok((Given::read(&args, platform)?.options(args, platform.devices().key())?, kernel))
 }
 
 impl RunArgs {
@@ -184,6 +187,7 @@ struct Given {
     cpu: Args,
     machine: Args,
     devices: Vec<Args>,
+    drives: Vec<Args>,
     qmp: Vec<Args>,
     mon: Vec<Args>,
     numa: Vec<Args>,
@@ -197,6 +201,8 @@ props! {
     struct Name {
         /// Name of the guest
         guest: Option<String>,
+        /// QEMU's word: threads have names anyway
+        debug_threads: bool = "on",
     }
 }
 
@@ -224,6 +230,7 @@ impl Given {
             cpu: Args::parse("--cpu", Some("model"), &text(&args.cpu))?,
             machine: Args::parse("-M", Some(machine), &text(&args.machine))?.with_default(machine, "q35"),
             devices: args.device.iter().map(device).collect::<Result<_>>()?,
+            drives: args.drive.iter().map(|text| Args::parse("--drive", None, text)).collect::<Result<_>>()?,
             qmp: args.qmp.iter().map(qmp).collect::<Result<_>>()?,
             mon: args.mon.iter().map(mon).collect::<Result<_>>()?,
             numa: args.numa.iter().map(numa).collect::<Result<_>>()?,
@@ -262,6 +269,8 @@ impl Given {
             Some(smp::help())
         } else if asks(&self.cpu, "model") {
             Some(cpu::help())
+        } else if self.drives.iter().any(|args| asks(args, "file")) {
+            Some(drive::help())
         } else if self.qmp.iter().any(|args| asks(args, qmp::IMPLIED)) {
             Some(qmp::help())
         } else if self.mon.iter().any(|args| asks(args, mon::IMPLIED)) {
@@ -277,7 +286,12 @@ impl Given {
         })
     }
 
-    fn options(self, args: RunArgs) -> Result<RunOptions> {
+    fn options(mut self, args: RunArgs, device_key: &'static str) -> Result<RunOptions> {
+        let nodes = drive::apply(std::mem::take(&mut self.drives), device_key, &mut self.devices)?;
+        self.back_ends.entry(Kind::Node).or_default().extend(nodes);
+        let (chardevs, devices) = serial::more(&args.serial, device_key)?;
+        self.back_ends.entry(Kind::Chardev).or_default().extend(chardevs);
+        self.devices.extend(devices);
         let kernel = args.kernel.ok_or_else(|| {
             Error::new(Code::Usage, "`passthru run` needs the guest's kernel").fix("give it with `--kernel FILE`")
         })?;
@@ -292,7 +306,7 @@ impl Given {
             machine: numa::apply(self.machine, self.numa)?,
             devices: self.devices,
             back_ends: self.back_ends,
-            serial: serial::parse(&args.serial)?,
+            serial: serial::parse(args.serial.first().map_or("stdio", String::as_str))?,
             qmp: self.qmp.into_iter().map(qmp::parse).collect::<Result<_>>()?,
             monitors: mon::parse(&args.monitor, self.mon)?,
             no_reboot: args.no_reboot,

@@ -2,6 +2,7 @@
 
 pub mod action;
 pub mod cpu;
+pub mod drive;
 pub mod memory;
 pub mod mon;
 pub mod numa;

@@ -79,6 +79,13 @@ pub static TABLE: &[Line] = &[
          -blockdev throttle,node-name=t0,throttle-group=tg0,file=f0 -device virtio-blk-pci,drive=t0",
     )
     .disks(1),
+    line("drive-virtio", "-drive file=/tmp/lines/a.raw,format=raw,if=virtio,cache=none").disks(1),
+    line(
+        "drive-none",
+        "-drive file=/tmp/lines/c.qcow2,format=qcow2,if=none,id=d0,werror=report -boot order=c \
+         -device pcie-root-port,id=rp0,chassis=1 -device virtio-blk-pci,drive=d0,bus=rp0,serial=DRIVE",
+    )
+    .disks(1),
     line("blk-null", "-blockdev null-co,node-name=n0,size=16M -device virtio-blk-pci,drive=n0").disks(1),
     line(
         "net",
