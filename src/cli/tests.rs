@@ -287,6 +287,11 @@ fn the_command_line_comes_on_top_of_a_vm_file() {
     let hosts: Vec<_> = options.devices.iter().map(|device| device.peek("host").unwrap()).collect();
     assert_eq!(hosts, ["01:00.0", "02:00.0"]);
     assert_eq!(run_with_file(file, &["router", "--name", "other"]).unwrap().name.as_deref(), Some("other"));
+    let ports = "kernel = \"k\"\nserial = [\"null\", \"pty\"]";
+    let options = run_with_file(ports, &["router"]).unwrap();
+    assert!(goes_to(&options.serial, "null", None) && options.devices.len() == 1);
+    let options = run_with_file(ports, &["router", "--serial", "stdio"]).unwrap();
+    assert!(goes_to(&options.serial, "stdio", None) && options.devices.is_empty(), "not a third port");
 }
 
 #[test]

@@ -142,6 +142,10 @@ fn text(file: &Path, host: &Host) -> Result<String> {
     std::fs::read_to_string(file).map_err(|error| unreadable(explain_io(&error)))
 }
 
+/// The option that may be given many times, and yet is the file's or the user's: the user who wants the guest's console on the
+/// terminal does not want a second port.
+const SERIAL: &str = "serial";
+
 /// The guests that have a file in `/etc/passthru`.
 pub(super) fn names(host: &Host) -> BTreeSet<String> {
     let Ok(entries) = std::fs::read_dir(host.etc("")) else { return BTreeSet::new() };
@@ -156,7 +160,8 @@ fn replaced(word: &Word, run: &Command, given: &ArgMatches) -> bool {
     let Some(option) = run.get_arguments().find(|arg| arg.get_long() == Some(word.option.as_str())) else {
         return false;
     };
-    !matches!(option.get_action(), ArgAction::Append) && is_given(given, option.get_id().as_str())
+    let adds = matches!(option.get_action(), ArgAction::Append) && word.option != SERIAL;
+    !adds && is_given(given, option.get_id().as_str())
 }
 
 fn is_given(given: &ArgMatches, id: &str) -> bool {

@@ -178,7 +178,7 @@ fn node(drive: &Drive, id: &str) -> Result<Value> {
         Format::Raw => host,
         Format::Qcow2 => {
             host["read-only"] = read_only.into();
-            json!({ "driver": "qcow2", "file": host })
+            json!({ "driver": "qcow2", "discard": host["discard"].clone(), "file": host })
         }
     };
     top["node-name"] = id.into();
@@ -242,6 +242,7 @@ mod tests {
             entries(&nodes[1]),
             [
                 "detect-zeroes=unmap",
+                "discard=unmap",
                 "driver=qcow2",
                 "file.cache.direct=off",
                 "file.discard=unmap",
