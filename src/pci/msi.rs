@@ -47,6 +47,13 @@ impl MsiSpec {
         }
     }
 
+    /// The same, of which no more than `count` vectors can be delivered; 0 counts as 1.
+    #[must_use]
+    pub fn at_most(self, count: u32) -> MsiSpec {
+        let most = 1u8 << count.max(1).ilog2().min(u32::from(MAX_VECTORS_LOG2));
+        MsiSpec { vectors: self.vectors.min(most), ..self }
+    }
+
     fn log2(self) -> u16 {
         (u16::from(self.vectors.max(1)).next_power_of_two().trailing_zeros() as u16).min(MAX_VECTORS_LOG2)
     }

@@ -185,7 +185,8 @@ impl VfioPci {
         };
         let (mut space, division) = config::plan(&image, abilities);
         let msi = division.msi.map(|at| {
-            let spec = MsiSpec::from_control(source.u16(at + 2));
+            // A device whose register says more than VFIO has read there gets what VFIO delivers.
+            let spec = MsiSpec::from_control(source.u16(at + 2)).at_most(host.irq(IrqKind::Msi).count);
             Msi::at(&mut space, at, spec, router, &id)
         });
         let msix = division.msix.zip(msix).map(|(at, spec)| Msix::at(&mut space, at, spec, router, &id));

@@ -93,3 +93,10 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn no_more_is_offered_than_can_be_delivered() {
+    let eight = MsiSpec::from_control(3 << CONTROL_CAPABLE_SHIFT);
+    let offered = |count| eight.at_most(count).vectors;
+    assert_eq!([0, 1, 3, 4, 8, 32, u32::MAX].map(offered), [1, 1, 2, 4, 8, 8, 8]);
+}
