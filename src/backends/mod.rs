@@ -17,6 +17,7 @@ use chardev::Chardev;
 use net::Netdev;
 use table::Table;
 
+use crate::error::Result;
 use crate::event_loop::LoopHandle;
 use crate::host::setting::Mac;
 use crate::memory::HostMem;
@@ -41,10 +42,36 @@ pub struct Backends {
 }
 
 impl Backends {
+    /// Takes an object out that nobody uses.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::UnknownObject`], [`crate::error::Code::BackendInUse`].
+    pub fn remove_object(&self, id: &str) -> Result<()> {
+        let tables: [&dyn Objects; 3] = [&*self.throttles, &*self.entropies, &*self.memories];
+        let of_id = tables.iter().find(|table| table.has(id));
+        of_id.unwrap_or(&tables[0]).discard(id)
+    }
+
     /// The address of a network device whose user gave none: QEMU's, counted up.
     pub fn next_mac(&self) -> Mac {
         let count = self.macs.fetch_add(1, Ordering::Relaxed);
         Mac([0x52, 0x54, 0x00, 0x12, 0x34, 0x56_u8.wrapping_add(count)])
+    }
+}
+
+/// A table of objects, whatever they are.
+trait Objects {
+    fn has(&self, id: &str) -> bool;
+    fn discard(&self, id: &str) -> Result<()>;
+}
+
+impl<T> Objects for Table<T> {
+    fn has(&self, id: &str) -> bool {
+        self.list().iter().any(|object| &*object.name == id)
+    }
+
+    fn discard(&self, id: &str) -> Result<()> {
+        self.remove(id).map(drop)
     }
 }
 
@@ -70,4 +97,25 @@ pub struct BackendCx {
     pub event_loop: LoopHandle,
     /// The back ends that there are already, which a new one may stand on.
     pub backends: Arc<Backends>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::error::Code;
+
+    #[test]
+    fn an_object_goes_when_its_user_has_gone() {
+        let backends = Backends::default();
+        let source = entropy::open(Path::new(entropy::KERNEL)).unwrap();
+        backends.entropies.add("r0".into(), "rng-random", Arc::new(source), true).unwrap();
+        let claim = backends.entropies.claim("r0", "rng0").unwrap();
+        assert_eq!(backends.remove_object("r0").unwrap_err().code(), Code::BackendInUse);
+        assert_eq!(backends.remove_object("r1").unwrap_err().code(), Code::UnknownObject);
+        drop(claim);
+        backends.remove_object("r0").unwrap();
+        assert_eq!(backends.remove_object("r0").unwrap_err().code(), Code::UnknownObject);
+    }
 }

@@ -101,6 +101,10 @@ impl Control for Machine {
         self.backends.netdevs.clone()
     }
 
+    fn remove_object(&mut self, id: &str) -> Result<(), Failure> {
+        Ok(self.backends.remove_object(id)?)
+    }
+
     fn add_back_end(&mut self, kind: Kind, args: Args) -> Result<(), Failure> {
         Ok(Makes { vfio: &self.vfio, event_loop: &self.event_loop.handle(), backends: &self.backends }
             .add(kind, args)?)

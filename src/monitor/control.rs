@@ -186,6 +186,11 @@ pub trait Control {
     /// # Errors
     /// What keeps it from being made; nothing of it is left then.
     fn add_back_end(&mut self, kind: Kind, args: Args) -> Result<(), Failure>;
+    /// Takes an object out that nobody uses.
+    ///
+    /// # Errors
+    /// There is none of this name that can go, or it has a user.
+    fn remove_object(&mut self, id: &str) -> Result<(), Failure>;
     /// Bytes of memory that the guest has beside its balloon; `None`: there is no balloon.
     fn balloon(&self) -> Option<u64>;
     /// Asks the guest to have no more than so many bytes.

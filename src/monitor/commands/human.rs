@@ -161,6 +161,14 @@ static LINES: &[Line] = &[
         },
     },
     Line {
+        words: "object_del",
+        doc: "ID: removes one that nobody uses",
+        run: |control, rest| {
+            control.remove_object(rest)?;
+            Ok(nothing())
+        },
+    },
+    Line {
         words: "info network",
         doc: "the network back ends",
         run: |control, _| {

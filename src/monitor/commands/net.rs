@@ -37,4 +37,14 @@ pub static COMMANDS: &[Command] = &[
             Ok(nothing())
         },
     },
+    Command {
+        name: "object-del",
+        doc: "Removes an object that nobody uses; one of type iommufd stays as long as the machine",
+        params: &[param("id", Kind::String, "Its name")],
+        open: false,
+        run: |control, arguments| {
+            control.remove_object(arguments.text("id"))?;
+            Ok(nothing())
+        },
+    },
 ];

@@ -63,6 +63,9 @@ impl Control for Fake {
     fn netdevs(&self) -> Arc<Table<dyn Netdev>> {
         self.backends.netdevs.clone()
     }
+    fn remove_object(&mut self, id: &str) -> Result<(), Failure> {
+        Ok(self.backends.remove_object(id)?)
+    }
     fn add_back_end(&mut self, kind: object::Kind, mut args: Args) -> Result<(), Failure> {
         self.calls.push(format!("{kind:?} {:?}", args.take_rest()));
         Ok(())

@@ -33,6 +33,7 @@ async def main(path):
     await client.execute("device_add", {"driver": "virtio-rng-pci", "id": "rng1", "rng": "r1", "bus": "rp1"})
     await client.execute("device_del", {"id": "rng1"})
     print("deleted", (await event("DEVICE_DELETED"))["data"]["device"])
+    await client.execute("object-del", {"id": "r1"})
     await client.execute("chardev-add", {"id": "c1", "backend": {"type": "null", "data": {}}})
     print("chardevs", sorted(c["label"] for c in await client.execute("query-chardev")))
     await client.execute("chardev-remove", {"id": "c1"})
