@@ -79,8 +79,9 @@ fn vhost_user(lab: &mut Lab) -> Result<()> {
         guest.sh(lab.l1, begin)?;
         kill(lab.l1, &blk)?;
         kill(lab.l1, &rng)?;
-        let blk = start(lab.l1, BLK, "/tmp/blk.sock")?;
-        let rng = start(lab.l1, RNG, "/tmp/rng.sock0")?;
+        // Their sockets may be gone at once: passthru is waiting for them.
+        let blk = lab.l1.start(BLK)?;
+        let rng = lab.l1.start(RNG)?;
         guest.sh(lab.l1, end)?;
         ensure!(guest.value("dd")? == "0", "writing ended with {}", guest.value("dd")?);
         let part = "dd if=/tmp/vhost.raw bs=1M skip=4 count=4 status=none | sha256sum | cut -d ' ' -f 1";

@@ -215,7 +215,7 @@ fn serial(lab: &mut Lab) -> Result<()> {
     let said = l1
         .ok("(sleep 1; printf hello; sleep 4) | timeout 60 socat - UNIX-CONNECT:/tmp/hvc.sock > /tmp/hvc.txt; \
          tr -d '\\r' < /tmp/hvc.txt | tail -n 1; wc -l < /tmp/hvc.txt")?;
-    ensure!(guest.sh(l1, "cat /tmp/typed")?.contains("hello"), "the guest did not get what was typed: {said}");
+    ensure!(guest.sh(l1, "cat /tmp/typed; echo")?.contains("hello"), "the guest did not get what was typed: {said}");
     ensure!(said.split_whitespace().eq(["20000", "20000"]), "the console ended with {said}");
 
     // One more that comes while the guest runs, and goes.
