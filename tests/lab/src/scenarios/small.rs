@@ -211,12 +211,13 @@ fn serial(lab: &mut Lab) -> Result<()> {
     ensure!(opened["id"] == "first" && opened["open"] == true, "{opened}");
 
     // A console, to which a person at the other end types.
-    guest.sh(l1, "(exec 8<>/dev/hvc0; stty -F /dev/hvc0 raw -echo; head -c 5 <&8 > /tmp/typed; seq 20000 >&8; sleep 5) > /dev/null 2>&1 & sleep 1")?;
+    guest.sh(l1, "(exec 8<>/dev/hvc0; stty -F /dev/hvc0 raw -echo; head -c 5 <&8 > /tmp/typed; seq 2000 >&8; sleep 60) > /dev/null 2>&1 & sleep 1")?;
     let said = l1
-        .ok("(sleep 1; printf hello; sleep 4) | timeout 60 socat - UNIX-CONNECT:/tmp/hvc.sock > /tmp/hvc.txt; \
+        .ok("(sleep 1; printf hello; i=0; until [ $(wc -l < /tmp/hvc.txt) -ge 2000 ] || [ $i -ge 200 ]; do sleep 0.2; i=$((i+1)); \
+         done) | timeout 55 socat - UNIX-CONNECT:/tmp/hvc.sock > /tmp/hvc.txt; \
          tr -d '\\r' < /tmp/hvc.txt | tail -n 1; wc -l < /tmp/hvc.txt")?;
     ensure!(guest.sh(l1, "cat /tmp/typed; echo")?.contains("hello"), "the guest did not get what was typed: {said}");
-    ensure!(said.split_whitespace().eq(["20000", "20000"]), "the console ended with {said}");
+    ensure!(said.split_whitespace().eq(["2000", "2000"]), "the console ended with {said}");
 
     // One more that comes while the guest runs, and goes.
     let backend = json!({ "type": "socket", "data": { "addr": { "type": "unix", "data": { "path": "/tmp/b.sock" } }, "server": true, "wait": false } });
