@@ -12,7 +12,7 @@ use crate::l1::{Guest, L1};
 use crate::scenario::{Lab, Scenario};
 
 pub static SCENARIOS: &[Scenario] =
-    &[Scenario::new("small-devices", devices).limit(600).long(), Scenario::new("virtio-serial", serial).limit(600)];
+    &[Scenario::new("small-devices", devices).limit(600), Scenario::new("virtio-serial", serial).limit(600)];
 
 /// What the random numbers are made of.
 const ENTROPY: &str = "/tmp/entropy-small";
