@@ -24,7 +24,7 @@ const DRIVERS: &str =
 
 /// The guest's own view. QEMU's chipset functions 00:1f.x are left out: passthru has none.
 const VIEW: &str = "echo LAB pci=$(lspci -nn | grep -v '^00:1f' | tr '\\n' ';'); \
-                    echo LAB disks=$(lsblk -n -o NAME,SIZE,RO,TYPE,LOG-SEC,PHY-SEC,SERIAL | tr '\\n' ';' | tr -s ' '); \
+                    echo LAB disks=$(lsblk -n | tr '\\n' ';' | tr -s ' '); \
                     echo LAB links=$(/usr/bin/ip -br link | tr '\\n' ';' | tr -s ' ')";
 
 fn same(lab: &mut Lab, half: usize) -> Result<()> {
