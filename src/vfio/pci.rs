@@ -542,6 +542,8 @@ impl Device for VfioPci {
         match reset::hot(&*self.host) {
             // The kernel's reset of the function alone, which has been, is all that there is.
             Ok(reset::Outcome::Unsupported(_)) if self.alone == Alone::Doubtful => {}
+            // Linux 6.12 answers ENOTTY for e1000e behind QEMU's port, after the reset: not a reason to complain.
+            Err(error) if self.alone == Alone::Doubtful && error.code() == Code::DeviceFailed => {}
             done => {
                 let outcome = self.outcome(done);
                 self.keeps_its_state(outcome);
@@ -592,7 +594,8 @@ impl Device for VfioPci {
             // where it believes in a reset that leaves the function as it is, with the addresses of this guest.
             self.reset_hardware();
             if self.alone == Alone::Doubtful && reset::hits_nobody_else(&*self.host) {
-                self.outcome(reset::hot(&*self.host));
+                // A failure is nobody's business any more: the function was reset alone.
+                let _ = reset::hot(&*self.host);
             }
         }
     }

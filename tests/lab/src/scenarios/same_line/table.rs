@@ -86,7 +86,7 @@ pub static TABLE: &[Line] = &[
          -device pcie-root-port,id=rp0,chassis=1 -device virtio-blk-pci,drive=d0,bus=rp0,serial=DRIVE",
     )
     .disks(1),
-    line("blk-null", "-blockdev null-co,node-name=n0,size=16M -device virtio-blk-pci,drive=n0").disks(1),
+    line("blk-null", "-blockdev null-co,node-name=n0,size=16777216 -device virtio-blk-pci,drive=n0").disks(1),
     line(
         "net",
         "-netdev tap,id=n0,ifname=line0,script=no,downscript=no -device virtio-net-pci,netdev=n0,mac=52:54:00:00:00:0e",
