@@ -146,6 +146,12 @@ impl Live {
         self.qmp(l1, "x-query-resources", json!({}))
     }
 
+    /// Exits by writes to trapped memory so far.
+    pub fn mmio_writes(&self, l1: &mut L1) -> Result<u64> {
+        let vm = self.qmp(l1, "x-query-vm", json!({}))?;
+        vm["exits"]["mmio-write"].as_u64().with_context(|| format!("no exits in {vm}"))
+    }
+
     /// Switches the guest off from inside and waits for the VMM's end.
     pub fn power_off(self, l1: &mut L1) -> Result<Ended> {
         self.shell.power_off(l1)

@@ -7,7 +7,6 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::steps::{self, NIC};
-use crate::l1::live::Live;
 use crate::l1::{Guest, Job, L1};
 use crate::scenario::{Lab, Scenario};
 
@@ -19,12 +18,6 @@ const RNG: &str = "cd /tmp && rm -f rng.sock0 && exec vhost-device-rng --socket-
 const BLK: &str = "rm -f /tmp/blk.sock; exec qemu-storage-daemon \
     --blockdev driver=file,node-name=d0,filename=/tmp/vhost.raw \
     --export vhost-user-blk,id=e0,node-name=d0,writable=on,num-queues=2,addr.type=unix,addr.path=/tmp/blk.sock";
-
-/// Exits by writes to trapped memory so far.
-fn mmio_writes(guest: &Live, l1: &mut L1) -> Result<u64> {
-    let vm = guest.qmp(l1, "x-query-vm", json!({}))?;
-    vm["exits"]["mmio-write"].as_u64().with_context(|| format!("no exits in {vm}"))
-}
 
 /// Starts a daemon, and waits for its socket.
 fn start(l1: &mut L1, command: &str, socket: &str) -> Result<Job> {
@@ -75,7 +68,7 @@ fn vhost_user(lab: &mut Lab) -> Result<()> {
         ensure!(guest.value("read")? == sum.trim(), "the guest reads other bytes");
         let said = guest.sh(lab.l1, random)?;
         ensure!(said.contains("virtio_rng") && guest.value("random")? == "256", "random numbers: {said}");
-        let before = mmio_writes(&guest, lab.l1)?;
+        let before = guest.mmio_writes(lab.l1)?;
         guest.sh(lab.l1, begin)?;
         kill(lab.l1, &blk)?;
         kill(lab.l1, &rng)?;
@@ -88,7 +81,7 @@ fn vhost_user(lab: &mut Lab) -> Result<()> {
         ensure!(lab.l1.ok(part)?.trim() == guest.value("wrote")?, "the file holds other bytes");
         guest.sh(lab.l1, random)?;
         ensure!(guest.value("random")? == "256", "the next daemon gives {} bytes", guest.value("random")?);
-        let exits = mmio_writes(&guest, lab.l1)? - before;
+        let exits = guest.mmio_writes(lab.l1)? - before;
         ensure!(exits < 64, "1024 writes cost {exits} exits");
         let sum = lab.l1.ok("sha256sum < /tmp/vhost.raw | cut -d ' ' -f 1")?;
         guest.shell().reboot(lab.l1)?;

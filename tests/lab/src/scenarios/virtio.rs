@@ -1,11 +1,10 @@
 //! Virtio devices, driven by the guest's own drivers, beside a NIC of the host.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::steps::{self, NIC};
-use crate::l1::live::Live;
-use crate::l1::{Guest, L1};
+use crate::l1::Guest;
 use crate::scenario::{Lab, Scenario};
 
 pub static SCENARIOS: &[Scenario] = &[
@@ -16,12 +15,6 @@ pub static SCENARIOS: &[Scenario] = &[
 
 /// What the random numbers are made of, so that the guest's can be checked.
 const ENTROPY: &str = "/tmp/entropy";
-
-/// Exits by writes to trapped memory so far.
-fn mmio_writes(guest: &Live, l1: &mut L1) -> Result<u64> {
-    let vm = guest.qmp(l1, "x-query-vm", json!({}))?;
-    vm["exits"]["mmio-write"].as_u64().with_context(|| format!("no exits in {vm}"))
-}
 
 /// The guest gets what the host's file holds, by interrupts and doorbells that cost no exit; also after its reboot
 /// and after the device was out.
@@ -42,9 +35,9 @@ fn rng(lab: &mut Lab) -> Result<()> {
         for round in 0..3 {
             let current = guest.sh(lab.l1, up)?;
             ensure!(current.contains("virtio_rng"), "round {round}: the guest's source is {current}");
-            let before = mmio_writes(&guest, lab.l1)?;
+            let before = guest.mmio_writes(lab.l1)?;
             guest.sh(lab.l1, check)?;
-            let after = mmio_writes(&guest, lab.l1)?;
+            let after = guest.mmio_writes(lab.l1)?;
             ensure!(guest.value("len")? == "16384 other=0", "round {round}: {}", guest.value("len")?);
             ensure!(after - before < 32, "round {round}: 512 requests cost {} exits", after - before);
             match round {
@@ -98,9 +91,9 @@ fn blk(lab: &mut Lab) -> Result<()> {
         ensure!(guest.value("serial")? == "LAB-0001", "the serial number is {}", guest.value("serial")?);
         ensure!(guest.value("queues")? == "2", "the guest uses {} queues", guest.value("queues")?);
         ensure!(guest.value("read")? == sum.trim(), "the guest reads other bytes");
-        let before = mmio_writes(&guest, lab.l1)?;
+        let before = guest.mmio_writes(lab.l1)?;
         guest.sh(lab.l1, &write)?;
-        let exits = mmio_writes(&guest, lab.l1)? - before;
+        let exits = guest.mmio_writes(lab.l1)? - before;
         ensure!(exits < 64, "2048 writes cost {exits} exits");
         let part = "dd if=/tmp/disk.raw bs=1M skip=8 count=8 status=none | sha256sum | cut -d ' ' -f 1";
         ensure!(lab.l1.ok(part)?.trim() == guest.value("wrote")?, "the file holds other bytes");
@@ -161,7 +154,7 @@ fn net(lab: &mut Lab) -> Result<()> {
             ensure!(said.contains("tcp-segmentation-offload: on"), "round {round}: {said}");
             ensure!(said.contains("tx-checksumming: on") && said.contains("generic-receive-offload: on"), "{said}");
             ensure!(said.contains("Combined:\t2"), "round {round}: the guest has not two pairs: {said}");
-            let before = mmio_writes(&guest, lab.l1)?;
+            let before = guest.mmio_writes(lab.l1)?;
             guest.sh(lab.l1, &format!("({from_l1}) & sleep 1"))?;
             lab.l1.ok(&format!("timeout 60 socat -u FILE:/tmp/stream TCP:{GUEST_IP}:9"))?;
             guest.sh(lab.l1, "sleep 1; echo LAB to=$(cat /tmp/sum)")?;
@@ -169,7 +162,7 @@ fn net(lab: &mut Lab) -> Result<()> {
             lab.l1.ok("(timeout 90 socat -u FILE:/tmp/stream TCP-LISTEN:9,reuseaddr > /dev/null 2>&1) & sleep 1")?;
             guest.sh(lab.l1, &format!("echo LAB back=$(nc {L1_IP} 9 < /dev/null | sha256sum | cut -d ' ' -f 1)"))?;
             ensure!(guest.value("back")? == sum, "round {round}: the guest fetched something else");
-            let exits = mmio_writes(&guest, lab.l1)? - before;
+            let exits = guest.mmio_writes(lab.l1)? - before;
             ensure!(exits < 200, "round {round}: 64 MiB cost {exits} exits by trapped writes");
             match round {
                 0 => guest.shell().reboot(lab.l1)?,
