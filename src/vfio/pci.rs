@@ -593,9 +593,9 @@ impl Device for VfioPci {
             // What cannot be reset alone is reset by the kernel when the last function of its slot or bus is closed; but not
             // where it believes in a reset that leaves the function as it is, with the addresses of this guest.
             self.reset_hardware();
-            if self.alone == Alone::Doubtful && reset::hits_nobody_else(&*self.host) {
+            if self.alone == Alone::Doubtful {
                 // A failure is nobody's business any more: the function was reset alone.
-                let _ = reset::hot(&*self.host);
+                let _ = reset::hot_alone(&*self.host);
             }
         }
     }

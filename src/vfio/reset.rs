@@ -53,6 +53,19 @@ pub fn reset(host: &dyn HostPci) -> Result<Outcome> {
 /// # Errors
 /// As for [`reset`].
 pub fn hot(host: &dyn HostPci) -> Result<Outcome> {
+    hot_if(host, |_| true)
+}
+
+/// The same, if it hits nobody but this function: others of the guest's may be in use.
+///
+/// # Errors
+/// As for [`reset`].
+pub fn hot_alone(host: &dyn HostPci) -> Result<Outcome> {
+    hot_if(host, |others| others.is_empty())
+}
+
+/// Resets the slot or the bus, if all that it hits is this guest's and `may` says so of the others.
+fn hot_if(host: &dyn HostPci, may: impl FnOnce(&[Bdf]) -> bool) -> Result<Outcome> {
     let Ok(bdf) = host.name().parse::<Bdf>() else {
         return Ok(Outcome::Unsupported("it has no address on the host".into()));
     };
@@ -66,17 +79,12 @@ pub fn hot(host: &dyn HostPci) -> Result<Outcome> {
     // The kernel chooses between slot and bus, and has said what that hits.
     let facts = ResetFacts { methods: Some(Vec::new()), distrusted: Vec::new(), scope: Some(Scope::Bus), affected };
     match plan(bdf, &facts) {
-        Verdict::Hot { .. } => {
+        Verdict::Hot { with, .. } if may(&with) => {
             host.hot_reset().map_err(|error| failed(host, "VFIO_DEVICE_PCI_HOT_RESET", &error))?;
             back(host).map(|()| Outcome::Reset)
         }
         verdict => Ok(Outcome::Unsupported(verdict.to_string())),
     }
-}
-
-/// Whether the slot or the bus has no other function.
-pub fn hits_nobody_else(host: &dyn HostPci) -> bool {
-    host.hot_reset_reach().is_ok_and(|affected| affected.len() == 1)
 }
 
 fn failed(host: &dyn HostPci, request: &str, error: &std::io::Error) -> Error {
