@@ -542,7 +542,8 @@ impl Device for VfioPci {
         match reset::hot(&*self.host) {
             // The kernel's reset of the function alone, which has been, is all that there is.
             Ok(reset::Outcome::Unsupported(_)) if self.alone == Alone::Doubtful => {}
-            // Linux 6.12 answers ENOTTY for e1000e behind QEMU's port, after the reset: not a reason to complain.
+            // Linux answers ENOTTY if the link of the port does not come up, which QEMU's ports never tell it of. The
+            // function has had its own reset, which is what it would have got without this one.
             Err(error) if self.alone == Alone::Doubtful && error.code() == Code::DeviceFailed => {}
             done => {
                 let outcome = self.outcome(done);

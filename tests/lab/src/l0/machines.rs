@@ -84,9 +84,10 @@ pub struct Machine {
     pub init: Init,
 }
 
+// At more than 5 GT/s Linux waits after a reset for a bit that these ports never set ("Traps" in docs/lab.md).
 // Slot 1 is what QEMU gives to the PCI function of an AMD IOMMU.
-const ROOT_PORT_1: &str = "-device pcie-root-port,id=rp1,bus=pcie.0,addr=2,chassis=1";
-const ROOT_PORT_2: &str = "-device pcie-root-port,id=rp2,bus=pcie.0,addr=3,chassis=2";
+const ROOT_PORT_1: &str = "-device pcie-root-port,x-speed=5,id=rp1,bus=pcie.0,addr=2,chassis=1";
+const ROOT_PORT_2: &str = "-device pcie-root-port,x-speed=5,id=rp2,bus=pcie.0,addr=3,chassis=2";
 const NIC: &str = "-netdev user,id=net1 -device e1000e,id=nic1,netdev=net1,bus=rp1,mac=52:54:00:00:00:01";
 const DRIVE: &str = "-drive file={drive},format=raw,if=none,id=drive1,snapshot=on";
 const NVME: &str = "-device nvme,id=nvme1,drive=drive1,serial=lab1,bus=rp2";

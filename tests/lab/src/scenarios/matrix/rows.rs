@@ -181,7 +181,7 @@ pub fn arguments(rows: &[Row]) -> Vec<String> {
         let id = id(index);
         let at = match bus {
             Some(bus) => {
-                words.push(format!("-device pcie-root-port,id={id}p,bus=pcie.0,addr={slot:x},chassis={bus}"));
+                words.push(format!("-device pcie-root-port,x-speed=5,id={id}p,bus=pcie.0,addr={slot:x},chassis={bus}"));
                 format!("bus={id}p")
             }
             None => format!("bus=pcie.0,addr={slot:x}"),
