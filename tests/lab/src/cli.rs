@@ -138,7 +138,7 @@ struct FuzzArgs {
     #[arg(value_name = "FILTER")]
     filters: Vec<String>,
     /// Time of each target, seconds
-    #[arg(long, value_name = "N", default_value_t = fuzz::SHORT.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = fuzz::SHORT.time.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
 }
 
@@ -285,7 +285,8 @@ fn run_tests(args: &TestArgs) -> Result<ExitCode> {
 
 fn run_fuzz(args: &FuzzArgs) -> Result<ExitCode> {
     setup::run()?;
-    let tally = fuzz::run(&args.filters, Duration::from_secs(args.seconds))?;
+    let search = fuzz::Search { time: Duration::from_secs(args.seconds), seed: None };
+    let tally = fuzz::run(&args.filters, search)?;
     println!("{tally}");
     Ok(ExitCode::from(u8::from(tally.failed > 0)))
 }

@@ -17,9 +17,19 @@ use crate::cli::is_chosen;
 use crate::report;
 use crate::runner::Tally;
 
-/// Time of each target in an ordinary run, and with `--long`.
-pub const SHORT: Duration = Duration::from_secs(30);
-pub const LONG: Duration = Duration::from_secs(600);
+/// How a target looks for a crash.
+#[derive(Clone, Copy)]
+pub struct Search {
+    pub time: Duration,
+    /// What its random choices start from; `None`: another number each time.
+    pub seed: Option<u32>,
+}
+
+/// An ordinary run makes the same choices each time: what fails in it is what the change has broken, not the luck of a run
+/// that has nothing to do with it.
+pub const SHORT: Search = Search { time: Duration::from_secs(30), seed: Some(1) };
+/// A campaign goes where none has been.
+pub const LONG: Search = Search { time: Duration::from_secs(600), seed: None };
 /// Targets at a time: each keeps one processor busy.
 const AT_A_TIME: usize = 2;
 /// Memory that a target may take, MiB, and the time of one input, s. More of either counts as a crash.
@@ -54,8 +64,8 @@ pub fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Runs the targets whose result's name contains one of `filters`, each for `time`.
-pub fn run(filters: &[String], time: Duration) -> Result<Tally> {
+/// Runs the targets whose result's name contains one of `filters`.
+pub fn run(filters: &[String], search: Search) -> Result<Tally> {
     let chosen: Vec<String> = targets()?.into_iter().filter(|name| is_chosen(&result_name(name), filters)).collect();
     if chosen.is_empty() {
         return Ok(Tally::default());
@@ -70,7 +80,7 @@ pub fn run(filters: &[String], time: Duration) -> Result<Tally> {
         for _ in 0..AT_A_TIME {
             scope.spawn(|| {
                 while let Some(name) = take(&waiting) {
-                    let outcome = look_for_a_crash(&programs.join(&name), &corpora.join(&name), time);
+                    let outcome = look_for_a_crash(&programs.join(&name), &corpora.join(&name), search);
                     note(&name, outcome, &mut tally.lock().unwrap_or_else(|e| e.into_inner()));
                 }
             });
@@ -125,11 +135,12 @@ fn build() -> Result<PathBuf> {
 }
 
 /// Runs one target from its corpus, which keeps what it finds.
-fn look_for_a_crash(program: &Path, corpus: &Path, time: Duration) -> Result<Stats> {
+fn look_for_a_crash(program: &Path, corpus: &Path, search: Search) -> Result<Stats> {
     let crashes = corpus.with_extension("crashes");
     fs::create_dir_all(&crashes).with_context(|| format!("cannot make {}", crashes.display()))?;
     let output = Command::new(program)
-        .arg(format!("-max_total_time={}", time.as_secs()))
+        .arg(format!("-max_total_time={}", search.time.as_secs()))
+        .args(search.seed.map(|seed| format!("-seed={seed}")))
         .arg(format!("-rss_limit_mb={MEMORY_MIB}"))
         .arg(format!("-timeout={INPUT_SECONDS}"))
         .arg(format!("-artifact_prefix={}/", crashes.display()))
