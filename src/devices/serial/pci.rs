@@ -11,13 +11,15 @@ use crate::memory::{Backing, HostSlice, Piece};
 use crate::object::{ChardevRef, Create, TypeInfo, props};
 use crate::pci::pin::Pin;
 use crate::pci::regs::{
-    CLASS, COMMAND, COMMAND_INTX_DISABLE, COMMAND_IO, DEVICE, INTERRUPT_PIN, SUBSYSTEM, SUBSYSTEM_VENDOR, VENDOR,
+    CLASS, COMMAND, COMMAND_INTX_DISABLE, COMMAND_IO, DEVICE, INTERRUPT_PIN, REVISION, SUBSYSTEM, SUBSYSTEM_VENDOR,
+    VENDOR,
 };
 use crate::pci::{BarContent, BarKind, Changes, ConfigSpace, PciCore, PciFunction};
 
 /// Red Hat's serial port, which guests know by its class, and its subsystem's ids on virtual machines.
 const IDS: (u16, u16) = (0x1b36, 0x0002);
 const SUBSYSTEM_IDS: (u16, u16) = (0x1af4, 0x1100);
+const REVISION_1: u8 = 1;
 /// Serial controller, class 07 subclass 00, interface 02: 16550 (PCI appendix D).
 const CLASS_SERIAL: [u8; 3] = [2, 0, 7];
 /// INTA, as the register numbers the pins.
@@ -63,6 +65,7 @@ impl PciSerial {
         let mut config = ConfigSpace::new();
         config.set_u16(VENDOR, IDS.0);
         config.set_u16(DEVICE, IDS.1);
+        config.set_u8(REVISION, REVISION_1);
         config.set(CLASS, &CLASS_SERIAL);
         config.set_u16(SUBSYSTEM_VENDOR, SUBSYSTEM_IDS.0);
         config.set_u16(SUBSYSTEM, SUBSYSTEM_IDS.1);
