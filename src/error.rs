@@ -385,6 +385,9 @@ codes! {
     NetdevFailed = 103, Host, "a network back end cannot be made",
         "A tap needs /dev/net/tun and, unless root made it for this user before (`ip tuntap add tap0 mode tap user USER`), \
          CAP_NET_ADMIN. `user` needs the program passt and no privilege. The other ends of sockets must be there first.";
+    BootindexTaken = 106, Usage, "two devices have one place in the order of booting",
+        "bootindex= orders the devices that firmware boots from, so each place in it is one device's. Give each its own \
+         number, or leave bootindex= out: a guest that boots --kernel does not look at it.";
 }
 
 impl Code {

@@ -8,6 +8,7 @@ use crate::error::Code;
 use crate::host::Host;
 use crate::host::findings::Finding;
 use crate::host::testtree::{TestTree, bdf};
+use crate::machine::options::action::{OnReboot, OnShutdown};
 use crate::machine::options::{HugePages, RunOptions};
 use crate::object::testing::{DEVICES, MACHINES, OBJECTS};
 use crate::object::{Catalogue, Kind, MemSize};
@@ -100,7 +101,7 @@ fn a_guest_needs_only_its_kernel() {
     assert!(options.cpu.switches.is_empty());
     assert_eq!(options.machine.peek("type"), Some("q35"));
     assert!(goes_to(&options.serial, "stdio", None));
-    assert!(options.devices.is_empty() && !options.no_reboot);
+    assert!(options.devices.is_empty() && options.actions.reboot == OnReboot::Reset);
     assert_eq!(run(&[]).unwrap_err().code(), Code::Usage);
 }
 
@@ -150,8 +151,22 @@ fn a_command_line_of_qemu_is_understood() {
         "-serial",
         "file:log",
         "-no-reboot",
+        "-no-shutdown",
+        "-S",
+        "-uuid",
+        "6f0c5f0e-3b0f-4c1e-9a52-1c6f3a2f7d10",
+        "-k",
+        "de",
+        "-rtc",
+        "base=utc,driftfix=slew",
+        "-boot",
+        "menu=off,strict=on",
+        "-global",
+        "ICH9-LPC.disable_s3=1",
     ])
     .unwrap();
+    assert!(options.paused && options.actions.shutdown == OnShutdown::Pause);
+    assert_eq!(options.uuid.unwrap().to_string(), "6f0c5f0e-3b0f-4c1e-9a52-1c6f3a2f7d10");
     assert_eq!(options.kernel.as_os_str(), "bzImage");
     assert_eq!(options.initrd.unwrap().as_os_str(), "initrd");
     assert_eq!(options.append, "-x console=ttyS0");
@@ -166,7 +181,7 @@ fn a_command_line_of_qemu_is_understood() {
     assert_eq!(options.devices[1].peek("host"), Some("01:00.0"));
     assert!(goes_to(&options.serial, "file", Some("log")));
     assert_eq!(options.name.as_deref(), Some("test"));
-    assert!(options.no_reboot);
+    assert_eq!(options.actions.reboot, OnReboot::Shutdown);
 }
 
 #[test]
@@ -272,7 +287,7 @@ fn a_vm_file_is_a_command_line() {
     assert_eq!(options.memory.size, MemSize(1 << 30));
     assert_eq!(options.name.as_deref(), Some("router"));
     assert!(goes_to(&options.serial, "null", None));
-    assert!(options.no_reboot);
+    assert_eq!(options.actions.reboot, OnReboot::Shutdown);
     assert_eq!(options.devices[0].peek("host"), Some("01:00.0"));
 }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::back_ends::Makes;
 use super::inbox::Task;
 use super::options::action::{OnPanic, OnWatchdog};
@@ -46,13 +48,22 @@ impl Control for Machine {
         self.pause(Status::Paused);
     }
 
-    fn cont(&mut self) {
+    fn cont(&mut self) -> Result<(), Failure> {
+        if self.status == Status::Shutdown {
+            return Err(Failure::generic("Resetting the Virtual Machine is required"));
+        }
         if self.status != Status::Running {
             self.status = Status::Running;
             self.monitor.event("RESUME", None);
             self.running.iter().for_each(super::Running::resume);
             self.plugged.resumed();
         }
+        Ok(())
+    }
+
+    fn inject_nmi(&mut self) -> Result<(), Failure> {
+        let running = self.running.as_ref().ok_or_else(|| Failure::generic("the guest does not run"))?;
+        Ok(running.inject_nmi()?)
     }
 
     fn reset(&mut self) {
@@ -125,6 +136,10 @@ impl Control for Machine {
             _ => self.actions.watchdog = OnWatchdog::parse(word).map_err(|_| invalid())?,
         }
         Ok(())
+    }
+
+    fn identity(&self) -> (String, Option<Uuid>) {
+        (self.name(), self.uuid)
     }
 
     fn cpus(&self) -> Vec<CpuView> {

@@ -59,11 +59,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use uuid::Uuid;
 
 use board::{Board, Signals};
 use hotplug::{Plugs, Unplugs};
 use inbox::{Inbox, Task};
-use options::action::{Actions, OnPanic};
+use options::action::{Actions, OnPanic, OnReboot, OnShutdown};
 use options::{HugePages, MemoryOptions, RunOptions};
 use pid_file::PidFile;
 use placement::Stay;
@@ -73,6 +74,8 @@ use preflight::Plan;
 use running::Running;
 use service::Service;
 use shutdown::{Shutdown, Step};
+
+use types::Q35;
 
 use crate::backends::Backends;
 use crate::backends::table::Claim;
@@ -162,9 +165,11 @@ pub struct Machine {
     cpus: CpuPlan,
     image: LinuxImage,
     layout: Layout,
-    no_reboot: bool,
-    /// What is done about a guest that is in trouble.
+    uuid: Option<Uuid>,
+    /// What is done about a guest that ends or is in trouble.
     actions: Actions,
+    /// Start with processors that stand still.
+    paused: bool,
     /// Start only when a client of the control socket is there.
     wait: bool,
     /// The last: what it gives back, the guest no longer uses then.
@@ -266,7 +271,7 @@ impl Machine {
             None if options.memory.share || shares_memory => Ram::Shared,
             None => Ram::Own,
         };
-        add_ram(&memory, &layout, &options.memory, &made_of, root.has_legacy_vga())?;
+        add_ram(&memory, &layout, &options.memory, &machine, &made_of, root.has_legacy_vga())?;
         boot_trace::lap(phases::MEMORY);
         vfio.set_pinning(pinning::while_it_runs(options.smp.cpus(), &inbox));
         let mut machine = Machine {
@@ -307,8 +312,9 @@ impl Machine {
             cpus,
             image,
             layout,
-            no_reboot: options.no_reboot,
+            uuid: options.uuid,
             actions: options.actions,
+            paused: options.paused,
             wait: options.qmp.iter().any(|qmp| qmp.wait),
             stay,
         };
@@ -326,7 +332,7 @@ impl Machine {
             return Ok(());
         }
         self.listen_unasked();
-        self.status = Status::Running;
+        self.status = if self.paused { Status::Prelaunch } else { Status::Running };
         self.since = message::now().as_secs();
         if !self.shutdown.limit().is_zero() {
             self.signals.let_sigterm_ask();
@@ -340,7 +346,7 @@ impl Machine {
             let mut end = self.serve();
             self.exits += self.running.take().map(|running| running.exits()).unwrap_or_default();
             // A guest that was asked to end and resets instead has done what it does at its end.
-            let no_reboot = self.no_reboot || self.shutdown.is_under_way();
+            let no_reboot = self.actions.reboot == OnReboot::Shutdown || self.shutdown.is_under_way();
             // Until they stood still, the vCPUs may have asked for more: a second reset, by a triple fault, is not for the
             // next start. A failure is told.
             if let (Some(VmEvent::Failed(error)), Ok(End::Reset { .. })) = (self.events.take(), &end) {
@@ -357,11 +363,15 @@ impl Machine {
                 Err(_) => ("SHUTDOWN", "host-error", false),
             };
             self.monitor.event(name, Some(json!({ "guest": by_guest, "reason": reason })));
-            match end? {
+            let mut end = end?;
+            if end == End::Shutdown && self.actions.shutdown == OnShutdown::Pause && !self.shutdown.is_under_way() {
+                end = self.stay_off()?;
+            }
+            match end {
                 End::Panicked if self.actions.panic == OnPanic::ExitFailure => {
                     return Err(Error::new(Code::GuestPanicked, "the guest has panicked"));
                 }
-                End::Reset { .. } if !no_reboot => {
+                End::Reset { .. } if !no_reboot || self.status == Status::Prelaunch => {
                     self.restarts += 1;
                     self.reset();
                 }
@@ -370,6 +380,25 @@ impl Machine {
                     self.service.status("Giving the devices back");
                     return Ok(());
                 }
+            }
+        }
+    }
+
+    /// Serves the monitors while the machine is off (`--no-shutdown`), until it is reset, which switches it on, or ended.
+    fn stay_off(&mut self) -> Result<End> {
+        self.status = Status::Shutdown;
+        self.monitor.event("STOP", None);
+        loop {
+            match self.serve()? {
+                // There is nobody to say so again.
+                End::Shutdown => {}
+                End::Reset { by_guest } => {
+                    // As in QEMU, it then waits for `cont`.
+                    self.status = Status::Prelaunch;
+                    self.monitor.event("RESET", Some(json!({ "guest": by_guest, "reason": reset_reason(by_guest) })));
+                    return Ok(End::Reset { by_guest });
+                }
+                other => return Ok(other),
             }
         }
     }
@@ -467,6 +496,7 @@ impl Machine {
         let status = match self.status {
             _ if self.shutdown.is_under_way() => "The guest was asked to power off".to_owned(),
             Status::Prelaunch => "Waiting for a client of the control socket".to_owned(),
+            Status::Shutdown => "The guest is off".to_owned(),
             Status::Running => format!("Running; devices of the host: {}", self.vfio.devices()),
             Status::Paused => "Paused by a client of the control socket".to_owned(),
             Status::IoError => "Paused by the error of a device".to_owned(),
@@ -510,7 +540,14 @@ enum Ram<'a> {
 
 /// Gives the guest its RAM: one region below 4 GiB, one above where there is so much. Where a device is passed through
 /// this queues its mapping, or maps it (`dma-map=sync`). With `vga`, the legacy memory of VGA is left out of it.
-fn add_ram(memory: &Memory, layout: &Layout, options: &MemoryOptions, made_of: &Ram<'_>, vga: bool) -> Result<()> {
+fn add_ram(
+    memory: &Memory,
+    layout: &Layout,
+    options: &MemoryOptions,
+    machine: &Q35,
+    made_of: &Ram<'_>,
+    vga: bool,
+) -> Result<()> {
     let pages = match options.hugepages {
         HugePages::TwoMiB => PageSize::Huge2M,
         HugePages::OneGiB => PageSize::Huge1G,
@@ -533,6 +570,9 @@ fn add_ram(memory: &Memory, layout: &Layout, options: &MemoryOptions, made_of: &
             Error::new(Code::NoMemory, format!("{} MiB for the guest cannot be had", len >> 20))
                 .evidence(explain_io(&error))
         })?;
+        if let Err(error) = mem.mem().advise_about(machine.dump_guest_core, machine.mem_merge) {
+            crate::log::warn(format_args!("dump-guest-core= and mem-merge= are not had: {}", explain_io(&error)));
+        }
         let [window, ..] = LEGACY;
         let hole = if vga { window.range() } else { 0..0 };
         for part in layout::cut(range.clone(), &hole) {

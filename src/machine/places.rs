@@ -19,6 +19,8 @@ use crate::pci::{Devfn, Slots, choose_address, host_bridge, pcie_pci_bridge};
 pub const ROOT_BUS: &str = "pcie.0";
 /// The board's bus for what has fixed ports.
 const ISA_BUS: &str = isa::NAME;
+/// The property that orders what firmware boots from.
+const BOOTINDEX: &str = "bootindex";
 /// Bus numbers are bytes.
 const MAX_BUSES: usize = 256;
 
@@ -60,6 +62,8 @@ pub struct Places {
     ids: BTreeSet<Arc<str>>,
     /// The types of the devices, by their ids.
     types: BTreeMap<Arc<str>, &'static str>,
+    /// Who has which place in the order of booting.
+    bootindices: BTreeMap<String, Arc<str>>,
     /// How many lines have been placed, for the ids that are made.
     lines: usize,
 }
@@ -77,7 +81,13 @@ pub fn plan(devices: &[Args], host: &Host) -> Result<(Places, Vec<Place>)> {
     let isa =
         Bus { name: ISA_BUS.into(), kind: ISA, slots: Slots::One, owner: ISA_BUS.into(), functions: BTreeMap::new() };
     let ids = BTreeSet::from([root.name.clone(), isa.name.clone()]);
-    let mut places = Places { ids, buses: vec![root, isa], types: BTreeMap::new(), lines: devices.len() };
+    let mut places = Places {
+        ids,
+        buses: vec![root, isa],
+        types: BTreeMap::new(),
+        bootindices: BTreeMap::new(),
+        lines: devices.len(),
+    };
     let mut all = Vec::new();
     for (index, args) in devices.iter().enumerate() {
         all.extend(places.place(index, functions::expand(args.clone(), host)?)?);
@@ -126,6 +136,7 @@ impl Places {
     pub fn free(&mut self, id: &str) {
         self.ids.remove(id);
         self.types.remove(id);
+        self.bootindices.retain(|_, holder| &**holder != id);
         self.buses.retain(|bus| &*bus.owner != id);
         for bus in &mut self.buses {
             bus.functions.retain(|_, at| &**at != id);
@@ -209,6 +220,12 @@ impl Places {
         };
         if !self.ids.insert(id.clone()) {
             return Err(written(Error::new(Code::DuplicateId, format!("the id `{id}` is used twice"))));
+        }
+        if let Some(index) = args.peek(BOOTINDEX)
+            && let Some(holder) = self.bootindices.insert(index.to_owned(), id.clone())
+        {
+            let cause = format!("the bootindex {index} is that of {holder} already");
+            return Err(written(Error::new(Code::BootindexTaken, cause)));
         }
         beside::check(of_type.name(), self.types.iter().map(|(id, of_type)| (*of_type, &**id))).map_err(written)?;
         self.types.insert(id.clone(), of_type.name());
@@ -400,6 +417,11 @@ mod tests {
             (&["pcie-root-port,addr=20"], Code::BadProperty, "cannot have addr=`20`"),
             (&["pcie-root-port,id=a", "pcie-root-port,id=a"], Code::DuplicateId, "`a` is used twice"),
             (&["pcie-root-port,id=pcie.0"], Code::DuplicateId, "`pcie.0` is used twice"),
+            (
+                &["virtio-blk-pci,drive=a,bootindex=1,id=first", "virtio-blk-pci,drive=b,bootindex=1"],
+                Code::BootindexTaken,
+                "the bootindex 1 is that of first already",
+            ),
             (&["pcie-root-port,bus=rp1"], Code::BadBus, "there is no bus `rp1`"),
             (&["pcie-root-port,bus=isa.0"], Code::BadBus, "isa.0 is an ISA bus"),
             (&["pcie-root-port,addr=0"], Code::BadBus, "taken by host-bridge"),

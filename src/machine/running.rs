@@ -27,6 +27,7 @@ pub struct Running {
     pages: Option<ConfigPages>,
     slots: Option<Listening>,
     doorbells: Option<Listening>,
+    vm: Arc<Vm>,
     kvm_slots: Arc<KvmSlots>,
     router: Arc<Router>,
     vfio: Arc<Vfio>,
@@ -52,6 +53,7 @@ impl Running {
             pages: None,
             slots: Some(memory.listen(Stage::Guest, kvm_slots.clone())?),
             doorbells: Some(memory.listen(Stage::Guest, KvmDoorbells::new(vm.clone()))?),
+            vm: vm.clone(),
             kvm_slots,
             router: router.clone(),
             vfio: vfio.clone(),
@@ -97,6 +99,14 @@ impl Running {
     /// Lets the vCPUs go on.
     pub fn resume(&self) {
         self.vcpus.iter().for_each(VcpuSet::resume);
+    }
+
+    /// Sends the first processor a non-maskable interrupt.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::KvmFailed`].
+    pub fn inject_nmi(&self) -> Result<()> {
+        self.vm.inject_nmi()
     }
 
     /// Exits to user space of this start.

@@ -12,6 +12,17 @@ use crate::error::Result;
 use crate::object::{Catalogue, Common, Create, Kind, PciPlace, Props, Registry, TypeInfo, prop_enum, props};
 use crate::{pci, scsi, vfio, virtio};
 
+/// The names without their bus, which QEMU has for these devices as well.
+const ALIASES: &[(&str, &str)] = &[
+    ("virtio-balloon", "virtio-balloon-pci"),
+    ("virtio-blk", "virtio-blk-pci"),
+    ("virtio-net", "virtio-net-pci"),
+    ("virtio-pmem", "virtio-pmem-pci"),
+    ("virtio-rng", "virtio-rng-pci"),
+    ("virtio-scsi", "virtio-scsi-pci"),
+    ("virtio-serial", "virtio-serial-pci"),
+];
+
 /// The device types of `--device`, grouped as help lists them.
 pub static DEVICES: Registry<Plug, Cx> = Registry {
     what: "device type",
@@ -19,6 +30,7 @@ pub static DEVICES: Registry<Plug, Cx> = Registry {
     key: "driver",
     common: Common::TABLE,
     on_bus: &[(PCI, PciPlace::TABLE)],
+    aliases: ALIASES,
     types: &[
         &pci::root_port::TYPE,
         &pci::pcie_pci_bridge::TYPE,
@@ -61,6 +73,7 @@ pub static OBJECTS: Registry<(), ObjectCx> = Registry {
     key: "qom-type",
     common: ObjectCommon::TABLE,
     on_bus: &[],
+    aliases: &[],
     types: &[
         &vfio::object::TYPE,
         &memory::RAM,
@@ -83,8 +96,15 @@ pub fn back_ends(kind: Kind) -> &'static dyn Catalogue {
 }
 
 /// The machine types of `-M`.
-pub static MACHINES: Registry<Q35, ()> =
-    Registry { what: "machine type", option: "-M", key: "type", common: &[], on_bus: &[], types: &[&Q35_TYPE] };
+pub static MACHINES: Registry<Q35, ()> = Registry {
+    what: "machine type",
+    option: "-M",
+    key: "type",
+    common: &[],
+    on_bus: &[],
+    aliases: &[],
+    types: &[&Q35_TYPE],
+};
 
 static Q35_TYPE: TypeInfo<Q35, ()> = TypeInfo::of::<Q35Type>();
 
@@ -113,6 +133,16 @@ props! {
         smm: Absent = "off",
         /// No HPET
         hpet: Absent = "off",
+        /// Let a core dump of passthru have the guest's memory in it
+        #[name = "dump-guest-core"]
+        dump_guest_core: bool = "on",
+        /// Let the host join equal pages of the guest's memory with others' (KSM); what a passed-through device has pinned
+        /// it leaves alone
+        #[name = "mem-merge"]
+        mem_merge: bool = "off",
+        /// Who has the interrupt controllers, as QEMU command lines have it: KVM has all of them
+        #[name = "kernel-irqchip"]
+        kernel_irqchip: Irqchip = "on",
     }
 }
 
@@ -121,6 +151,14 @@ prop_enum! {
     pub enum Absent {
         /// It is not there.
         Off = "off",
+    }
+}
+
+prop_enum! {
+    /// Who has the interrupt controllers.
+    pub enum Irqchip {
+        /// KVM.
+        On = "on",
     }
 }
 
@@ -150,7 +188,7 @@ impl Create<Q35, ()> for Q35Type {
     type Props = Q35;
 
     fn create(props: Q35, (): &()) -> Result<Q35> {
-        let Accel::Kvm = props.accel;
+        let (Accel::Kvm, Irqchip::On) = (props.accel, props.kernel_irqchip);
         Ok(props)
     }
 }

@@ -160,6 +160,20 @@ impl HostMem {
         }
     }
 
+    /// Leaves it out of core dumps, and lets the kernel join equal pages of it with others' (KSM), as asked.
+    ///
+    /// # Errors
+    /// The kernel refuses one of them; it may have no KSM.
+    pub fn advise_about(&self, dump: bool, merge: bool) -> io::Result<()> {
+        for (wanted, advice) in [(!dump, libc::MADV_DONTDUMP), (merge, libc::MADV_MERGEABLE)] {
+            if wanted {
+                // SAFETY: the range is exactly this mapping; the advice changes no contents.
+                nix::errno::Errno::result(unsafe { libc::madvise(self.addr.cast(), self.len, advice) })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Length in bytes.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> u64 {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::message::Failure;
 use crate::backends::block::BlockNode;
@@ -29,6 +30,8 @@ pub enum Status {
     GuestPanicked,
     /// It did not write to its watchdog (`--action watchdog=pause`).
     Watchdog,
+    /// It has powered off (`--action shutdown=pause`).
+    Shutdown,
 }
 
 impl Status {
@@ -41,6 +44,7 @@ impl Status {
             Status::IoError => "io-error",
             Status::GuestPanicked => "guest-panicked",
             Status::Watchdog => "watchdog",
+            Status::Shutdown => "shutdown",
         }
     }
 }
@@ -152,7 +156,15 @@ pub trait Control {
     /// Makes the guest stand still; idempotent.
     fn stop(&mut self);
     /// Lets it go on; idempotent.
-    fn cont(&mut self);
+    ///
+    /// # Errors
+    /// It has powered off: a reset is what it needs.
+    fn cont(&mut self) -> Result<(), Failure>;
+    /// Sends its first processor a non-maskable interrupt.
+    ///
+    /// # Errors
+    /// It does not run.
+    fn inject_nmi(&mut self) -> Result<(), Failure>;
     /// Resets the machine, once the request is answered.
     fn reset(&mut self);
     /// Presses the power button.
@@ -203,6 +215,8 @@ pub trait Control {
     /// # Errors
     /// There is no such word.
     fn set_action(&mut self, trouble: &str, word: &str) -> Result<(), Failure>;
+    /// The guest's name, as the user or the machine has given it, and the number that it is known by.
+    fn identity(&self) -> (String, Option<Uuid>);
     /// The guest's processors.
     fn cpus(&self) -> Vec<CpuView>;
     /// The block nodes.

@@ -119,14 +119,17 @@ pub struct Registry<O: 'static, C: 'static> {
     pub common: &'static [Prop],
     /// What types on a bus of a kind have besides: where they go on it.
     pub on_bus: &'static [(&'static str, &'static [Prop])],
+    /// Other names of types: the name, and that of the type.
+    pub aliases: &'static [(&'static str, &'static str)],
     /// The types, grouped as help lists them.
     pub types: &'static [&'static TypeInfo<O, C>],
 }
 
 impl<O, C> Registry<O, C> {
-    /// The type called `name`.
+    /// The type called `name`, or of which that is another name.
     pub fn find(&self, name: &str) -> Result<&'static TypeInfo<O, C>> {
-        self.types.iter().copied().find(|found| found.name == name).ok_or_else(|| {
+        let proper = self.aliases.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, proper)| proper);
+        self.types.iter().copied().find(|found| found.name == proper).ok_or_else(|| {
             let hint = did_you_mean(name, self.types.iter().map(|known| known.name));
             Error::new(Code::UnknownType, format!("there is no {} `{name}`{hint}", self.what)).fix(self.list_fix())
         })
@@ -196,8 +199,10 @@ impl<O, C> Catalogue for Registry<O, C> {
                 out += &format!("{space}{group}:\n");
             }
             let doc = of_type.doc.trim_end_matches('.');
+            let alias = self.aliases.iter().find(|(_, proper)| *proper == of_type.name);
+            let alias = alias.map_or(String::new(), |(alias, _)| format!(", alias \"{alias}\""));
             out += &match of_type.bus {
-                Some(bus) => format!("name \"{}\", bus {bus}, desc \"{doc}\"\n", of_type.name),
+                Some(bus) => format!("name \"{}\", bus {bus}{alias}, desc \"{doc}\"\n", of_type.name),
                 None => format!("{:width$}  {doc}\n", of_type.name),
             };
         }
@@ -244,6 +249,7 @@ mod tests {
         assert_eq!(create("number,value=2,id=n").unwrap(), 42);
         assert_eq!(create(r#"{"driver":"number","value":2}"#).unwrap(), 42);
         assert_eq!(create("nothing").unwrap(), 0);
+        assert_eq!(create("num,value=2").unwrap(), 42);
     }
 
     #[test]
@@ -271,7 +277,7 @@ mod tests {
         assert_eq!(
             DEVICES.help(),
             "Arithmetic:
-name \"number\", bus PCI, desc \"A device that is only a number\"
+name \"number\", bus PCI, alias \"num\", desc \"A device that is only a number\"
 
 Others:
 nothing  A device without properties

@@ -9,6 +9,9 @@ pub(crate) fn check_registry<O, C>(registry: &Registry<O, C>) {
     names.sort_unstable();
     names.dedup();
     assert_eq!(names.len(), registry.types.len(), "two types have the same name");
+    for (alias, _) in registry.aliases {
+        assert!(names.binary_search(alias).is_err() && registry.find(alias).is_ok(), "{alias} names no type");
+    }
     for of_type in registry.types {
         assert!(!of_type.doc().is_empty(), "{} is undocumented", of_type.name());
         let props = registry.props_of(of_type).concat();
@@ -81,13 +84,28 @@ pub(crate) static DEVICES: Registry<u32, u32> = Registry {
     key: "driver",
     common: Common::TABLE,
     on_bus: &[],
+    aliases: &[("num", "number")],
     types: &[&NUMBER, &NOTHING],
 };
 
 /// Object types for tests of what uses a registry.
-pub(crate) static OBJECTS: Registry<u32, u32> =
-    Registry { what: "object type", option: "--object", key: "qom-type", common: &[], on_bus: &[], types: &[&NOTHING] };
+pub(crate) static OBJECTS: Registry<u32, u32> = Registry {
+    what: "object type",
+    option: "--object",
+    key: "qom-type",
+    common: &[],
+    on_bus: &[],
+    aliases: &[],
+    types: &[&NOTHING],
+};
 
 /// Machine types for tests of what uses a registry.
-pub(crate) static MACHINES: Registry<u32, u32> =
-    Registry { what: "machine type", option: "-M", key: "type", common: &[], on_bus: &[], types: &[&NOTHING] };
+pub(crate) static MACHINES: Registry<u32, u32> = Registry {
+    what: "machine type",
+    option: "-M",
+    key: "type",
+    common: &[],
+    on_bus: &[],
+    aliases: &[],
+    types: &[&NOTHING],
+};

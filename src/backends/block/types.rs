@@ -27,6 +27,7 @@ pub static BLOCKDEVS: Registry<Arc<dyn BlockNode>, BackendCx> = Registry {
     key: KEY,
     common: Common::TABLE,
     on_bus: &[],
+    aliases: &[],
     types: &[
         &super::file::FILE,
         &super::file::HOST_DEVICE,

@@ -156,6 +156,7 @@ pub static CHARDEVS: Registry<Arc<dyn Chardev>, BackendCx> = Registry {
     key: "backend",
     common: Common::TABLE,
     on_bus: &[],
+    aliases: &[],
     types: &[&null::TYPE, &stdio::TYPE, &file::TYPE, &pty::TYPE, &socket::TYPE, &ringbuf::TYPE],
 };
 

@@ -110,6 +110,7 @@ pub static NETDEVS: Registry<Arc<dyn Netdev>, BackendCx> = Registry {
     key: "type",
     common: Common::TABLE,
     on_bus: &[],
+    aliases: &[],
     types: &[&tap::TYPE, &user::TYPE, &stream::TYPE, &vhost_user::TYPE],
 };
 

@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn a_command_line_of_qemu() {
         let (file, left) = of_qemu(
-            "qemu-system-x86_64 -nodefaults -no-user-config -nographic -machine pc-q35-9.2,accel=kvm -enable-kvm -m 4G \
+            "qemu-system-x86_64 -nodefaults -no-user-config -nographic -daemonize -pidfile /p -D log -k de -machine pc-q35-9.2,accel=kvm -enable-kvm -m 4G \
              -smp 4,cores=2,threads=2 -cpu host,-avx512f -kernel /boot/vmlinuz -append 'console=ttyS0 a=\"b c\"' -no-reboot \
              -device pcie-root-port,id=rp1 -device vfio-pci,host=01:00.0,bus=rp1 -object iommufd,id=i",
         );

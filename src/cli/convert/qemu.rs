@@ -1,9 +1,7 @@
 //! QEMU's command line.
 
 use super::draft::Draft;
-
-/// Options of QEMU that say how it runs, not what the guest is: passthru needs no word about them.
-const UNNEEDED: &[&str] = &["daemonize", "nodefaults", "no-user-config", "runas", "pidfile", "D", "d", "msg"];
+use crate::cli::run;
 
 /// `text` as a shell splits it into words; none if a quotation mark is open.
 pub fn split(text: &str) -> Option<Vec<String>> {
@@ -23,7 +21,7 @@ pub fn read(words: &[String], draft: &mut Draft) {
         // QEMU's own options have one value or none, and a value rarely begins with a dash.
         let hyphens = option.is_some_and(|option| option.is_allow_hyphen_values_set());
         let value = if takes_value { words.next_if(|next| hyphens || !next.starts_with('-')) } else { None };
-        if UNNEEDED.contains(&name) {
+        if run::is_of_process(name) {
             continue;
         }
         let what = value.map_or(format!("-{name}"), |value| format!("-{name} {value}"));

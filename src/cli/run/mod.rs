@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args as _, Command, FromArgMatches};
+use uuid::Uuid;
 
 use super::bind::Profile;
 use super::{Platform, output};
@@ -94,11 +95,18 @@ pub struct RunArgs {
     /// Monitor for people on a character back end
     #[arg(long, value_name = "ID[,mode=readline]", action = ArgAction::Append)]
     mon: Vec<String>,
-    /// End when the guest reboots
+    /// Let the guest's processors stand still at first: `cont` of a monitor starts them
+    #[arg(short = 'S', long)]
+    paused: bool,
+    /// End when the guest reboots: --action reboot=shutdown
     #[arg(long)]
     no_reboot: bool,
-    /// What is done about a guest that has panicked (pvpanic-pci), or does not write to its watchdog (i6300esb)
-    #[arg(long, value_name = "panic=WORD,watchdog=WORD", action = ArgAction::Append)]
+    /// Stay when the guest powers off, until a monitor's system_reset or quit: --action shutdown=pause
+    #[arg(long)]
+    no_shutdown: bool,
+    /// What is done when the guest reboots or powers off, has panicked (pvpanic-pci), or does not write to its watchdog
+    /// (i6300esb)
+    #[arg(long, value_name = "KEY=WORD...", action = ArgAction::Append)]
     action: Vec<String>,
     /// How long the guest has to power off, in seconds, when SIGTERM asks for its end: its power button is pressed, and
     /// again every 10 seconds. 0 ends it at once. Default: 60 as a service (NOTIFY_SOCKET is set), else 0
@@ -119,6 +127,9 @@ pub struct RunArgs {
     /// Name of the guest
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// Number that the guest is known by; `query-uuid` of a monitor tells it
+    #[arg(long, value_name = "UUID")]
+    uuid: Option<Uuid>,
     #[command(flatten)]
     _implied: implied::Implied,
 }
@@ -164,6 +175,11 @@ pub(super) fn of_words(words: impl Iterator<Item = OsString>, platform: &dyn Pla
 /// Whether passthru does by itself what the option called `long` says.
 pub(super) fn is_implied(long: &str) -> bool {
     implied::has(long)
+}
+
+/// Whether the option called `long` says how QEMU's process runs, not what the guest is.
+pub(super) fn is_of_process(long: &str) -> bool {
+    long == "pidfile" || implied::is_of_process(long)
 }
 
 /// The options of a guest that is only looked at: it may be described in part. Whether a kernel is among them.
@@ -309,8 +325,9 @@ impl Given {
             serial: serial::parse(args.serial.first().map_or("stdio", String::as_str))?,
             qmp: self.qmp.into_iter().map(qmp::parse).collect::<Result<_>>()?,
             monitors: mon::parse(&args.monitor, self.mon)?,
-            no_reboot: args.no_reboot,
-            actions: action::parse(self.action)?,
+            paused: args.paused,
+            uuid: args.uuid,
+            actions: actions(self.action, args.no_reboot, args.no_shutdown)?,
             shutdown_timeout: args.shutdown_timeout.map(|seconds| Duration::from_secs(u64::from(seconds))),
             boot_trace: args.boot_trace,
             pid_file: args.pidfile,
@@ -319,6 +336,18 @@ impl Given {
             name: name(self.name)?,
         })
     }
+}
+
+/// `--action`, and the options that QEMU has for two of its words.
+fn actions(given: Args, no_reboot: bool, no_shutdown: bool) -> Result<action::Actions> {
+    let mut actions = action::parse(given)?;
+    if no_reboot {
+        actions.reboot = action::OnReboot::Shutdown;
+    }
+    if no_shutdown {
+        actions.shutdown = action::OnShutdown::Pause;
+    }
+    Ok(actions)
 }
 
 /// `--name guest=NAME` or `--name NAME`.

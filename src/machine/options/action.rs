@@ -1,11 +1,15 @@
-//! `--action`: what is done about a guest that has panicked, or does not write to its watchdog any more.
+//! `--action`: what is done when the guest reboots or powers off, has panicked, or does not write to its watchdog any more.
 
 use crate::error::Result;
 use crate::object::{Args, Props, options_help, prop_enum, props};
 
-/// What is done about a guest that is in trouble.
+/// What is done about a guest that ends or is in trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Actions {
+    /// When it reboots.
+    pub reboot: OnReboot,
+    /// When it powers off.
+    pub shutdown: OnShutdown,
     /// When it has panicked.
     pub panic: OnPanic,
     /// When it does not write to its watchdog in time.
@@ -13,12 +17,36 @@ pub struct Actions {
 }
 
 props! {
-    /// What is done about a guest that is in trouble.
+    /// What is done about a guest that ends or is in trouble.
     struct Given {
+        /// When it reboots: shutdown ends the process (--no-reboot)
+        reboot: OnReboot = "reset",
+        /// When it powers off: with pause the process stays, for a monitor's system_reset (--no-shutdown)
+        shutdown: OnShutdown = "poweroff",
         /// When it says that it has panicked (pvpanic-pci): exit-failure ends the process with an error
         panic: OnPanic = "shutdown",
         /// When it does not write to its watchdog in time (i6300esb): shutdown presses the power button, debug only says it
         watchdog: OnWatchdog = "reset",
+    }
+}
+
+prop_enum! {
+    /// When the guest reboots.
+    pub enum OnReboot {
+        /// The machine is reset.
+        Reset = "reset",
+        /// The process ends.
+        Shutdown = "shutdown",
+    }
+}
+
+prop_enum! {
+    /// When it powers off.
+    pub enum OnShutdown {
+        /// The process ends.
+        Poweroff = "poweroff",
+        /// It stays, with a machine that is off.
+        Pause = "pause",
     }
 }
 
@@ -70,8 +98,8 @@ impl OnWatchdog {
 
 /// Reads the option, of which each may be given once.
 pub fn parse(mut args: Args) -> Result<Actions> {
-    let Given { panic, watchdog } = Given::parse(&mut args)?;
-    args.finish().map(|()| Actions { panic, watchdog })
+    let Given { reboot, shutdown, panic, watchdog } = Given::parse(&mut args)?;
+    args.finish().map(|()| Actions { reboot, shutdown, panic, watchdog })
 }
 
 /// What `--action` takes.
@@ -92,7 +120,9 @@ mod tests {
         let actions = read("").unwrap();
         assert_eq!((actions.panic, actions.watchdog), (OnPanic::Shutdown, OnWatchdog::Reset));
         assert_eq!(read("watchdog=pause,panic=none").unwrap().watchdog, OnWatchdog::Pause);
-        for wrong in ["watchdog=inject-nmi", "panic=reset", "reboot=reset"] {
+        assert_eq!((actions.reboot, actions.shutdown), (OnReboot::Reset, OnShutdown::Poweroff));
+        assert_eq!(read("shutdown=pause,reboot=shutdown").unwrap().shutdown, OnShutdown::Pause);
+        for wrong in ["watchdog=inject-nmi", "panic=reset", "reboot=poweroff"] {
             assert_eq!(read(wrong).unwrap_err().code(), Code::BadProperty, "{wrong}");
         }
     }

@@ -16,6 +16,8 @@ use std::time::Duration;
 
 pub use memory::{HugePages, MemoryOptions};
 
+use uuid::Uuid;
+
 use crate::backends::chardev::shorthand::Target;
 use crate::backends::net::NETDEVS;
 use crate::cpu::{Model, Topology};
@@ -52,8 +54,10 @@ pub struct RunOptions {
     pub monitors: Vec<Target>,
     /// The control sockets.
     pub qmp: Vec<QmpOptions>,
-    /// A reboot of the guest ends the process.
-    pub no_reboot: bool,
+    /// The guest's processors stand still until a monitor's `cont`.
+    pub paused: bool,
+    /// The number that the guest is known by.
+    pub uuid: Option<Uuid>,
     /// What is done about a guest that is in trouble.
     pub actions: action::Actions,
     /// How long the guest has to power off on SIGTERM; zero: it is ended at once. `None`: as the kind of process has it.

@@ -211,13 +211,11 @@ static LINES: &[Line] = &[
             Ok(nothing())
         },
     },
+    Line { words: "cont", doc: "lets it go on", run: |control, _| control.cont().map(|()| nothing()) },
     Line {
-        words: "cont",
-        doc: "lets it go on",
-        run: |control, _| {
-            control.cont();
-            Ok(nothing())
-        },
+        words: "nmi",
+        doc: "sends the guest's first processor a non-maskable interrupt",
+        run: |control, _| control.inject_nmi().map(|()| nothing()),
     },
 ];
 

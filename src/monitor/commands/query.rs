@@ -48,7 +48,8 @@ pub static PROTOCOL: &[Command] = &[
 pub static COMMANDS: &[Command] = &[
     Command {
         name: "query-status",
-        doc: "Whether the guest runs: running, paused, io-error (a device's error stopped it) or prelaunch",
+        doc: "Whether the guest runs: running, paused, io-error (a device's error stopped it), guest-panicked, watchdog, \
+              shutdown (it has powered off) or prelaunch (it has not been started)",
         params: &[],
         open: false,
         run: |control, _| {
@@ -56,6 +57,34 @@ pub static COMMANDS: &[Command] = &[
             let running = status == super::super::control::Status::Running;
             Ok(json!({ "status": status.name(), "running": running, "singlestep": false }).into())
         },
+    },
+    Command {
+        name: "query-name",
+        doc: "The guest's name",
+        params: &[],
+        open: false,
+        run: |control, _| Ok(json!({ "name": control.identity().0 }).into()),
+    },
+    Command {
+        name: "query-uuid",
+        doc: "The number that the guest is known by (--uuid); zeros if it has none",
+        params: &[],
+        open: false,
+        run: |control, _| Ok(json!({ "UUID": control.identity().1.unwrap_or_default().to_string() }).into()),
+    },
+    Command {
+        name: "query-kvm",
+        doc: "Whether KVM runs the guest, which it always does",
+        params: &[],
+        open: false,
+        run: |_, _| Ok(json!({ "enabled": true, "present": true }).into()),
+    },
+    Command {
+        name: "query-target",
+        doc: "The guest's architecture",
+        params: &[],
+        open: false,
+        run: |_, _| Ok(json!({ "arch": "x86_64" }).into()),
     },
     Command {
         name: "query-cpus-fast",

@@ -16,13 +16,17 @@ pub static COMMANDS: &[Command] = &[
     },
     Command {
         name: "cont",
-        doc: "Lets the guest go on",
+        doc: "Lets the guest go on; starts one that was given -S",
         params: &[],
         open: false,
-        run: |control, _| {
-            control.cont();
-            Ok(nothing())
-        },
+        run: |control, _| control.cont().map(|()| nothing()),
+    },
+    Command {
+        name: "inject-nmi",
+        doc: "Sends the guest's first processor a non-maskable interrupt, as a PC's NMI button does",
+        params: &[],
+        open: false,
+        run: |control, _| control.inject_nmi().map(|()| nothing()),
     },
     Command {
         name: "system_reset",

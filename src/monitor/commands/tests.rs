@@ -30,8 +30,16 @@ impl Control for Fake {
     fn stop(&mut self) {
         self.calls.push("stop".into());
     }
-    fn cont(&mut self) {
+    fn cont(&mut self) -> Result<(), Failure> {
         self.calls.push("cont".into());
+        Ok(())
+    }
+    fn inject_nmi(&mut self) -> Result<(), Failure> {
+        self.calls.push("nmi".into());
+        Ok(())
+    }
+    fn identity(&self) -> (String, Option<uuid::Uuid>) {
+        ("router".into(), None)
     }
     fn reset(&mut self) {
         self.calls.push("reset".into());
