@@ -25,8 +25,11 @@ const MAX_REFCOUNT_TABLE: u64 = 8 << 20;
 /// Most internal snapshots (QEMU's limit).
 const MAX_SNAPSHOTS: u32 = 65536;
 
-/// Extension: the format of the backing file.
+/// Extensions: the format of the backing file; names of features.
 const BACKING_FORMAT: u32 = 0xe279_2aca;
+const FEATURE_NAMES: u32 = 0x6803_f857;
+/// Bytes of a feature's name with what it names.
+const FEATURE_NAME: usize = 48;
 
 /// Incompatible features, by their bits.
 const DIRTY: u64 = 1 << 0;
@@ -139,7 +142,11 @@ impl Header {
             return Err(Refused::Invalid(format!("a length of {header_len} bytes")));
         }
         let backing = backing_name(from, header.cluster_size())?;
-        let backing_format = backing_format(from, header_len)?;
+        let backing_format = match version {
+            // There the name may follow at once, without an end of the list.
+            2 => backing_format(from.until(from.u64(8)?), header_len).unwrap_or_default(),
+            _ => backing_format(from.until(header.cluster_size()), header_len)?,
+        };
         Ok(Header { backing, backing_format, ..header })
     }
 
@@ -233,22 +240,25 @@ fn backing_name(from: Fields, cluster_size: u64) -> Result<Option<String>, Refus
     }
 }
 
-/// The format of the backing file, by the extensions that follow the header.
+/// The format of the backing file, by the extensions that follow the header. All of them are looked at, because the crate
+/// does so, without bounds.
 fn backing_format(from: Fields, header_len: usize) -> Result<Option<String>, Refused> {
     let mut at = header_len;
+    let mut format = None;
     for _ in 0..MAX_EXTENSIONS {
-        // The list ends with a 0, or with what is there of the file.
-        let (Ok(kind), Ok(len)) = (from.u32(at), from.u32(at + 4)) else { return Ok(None) };
+        let (kind, len) = (from.u32(at)?, from.u32(at + 4)? as usize);
+        let content = from.bytes(at + 8, len)?;
         match kind {
-            0 => return Ok(None),
-            BACKING_FORMAT => {
-                let name = from.bytes(at + 8, len as usize)?;
-                return Ok(str::from_utf8(name).ok().filter(|name| name.len() < 16).map(str::to_owned));
+            0 => return Ok(format),
+            BACKING_FORMAT => format = str::from_utf8(content).ok().filter(|name| name.len() < 16).map(str::to_owned),
+            FEATURE_NAMES if !len.is_multiple_of(FEATURE_NAME) => {
+                return Err(Refused::Invalid(format!("names of features in {len} bytes")));
             }
-            _ => at = at.saturating_add(8).saturating_add((len as usize).next_multiple_of(8)),
+            _ => {}
         }
+        at += 8 + len.next_multiple_of(8);
     }
-    Ok(None)
+    Err(Refused::Unsupported(format!("more than {MAX_EXTENSIONS} extensions of the header")))
 }
 
 /// Numbers in a header: big-endian.
@@ -256,6 +266,12 @@ fn backing_format(from: Fields, header_len: usize) -> Result<Option<String>, Ref
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
+    /// What is in front of `end`; all of it if that is 0.
+    fn until(self, end: u64) -> Fields<'a> {
+        let end = usize::try_from(end).unwrap_or(usize::MAX).min(self.0.len());
+        if end == 0 { self } else { Fields(&self.0[..end]) }
+    }
+
     fn bytes(self, at: usize, len: usize) -> Result<&'a [u8], Refused> {
         let found = at.checked_add(len).and_then(|end| self.0.get(at..end));
         found.ok_or_else(|| Refused::Invalid(format!("it ends at {} bytes", self.0.len())))
@@ -342,6 +358,8 @@ mod tests {
             (8, &[1], "a backing file's name"),
             (0x100, &[0], "not UTF-8"),
             (100, &80u32.to_be_bytes(), "a length of 80"),
+            (108, &[1], "it ends at 1024 bytes"),
+            (112, &[&[0; 8][..], &FEATURE_NAMES.to_be_bytes(), &49u32.to_be_bytes()].concat(), "in 49 bytes"),
         ] {
             let error = refused(at, value);
             assert!(error.contains(words), "{at}: {error}");

@@ -10,6 +10,7 @@ mod props;
 mod refcounts;
 pub mod snapshots;
 mod storage;
+mod view;
 
 use std::io;
 use std::ops::Range;
@@ -19,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use imago::format::PreallocateMode;
 use imago::io_buffers::{IoVector, IoVectorMut};
-use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, ShallowMapping};
+use imago::{FormatAccess, ShallowMapping};
 use parking_lot::RwLock;
 use vm_memory::VolatileSlice;
 
@@ -31,6 +32,7 @@ pub use props::TYPE;
 
 use header::{Header, MAX_HEADER, Refused};
 use storage::NodeStorage;
+use view::View;
 
 /// Bytes that are discarded or made zero at once, with all other requests waiting.
 const MAX_EXCLUSIVE: u64 = 1 << 30;
@@ -47,7 +49,7 @@ pub struct Qcow2 {
     /// Read-held by reads and writes, of which several run at once. Write-held by what changes tables that these may be
     /// using: discards, zeros (the crate looks at the rest of a cluster and then changes all of it), changes of the
     /// length, and the exchange of the whole.
-    image: RwLock<FormatAccess<NodeStorage>>,
+    image: RwLock<View>,
 }
 
 /// Reads the header of the image on `file`.
@@ -78,7 +80,7 @@ impl Qcow2 {
     pub fn open(file: Child, backing: Option<Child>, read_only: bool, unmap: bool) -> Result<Qcow2> {
         let header = read_header(&*file.node, &file.name)?;
         let writable = !read_only && !file.node.info().read_only;
-        let image = open(&file, backing.as_ref(), &header, writable).map_err(|error| match error.kind() {
+        let image = View::open(&file, backing.as_ref(), &header, writable).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::Unsupported => {
                 Error::new(Code::ImageUnusable, format!("the image `{}` cannot be used", file.name))
                     .evidence(error.to_string())
@@ -138,34 +140,19 @@ impl Qcow2 {
         let mut at = range.start;
         while at < range.end {
             let count = MAX_EXCLUSIVE.min(range.end - at);
-            act(&mut self.image.write(), at, count)?;
+            self.image.write().alone(|image| act(image, at, count))?;
             at += count;
         }
         Ok(())
     }
 }
 
-/// Opens the crate's view of the image.
-fn open(
-    file: &Child,
-    backing: Option<&Child>,
-    header: &Header,
-    writable: bool,
-) -> io::Result<FormatAccess<NodeStorage>> {
-    if writable {
-        refcounts::check_covered(&*file.node, header)?;
-    }
-    let gate = DenyImplicitOpenGate::default;
-    let backing = match backing {
-        None => None,
-        Some(backing) => {
-            let raw = imago::raw::Raw::builder(NodeStorage::new(backing.node.clone()));
-            Some(FormatAccess::new(raw.open(gate())?))
-        }
-    };
-    let builder = imago::qcow2::Qcow2::<NodeStorage>::builder(NodeStorage::new(file.node.clone()));
-    let image = builder.write(writable).backing(backing).data_file(None).open(gate())?;
-    Ok(FormatAccess::new(image))
+/// Writes what is in memory, and all of it to the medium.
+fn write_out(image: &View) -> io::Result<()> {
+    image.with(|image| {
+        image.flush()?;
+        image.sync()
+    })
 }
 
 fn failed(name: &str, error: &io::Error) -> Error {
@@ -189,22 +176,20 @@ impl BlockNode for Qcow2 {
     fn read(&self, offset: u64, into: &[VolatileSlice]) -> io::Result<()> {
         self.check(offset, total(into))?;
         let (vector, _mapped) = IoVectorMut::from_volatile_slice(into);
-        self.image.read().readv(vector, offset)
+        self.image.read().with(|image| image.readv(vector, offset))
     }
 
     fn write(&self, offset: u64, from: &[VolatileSlice]) -> io::Result<()> {
         self.check_write(offset, total(from))?;
         let (vector, _mapped) = IoVector::from_volatile_slice(from);
-        self.image.read().writev(vector, offset)
+        self.image.read().with(|image| image.writev(vector, offset))
     }
 
     fn flush(&self) -> io::Result<()> {
         if !self.writable.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let image = self.image.read();
-        image.flush()?;
-        image.sync()
+        write_out(&self.image.read())
     }
 
     fn discard(&self, range: Range<u64>) -> io::Result<()> {
@@ -233,11 +218,11 @@ impl BlockNode for Qcow2 {
         if !self.writable.load(Ordering::Relaxed) {
             return Err(read_only());
         }
-        let mut image = self.image.write();
-        let old = image.size();
-        // What the backing image has behind our end must not come to light.
-        let shows = self.backing.as_ref().is_some_and(|backing| backing.node.info().len > old);
-        image.resize(len, if shows { PreallocateMode::Zero } else { PreallocateMode::None })?;
+        self.image.write().alone(|image| {
+            // What the backing image has behind our end must not come to light.
+            let shows = self.backing.as_ref().is_some_and(|backing| backing.node.info().len > image.size());
+            image.resize(len, if shows { PreallocateMode::Zero } else { PreallocateMode::None })
+        })?;
         self.len.store(len, Ordering::Release);
         Ok(())
     }
@@ -250,24 +235,24 @@ impl BlockNode for Qcow2 {
         if writable {
             self.file.node.set_writable(true)?;
         } else {
-            image.flush()?;
-            image.sync()?;
+            write_out(&image)?;
         }
-        *image = open(&self.file, self.backing.as_ref(), &self.header, writable)?;
+        *image = View::open(&self.file, self.backing.as_ref(), &self.header, writable)?;
         self.writable.store(writable, Ordering::Relaxed);
         if writable { Ok(()) } else { self.file.node.set_writable(false) }
     }
 
     fn extent(&self, offset: u64, end: u64) -> io::Result<(Extent, u64)> {
-        let image = self.image.read();
-        let (mapping, count) = image.get_shallow_mapping(offset, end.saturating_sub(offset))?;
-        let extent = match mapping {
-            ShallowMapping::Indirect { .. } => Extent::Backing,
-            ShallowMapping::Zero { explicit: false, .. } if self.backing.is_some() => Extent::Backing,
-            ShallowMapping::Zero { .. } | ShallowMapping::Eof { .. } => Extent::Zero,
-            _ => Extent::Data,
-        };
-        Ok((extent, if count == 0 { end } else { offset + count }))
+        self.image.read().with(|image| {
+            let (mapping, count) = image.get_shallow_mapping(offset, end.saturating_sub(offset))?;
+            let extent = match mapping {
+                ShallowMapping::Indirect { .. } => Extent::Backing,
+                ShallowMapping::Zero { explicit: false, .. } if self.backing.is_some() => Extent::Backing,
+                ShallowMapping::Zero { .. } | ShallowMapping::Eof { .. } => Extent::Zero,
+                _ => Extent::Data,
+            };
+            Ok((extent, if count == 0 { end } else { offset + count }))
+        })
     }
 
     fn filename(&self) -> Option<PathBuf> {
