@@ -301,7 +301,9 @@ codes! {
     ServiceTooNarrow = 73, Host, "the service does not let the VM reach what it uses",
         "passthru@.service gives its guest the nodes of KVM and VFIO and files to read, and no network. A VM with `--netdev tap` \
          needs the host's network and /dev/net/tun: a drop-in allows both (/usr/share/passthru/tap.conf), and the tap has to be \
-         made for the service's user before. Started by hand, the VM needs none of that.";
+         made for the service's user before. Disks of the host (/dev/sdb), /dev/vhost-net and other nodes, and files that are \
+         written, such as images, need a drop-in that names them. Who may open a node, `passthru bind --vm NAME --grant` sees \
+         to. Started by hand, the VM needs none of that.";
     ControlFailed = 75, Host, "a running guest does not answer",
         "`passthru ctl` and `passthru list` speak with the process of the guest by its control socket. It refused the \
          connection, closed it, or did not answer in time: it may be ending, or stuck in the kernel with a device. Its own \

@@ -195,6 +195,7 @@ fn prepare(args: &BindArgs, vm: &Vm, platform: &dyn Platform) -> Result<()> {
     let wish = Wish {
         vm: vm.name.clone(),
         devices: vm.devices.clone(),
+        files: vm.options.files(),
         user,
         force: args.force,
         single_gpu: vm.options.single_gpu || args.profile.is_some(),
@@ -202,7 +203,7 @@ fn prepare(args: &BindArgs, vm: &Vm, platform: &dyn Platform) -> Result<()> {
     };
     // Who grants is a service, or does as it does.
     if args.grant.is_some() {
-        for error in vm_file::too_narrow(&vm.name.to_string(), vm.options.netdev_types(), host) {
+        for error in vm_file::too_narrow(&vm.name.to_string(), vm.options.netdev_types(), &wish.files, host) {
             crate::log::warn(format_args!("{error}"));
         }
     }

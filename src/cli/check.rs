@@ -1,7 +1,5 @@
 //! `passthru check`: whether a guest could run, and what is in the way.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use serde::Serialize;
 
@@ -14,7 +12,6 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::host::findings::{self, Finding, Level, Subject};
 use crate::host::names::DeviceRef;
-use crate::object;
 
 /// Find out whether a guest could run, before anything is tried
 ///
@@ -65,24 +62,23 @@ pub(super) fn execute(args: CheckArgs, platform: &dyn Platform) -> Result<u8> {
     let named: Vec<DeviceRef> = addressed.into_iter().chain(passed).collect();
     let devices = output::functions(&named, &host, |addr| host.functions(addr))?;
 
-    let mut findings = of_host(&host, &devices);
+    // Root takes a service's devices, and gives its user the nodes, before each start.
+    let prepared = match (&vm, &args.user) {
+        (Some(vm), Some(user)) => *user == vm_file::service_user(&vm.to_string(), &host),
+        _ => false,
+    };
+    let files = options.files();
+    let mut findings = of_host(&host, &devices, prepared);
     findings.extend(of_guest);
-    if let Some(vm) = vm {
-        let narrow = vm_file::too_narrow(&vm.to_string(), options.netdev_types(), &host);
+    if let Some(vm) = &vm {
+        let narrow = vm_file::too_narrow(&vm.to_string(), options.netdev_types(), &files, &host);
         findings.extend(narrow.iter().map(|error| Finding::warn(Subject::Session, error)));
     }
     if here {
         if let Some(user) = &args.user {
             findings::become_user(user)?;
         }
-        let rom = |device: &object::Args| match device.peek("rom") {
-            Some(rom) => rom.strip_prefix("file:").map(PathBuf::from),
-            None => device.peek("romfile").map(PathBuf::from),
-        };
-        let roms = options.devices.iter().filter_map(rom);
-        let kernel = kernel.then(|| options.kernel.clone());
-        let files: Vec<PathBuf> = kernel.into_iter().chain(options.initrd.clone()).chain(roms).collect();
-        findings.extend(host.check_session(&devices, &files));
+        findings.extend(host.check_session(&devices, &files, prepared));
     } else {
         // Who may open what on another machine cannot be asked here.
         findings.retain(|finding| finding.subject != Subject::Session);
@@ -97,10 +93,10 @@ pub(super) fn execute(args: CheckArgs, platform: &dyn Platform) -> Result<u8> {
     Ok(findings::exit_code(&findings))
 }
 
-/// What is found without knowing the guest or the user.
-pub(super) fn of_host(host: &Host, devices: &[Bdf]) -> Vec<Finding> {
+/// What is found without knowing the guest or the user. `taken`: the devices are taken before the guest runs.
+pub(super) fn of_host(host: &Host, devices: &[Bdf], taken: bool) -> Vec<Finding> {
     let machine = host.check_machine().into_iter().chain(host.check_names());
-    machine.chain(devices.iter().flat_map(|&bdf| host.check_device(bdf))).collect()
+    machine.chain(devices.iter().flat_map(|&bdf| host.check_device(bdf, taken))).collect()
 }
 
 /// The findings by subjects, and how many there are of each level.

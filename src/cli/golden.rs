@@ -51,7 +51,7 @@ fn checks_of_every_host() {
         let devices = host.devices();
         let devices = devices.iter().filter(|device| !device.bridge && device.class >> 16 != 6);
         let devices: Vec<_> = devices.map(|device| device.bdf).collect();
-        check_command::text(&check_command::of_host(&host, &devices), Style::of_width(100))
+        check_command::text(&check_command::of_host(&host, &devices, false), Style::of_width(100))
     });
 }
 

@@ -3,6 +3,8 @@
 
 /// The attribute's name.
 pub(super) const ATTRIBUTE: &str = "system.posix_acl_access";
+/// To read.
+pub(super) const READ: u16 = 4;
 /// To read and to write.
 pub(super) const READ_WRITE: u16 = 6;
 

@@ -170,7 +170,7 @@ impl Host {
         let config = self.config(bdf);
         let interrupts = interrupts(&config);
         let table = interrupts.as_ref().and_then(|found| found.msix_table);
-        let findings = self.check_device(bdf);
+        let findings = self.check_device(bdf, false);
         let failed = || findings.iter().filter(|finding| finding.level == Level::Fail);
         let mut steps: Vec<String> = failed().filter_map(|finding| finding.fix.clone()).collect();
         steps.dedup();

@@ -39,6 +39,7 @@ pub mod check;
 pub mod claim;
 mod drop_ins;
 pub mod effects;
+pub mod files;
 pub mod findings;
 pub mod group;
 pub mod inspect;

@@ -64,7 +64,7 @@ pub(super) fn execute(args: &ConvertArgs, syntax: &Command, platform: &dyn Platf
         output::note(&format!("left out: {left}"));
     }
     let netdevs = draft.netdev_types();
-    for error in vm_file::too_narrow("NAME", netdevs.iter().map(String::as_str), platform.host()) {
+    for error in vm_file::too_narrow("NAME", netdevs.iter().map(String::as_str), &[], platform.host()) {
         output::note(&error.to_string());
     }
     Ok(())

@@ -8,12 +8,13 @@ use crate::host::busy::busy_error;
 use crate::host::check::not_bound_error;
 use crate::host::quirks;
 use crate::host::reset::Verdict as Reset;
-use crate::host::viable::not_viable_error;
+use crate::host::viable::{Verdict, not_viable_error};
 use crate::host::{Host, PciDevice};
 
 impl Host {
-    /// Everything about a device.
-    pub fn check_device(&self, bdf: Bdf) -> Vec<Finding> {
+    /// Everything about a device. `taken`: root takes it, and what else is in its group, before the guest runs
+    /// (`passthru bind --vm`).
+    pub fn check_device(&self, bdf: Bdf, taken: bool) -> Vec<Finding> {
         let subject = Subject::Device(bdf);
         let fail = |error: &Error| Finding::fail(subject, error);
         let device = match self.device(bdf) {
@@ -32,11 +33,14 @@ impl Host {
                 return findings;
             }
         };
-        findings.push(self.check_driver(&device));
+        findings.push(self.check_driver(&device, taken));
         let verdicts = self.verdicts(&group);
         // A device that is not bound blocks its own group: that is said already.
         let others: Vec<_> =
             verdicts.iter().filter(|it| it.member.name != bdf.to_string() || device.on_vfio()).cloned().collect();
+        let may_be_taken =
+            |it: &Verdict| taken && it.member.pci.as_ref().is_some_and(|device| refuse_in_use(self, device).is_ok());
+        let others: Vec<Verdict> = others.into_iter().filter(|it| !(it.blocks && may_be_taken(it))).collect();
         findings.push(match not_viable_error(group.id, &others) {
             Some(error) => fail(&error),
             None => {
@@ -64,13 +68,17 @@ impl Host {
         findings
     }
 
-    fn check_driver(&self, device: &PciDevice) -> Finding {
+    fn check_driver(&self, device: &PciDevice, taken: bool) -> Finding {
         let subject = Subject::Device(device.bdf);
         if device.on_vfio() {
             return Finding::pass(subject, Code::DeviceNotBound, format!("it is on {}", device.driver_text()));
         }
         match refuse_in_use(self, device) {
             Err(error) => Finding::fail(subject, &error),
+            Ok(()) if taken => {
+                let what = format!("it is on {}, and is taken before the guest runs", device.driver_text());
+                Finding::pass(subject, Code::DeviceNotBound, what)
+            }
             Ok(()) => Finding::fail(subject, &not_bound_error(device)),
         }
     }

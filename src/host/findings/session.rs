@@ -11,6 +11,7 @@ use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result, explain_io};
 use crate::host::Host;
 use crate::host::check::node::{Node, not_permitted};
+use crate::host::files::FileUse;
 use crate::host::limits::memlock::plan_memlock;
 use crate::host::limits::{UNLIMITED, size_text};
 
@@ -21,11 +22,20 @@ const SMALL_GUEST: u64 = 1 << 30;
 type MayOpen = fn(&Path, AccessFlags) -> nix::Result<()>;
 
 impl Host {
-    /// Whether this process's user may open what a guest with these devices and files needs.
-    pub fn check_session(&self, devices: &[Bdf], files: &[PathBuf]) -> Vec<Finding> {
+    /// Whether this process's user may open what a guest with these devices and files needs. `granted`: root gives the user all
+    /// nodes before the guest runs (`passthru bind --vm --grant`).
+    pub fn check_session(&self, devices: &[Bdf], files: &[FileUse], granted: bool) -> Vec<Finding> {
         let ask: MayOpen = |path, mode| access(path, mode);
-        let mut findings = self.check_nodes(devices, ask);
-        findings.extend(check_files(files, ask));
+        let (nodes, files): (Vec<_>, Vec<_>) = files.iter().cloned().partition(|file| self.is_node(&file.path));
+        let mut findings = Vec::new();
+        if granted {
+            let what = "the nodes that it needs are given to it before the guest runs";
+            findings.push(Finding::pass(Subject::Session, Code::NotPermitted, what));
+        } else {
+            findings.extend(self.check_nodes(devices, ask));
+            findings.extend(nodes.iter().flat_map(|node| ways_to_open(&[vec![node.path.clone()]], mode(node), ask)));
+        }
+        findings.extend(check_files(&files, ask));
         findings.push(self.check_lock_rights());
         findings
     }
@@ -38,7 +48,7 @@ impl Host {
             let by_node = self.device_node(bdf).map(|node| vec![self.dev("iommu"), node]);
             sets.push(by_group.into_iter().chain(by_node).collect());
         }
-        sets.iter().flat_map(|ways| ways_to_open(ways, may)).collect()
+        sets.iter().flat_map(|ways| ways_to_open(ways, AccessFlags::R_OK | AccessFlags::W_OK, may)).collect()
     }
 
     fn check_lock_rights(&self) -> Finding {
@@ -59,8 +69,7 @@ impl Host {
 
 /// Findings about one thing that can be opened in several ways: well if one of them may be taken. What is not there is
 /// said where the device or the host is looked at.
-fn ways_to_open(ways: &[Vec<PathBuf>], may: MayOpen) -> Vec<Finding> {
-    let mode = AccessFlags::R_OK | AccessFlags::W_OK;
+fn ways_to_open(ways: &[Vec<PathBuf>], mode: AccessFlags, may: MayOpen) -> Vec<Finding> {
     let there: Vec<&Vec<PathBuf>> = ways.iter().filter(|nodes| nodes.iter().all(|node| node.exists())).collect();
     let text =
         |nodes: &[PathBuf]| nodes.iter().map(|node| node.display().to_string()).collect::<Vec<_>>().join(" and ");
@@ -74,14 +83,34 @@ fn ways_to_open(ways: &[Vec<PathBuf>], may: MayOpen) -> Vec<Finding> {
     refused.collect()
 }
 
-fn check_files(files: &[PathBuf], may: MayOpen) -> Vec<Finding> {
-    let finding = |file: &PathBuf| match may(file, AccessFlags::R_OK) {
-        Ok(()) => Finding::pass(Subject::Session, Code::FileUnusable, format!("{} can be read", file.display())),
-        Err(errno) => {
-            let error = Error::new(Code::FileUnusable, format!("{} cannot be read", file.display()))
-                .evidence(explain_io(&io::Error::from(errno)))
-                .fix("give the user read access to the file, and search access (x) to every folder above it");
-            Finding::fail(Subject::Session, &error)
+fn mode(file: &FileUse) -> AccessFlags {
+    if file.write { AccessFlags::R_OK | AccessFlags::W_OK } else { AccessFlags::R_OK }
+}
+
+fn check_files(files: &[FileUse], may: MayOpen) -> Vec<Finding> {
+    let finding = |file: &FileUse| {
+        let path = file.path.display();
+        // What is made is written only; where it is not there, its folder is written.
+        let folder = file.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let answer = match (file.made, may(&file.path, AccessFlags::F_OK)) {
+            (true, Err(nix::Error::ENOENT)) => may(folder, AccessFlags::W_OK | AccessFlags::X_OK),
+            (true, _) => may(&file.path, AccessFlags::W_OK),
+            (false, _) => may(&file.path, mode(file)),
+        };
+        let verb = match (file.made, file.write) {
+            (true, _) => "written",
+            (false, true) => "read and written",
+            (false, false) => "read",
+        };
+        let access = if file.write { "that access" } else { "read access" };
+        match answer {
+            Ok(()) => Finding::pass(Subject::Session, Code::FileUnusable, format!("{path} can be {verb}")),
+            Err(errno) => {
+                let error = Error::new(Code::FileUnusable, format!("{path} cannot be {verb}"))
+                    .evidence(explain_io(&io::Error::from(errno)))
+                    .fix(format!("give the user {access} to the file, and search access (x) to every folder above it"));
+                Finding::fail(Subject::Session, &error)
+            }
         }
     };
     files.iter().map(finding).collect()
@@ -149,8 +178,35 @@ mod tests {
 
     #[test]
     fn files_are_asked_for() {
-        let findings = check_files(&["/a".into()], |_, _| Err(nix::Error::EACCES));
-        assert_eq!((findings[0].level, findings[0].code), (Level::Fail, Code::FileUnusable));
+        let file = |write, made| FileUse { path: "/srv/a".into(), write, made };
+        let seen = |file: FileUse, may: MayOpen| {
+            let finding = check_files(&[file], may).remove(0);
+            assert_eq!(finding.code, Code::FileUnusable);
+            (finding.level, finding.what)
+        };
+        let read_only: MayOpen =
+            |_, mode| if mode.contains(AccessFlags::W_OK) { Err(nix::Error::EACCES) } else { Ok(()) };
+        let absent: MayOpen = |path, _| if path.ends_with("a") { Err(nix::Error::ENOENT) } else { Ok(()) };
+        let (pass, fail) = (Level::Pass, Level::Fail);
+        for (file, may, level, what) in [
+            (file(false, false), read_only, pass, "/srv/a can be read"),
+            (file(true, false), read_only, fail, "/srv/a cannot be read and written"),
+            (file(true, true), read_only, fail, "/srv/a cannot be written"),
+            (file(true, true), absent, pass, "/srv/a can be written"),
+            (file(true, false), absent, fail, "/srv/a cannot be read and written"),
+        ] {
+            assert_eq!(seen(file, may), (level, what.to_owned()));
+        }
         assert!(become_user("nobody-of-this-name").is_err());
+    }
+
+    #[test]
+    fn who_is_given_the_nodes_need_not_have_them_yet() {
+        let tree = tree();
+        let (host, device) = (tree.host(), bdf("01:00.0"));
+        let disk = FileUse { path: host.dev("sdb"), write: true, made: false };
+        let findings = host.check_session(&[device], &[disk], true);
+        assert!(findings.iter().all(|finding| finding.level != Level::Fail), "{findings:?}");
+        assert_eq!(findings.iter().filter(|finding| finding.code == Code::NotPermitted).count(), 1);
     }
 }

@@ -419,6 +419,7 @@ fn a_vm_can_have_the_only_card() {
     let tree = desktop();
     let before = tree.snapshot();
     let wish = |single_gpu| crate::host::vm::Wish {
+        files: Vec::new(),
         vm: "game".to_owned().try_into().unwrap(),
         devices: vec![bdf(CARD), bdf("0000:02:00.1")],
         user: None,

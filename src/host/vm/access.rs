@@ -1,6 +1,6 @@
 //! The nodes of a VM's devices, and who may open them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -9,12 +9,26 @@ use super::{Prepared, Wish};
 use crate::bdf::Bdf;
 use crate::error::{Code, Error, Result, explain_io};
 use crate::host::Host;
-use crate::host::acl::{Acl, READ_WRITE};
+use crate::host::acl::{Acl, READ, READ_WRITE};
+use crate::host::files::FileUse;
 
 impl Host {
-    /// The nodes that a guest with these devices opens: KVM's; of each device its group's and its own; those that belong to
-    /// no device, by which both are put into an address space.
-    fn nodes_of(&self, devices: &[Bdf]) -> Vec<PathBuf> {
+    /// The nodes that a guest opens, with its rights: KVM's; of each device its group's and its own; those that belong to no
+    /// device, by which both are put into an address space; and those that its options name.
+    fn nodes_of(&self, wish: &Wish) -> Vec<(PathBuf, u16)> {
+        let own = self.nodes_of_devices(&wish.devices).into_iter().map(|node| (node, READ_WRITE));
+        let mut nodes: BTreeMap<PathBuf, u16> = own.collect();
+        for FileUse { path, write, .. } in &wish.files {
+            // By its plain path: a link could lead elsewhere when the rights are taken back.
+            let Ok(path) = path.canonicalize() else { continue };
+            if self.is_node(&path) {
+                *nodes.entry(path).or_default() |= if *write { READ_WRITE } else { READ };
+            }
+        }
+        nodes.into_iter().collect()
+    }
+
+    fn nodes_of_devices(&self, devices: &[Bdf]) -> Vec<PathBuf> {
         let mut nodes = BTreeSet::from([self.dev("kvm")]);
         for &bdf in devices {
             let group = self.device(bdf).ok().and_then(|device| device.iommu_group);
@@ -33,7 +47,7 @@ impl Host {
         }
         note.user = Some(user);
         let others = self.other_notes(note);
-        for node in self.nodes_of(&wish.devices) {
+        for (node, rights) in self.nodes_of(wish) {
             let acl = self.acl(&node)?;
             if note.grant(user, &node).is_none() {
                 // What another VM gave is not what was there before.
@@ -43,7 +57,7 @@ impl Host {
                 self.note_vm(note)?;
             }
             let mut wanted = acl.clone();
-            wanted.set(user, Some(READ_WRITE));
+            wanted.set(user, Some(rights | acl.rights_of(user).unwrap_or_default()));
             self.set_acl(&node, &acl, &wanted)?;
         }
         Ok(())

@@ -8,6 +8,7 @@ pub use note::{Granted, Prepared};
 
 use super::bind::{BindOptions, Bound};
 use super::busy::busy_error;
+use super::files::FileUse;
 use super::journal::Journal;
 use super::lease::{self, Returned};
 use super::names::Name;
@@ -25,6 +26,8 @@ pub struct Wish {
     pub vm: Name,
     /// Its devices.
     pub devices: Vec<Bdf>,
+    /// The files that it uses besides; its user gets those that are nodes.
+    pub files: Vec<FileUse>,
     /// Who gets their nodes.
     pub user: Option<u32>,
     /// Whether devices are taken that the host itself uses.

@@ -28,6 +28,7 @@ fn wish(vm: &str, devices: &[&str]) -> Wish {
     Wish {
         vm: vm.to_owned().try_into().unwrap(),
         devices,
+        files: Vec::new(),
         user: Some(USER),
         force: false,
         single_gpu: false,
@@ -54,6 +55,33 @@ fn a_user_gets_exactly_the_nodes_of_a_vm_and_loses_them() {
     assert_eq!(tree.snapshot(), before);
     assert!(tree.host().prepared_vms().is_empty());
     assert!(take_back(&tree.host(), &wish.vm, &wish.devices).unwrap().nodes.is_empty());
+}
+
+#[test]
+fn nodes_that_the_options_name_are_given_with_no_more_rights_than_they_need() {
+    let tree = tree();
+    for node in ["sdb", "sdc", "vhost-net"] {
+        tree.file(format!("dev/{node}"), "");
+    }
+    tree.file("srv/a.img", "");
+    let host = tree.host();
+    std::fs::create_dir(host.dev("disk")).unwrap();
+    std::os::unix::fs::symlink(host.dev("sdc"), host.dev("disk/data")).unwrap();
+    let used = |path: PathBuf, write| FileUse { path, write, made: false };
+    let files = vec![
+        used(host.dev("sdb"), false),
+        used(host.dev("disk/data"), true),
+        used(host.dev("vhost-net"), true),
+        used(host.dev("absent"), true),
+        used(host.dev("urandom"), false),
+        used(host.dev("../srv/a.img"), true),
+    ];
+    let wish = Wish { files, ..wish("router", &[]) };
+    prepare(&host, &wish).unwrap();
+    let given = [("kvm", 6), ("sdb", 4), ("sdc", 6), ("vhost-net", 6)];
+    assert_eq!(tree.kernel().granted(USER), given.map(|(node, rights)| (PathBuf::from(node), rights)));
+    take_back(&host, &wish.vm, &[]).unwrap();
+    assert_eq!(granted(&tree), [""; 0]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 pub mod action;
 pub mod cpu;
 pub mod drive;
+pub mod files;
 pub mod memory;
 pub mod mon;
 pub mod numa;

@@ -8,7 +8,7 @@ mod placed;
 mod texts;
 mod usb;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -16,6 +16,7 @@ use super::steps;
 use crate::l0::machines;
 use crate::l1::{Guest, L1};
 use crate::scenario::{Lab, Scenario};
+use crate::setup::progress;
 use files::Files;
 use texts::{ENDS, NAMES, ROUTER, VM_FILE};
 
@@ -42,48 +43,56 @@ const RESTARTS: u32 = 20;
 const ALL_RESTARTS: Duration = Duration::from_secs(400);
 const UNIT: &str = "passthru@router";
 
+/// Does a part of a scenario, and says how long it took.
+fn part(l1: &mut L1, what: &'static str, act: impl FnOnce(&mut L1) -> Result<()>) -> Result<()> {
+    let started = Instant::now();
+    act(l1).context(what)?;
+    progress(&format!("  {what}: {} s", started.elapsed().as_secs()));
+    Ok(())
+}
+
 /// From the package to its purge: what a user does, and nothing goes wrong.
 fn service(lab: &mut Lab) -> Result<()> {
     let l1 = &mut *lab.l1;
     let files = Files::of(l1)?;
-    install(l1).context("install")?;
-    reserve(l1).context("devices.d")?;
-    prepare(l1).context("prepare")?;
-    start(l1).context("start")?;
-    unprivileged(l1).context("while it runs")?;
-    stop(l1).context("stop")?;
-    early::plugged(l1).context("plugged in")?;
-    purge(l1, &files).context("purge")
+    part(l1, "install", install)?;
+    part(l1, "devices.d", reserve)?;
+    part(l1, "prepare", prepare)?;
+    part(l1, "start", start)?;
+    part(l1, "while it runs", unprivileged)?;
+    part(l1, "stop", stop)?;
+    part(l1, "plugged in", early::plugged)?;
+    part(l1, "purge", |l1| purge(l1, &files))
 }
 
 /// What goes wrong with a guest that runs as a service.
 fn service_faults(lab: &mut Lab) -> Result<()> {
     let l1 = &mut *lab.l1;
     ready(l1)?;
-    restarts(l1).context("restart")?;
-    faults::killed(l1).context("kill -9")?;
-    faults::hung(l1).context("watchdog")?;
-    faults::power_cut(l1).context("power cut")
+    part(l1, "restart", restarts)?;
+    part(l1, "kill -9", faults::killed)?;
+    part(l1, "watchdog", faults::hung)?;
+    part(l1, "power cut", faults::power_cut)
 }
 
 /// A place on the host, and starts that are killed. The cards are the host's whenever the guest does not have them.
 fn service_placed(lab: &mut Lab) -> Result<()> {
     let l1 = &mut *lab.l1;
-    install(l1).context("install")?;
+    part(l1, "install", install)?;
     l1.ok(NAMES)?;
     l1.ok("sed -i /reserve/d /etc/passthru/devices.d/cards.toml")?;
-    prepare(l1).context("prepare")?;
-    placed::placed(l1).context("placed")?;
-    faults::start_killed(l1).context("start killed")
+    part(l1, "prepare", prepare)?;
+    part(l1, "placed", placed::placed)?;
+    part(l1, "start killed", faults::start_killed)
 }
 
 /// Installed, with both cards kept for guests, as after a boot.
 fn ready(l1: &mut L1) -> Result<()> {
-    install(l1).context("install")?;
+    part(l1, "install", install)?;
     l1.ok(NAMES)?;
     plugged_anew(l1, &[WAN, LAN])?;
     kept(l1)?;
-    prepare(l1).context("prepare")
+    part(l1, "prepare", prepare)
 }
 
 /// Cards leave the machine and come again. Their driver goes meanwhile: one that is loaded is faster than the rules.
