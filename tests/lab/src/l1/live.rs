@@ -63,6 +63,16 @@ impl Live {
         self.shell.ok(l1, &format!("eval \"$(printf '%b' '{quoted}')\""), SHELL_LIMIT)
     }
 
+    /// Starts one line of shell text in the guest; gives the number that [`Live::end`] takes.
+    pub fn begin(&mut self, l1: &mut L1, line: &str) -> Result<u32> {
+        self.shell.send(l1, line)
+    }
+
+    /// Waits until a line that was started has ended.
+    pub fn end(&mut self, l1: &mut L1, number: u32) -> Result<()> {
+        self.shell.wait(l1, number, SHELL_LIMIT)
+    }
+
     /// Value of the last line `LAB key=value` on the console.
     pub fn value(&self, key: &str) -> Result<String> {
         Ended { code: 0, text: self.shell.job().text() }.value(key).map(str::to_owned)

@@ -71,18 +71,19 @@ impl Session {
     /// Runs one line of shell text in the guest; it must succeed. Returns what it wrote.
     pub fn ok(&mut self, l1: &mut L1, line: &str, limit: Duration) -> Result<String> {
         let number = self.send(l1, line)?;
-        if let Err(error) = l1.expect(&self.job, &format!("LAB end{number}."), limit) {
-            let error = match self.stall(l1)? {
-                Some(evidence) => {
-                    anyhow::Error::new(Stalled).context(format!("the guest stalled: {error:#}\n{evidence}"))
-                }
-                None => error,
-            };
-            return Err(error.context(format!("`{line}` in the guest")));
-        }
+        self.wait(l1, number, limit).map_err(|error| error.context(format!("`{line}` in the guest")))?;
         let (code, output) = outcome(&self.job.text(), number);
         ensure!(code == Some(0), "`{line}` in the guest ended with {code:?}:\n{}", report::tail(&output, 30));
         Ok(output)
+    }
+
+    /// Waits until a line that was sent has ended.
+    pub(super) fn wait(&mut self, l1: &mut L1, number: u32, limit: Duration) -> Result<()> {
+        let Err(error) = l1.expect(&self.job, &format!("LAB end{number}."), limit) else { return Ok(()) };
+        Err(match self.stall(l1)? {
+            Some(evidence) => anyhow::Error::new(Stalled).context(format!("the guest stalled: {error:#}\n{evidence}")),
+            None => error,
+        })
     }
 
     /// Reboots the guest and waits until it listens again.
@@ -108,7 +109,8 @@ impl Session {
         Ok(Some(l1.sh(&format!("pid={}\n{STALL_EVIDENCE}", self.job.pid))?.stdout))
     }
 
-    fn send(&mut self, l1: &mut L1, line: &str) -> Result<u32> {
+    /// Starts one line; gives its number.
+    pub(super) fn send(&mut self, l1: &mut L1, line: &str) -> Result<u32> {
         ensure!(!line.contains('\n'), "one line at a time");
         self.commands += 1;
         // A guest that has ended reads no more, and the shell would wait for a reader.
