@@ -156,9 +156,9 @@ struct BenchArgs {
     /// Measure one of the two only
     #[arg(long, value_name = "VMM")]
     only: Option<Vmm>,
-    /// Only measure how much more memory delays the start, on a PC with one processor whose time is its instructions
-    #[arg(long)]
-    starts: bool,
+    /// What to measure
+    #[arg(long, value_name = "PART", default_value = "all")]
+    part: bench::Part,
     /// The passthru to measure, instead of the release build [env: LAB_PASSTHRU]
     #[arg(long, value_name = "FILE")]
     passthru: Option<PathBuf>,
@@ -299,7 +299,7 @@ fn run_bench(args: &BenchArgs) -> Result<ExitCode> {
         Some(file) => Some(std::fs::metadata(file)?.len()),
         None => None,
     };
-    let plan = bench::Plan { rounds: args.rounds, memory: args.memory.clone(), vmms, starts_only: args.starts };
+    let plan = bench::Plan { rounds: args.rounds, memory: args.memory.clone(), vmms, part: args.part };
     let image = setup::run()?;
     let programs = Programs { passthru };
     bench::run(&image, &programs, &plan, size, args.json.as_deref())?;

@@ -1,25 +1,26 @@
 //! Histogram triggers of Linux's tracing (kernel document `trace/histogram`): one counter
 //! for each value of an event's field.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-const EVENTS: &str = "/sys/kernel/tracing/events/kvm";
+const EVENTS: &str = "/sys/kernel/tracing/events";
 
 /// Hits for each value of the key.
 pub type Histogram = BTreeMap<u64, u64>;
 
 /// Events and the field that each one is counted by.
 const TRIGGERS: &[(&str, &str)] = &[
-    ("kvm_userspace_exit", "reason:size=4096"),
-    ("kvm_pio", "port:size=4096"),
+    ("kvm/kvm_userspace_exit", "reason:size=4096"),
+    ("kvm/kvm_pio", "port:size=4096"),
     // Type 0 announces a read that user space will answer; type 1 follows it.
-    ("kvm_mmio", "gpa:size=4096 if type!=0"),
-    ("kvm_exit", "exit_reason:size=4096"),
-    ("kvm_msr", "ecx:size=4096 if write!=0"),
+    ("kvm/kvm_mmio", "gpa:size=4096 if type!=0"),
+    ("kvm/kvm_exit", "exit_reason:size=4096"),
+    ("kvm/kvm_msr", "ecx:size=4096 if write!=0"),
+    ("raw_syscalls/sys_enter", "common_pid:size=4096"),
 ];
 
 /// All counters at one moment.
@@ -35,6 +36,8 @@ pub struct Counts {
     pub exits: Histogram,
     /// Writes of model-specific registers that left the guest, by register.
     pub msrs: Histogram,
+    /// System calls, by thread.
+    pub calls: Histogram,
 }
 
 /// The local APIC's registers in x2APIC mode (Intel SDM volume 3, 12.12.1.2), and the deadline of its timer: who counts
@@ -74,11 +77,12 @@ impl Counts {
             Ok(parse(&text))
         };
         Ok(Self {
-            to_user: one("kvm_userspace_exit")?,
-            ports: one("kvm_pio")?,
-            mmio: one("kvm_mmio")?,
-            exits: one("kvm_exit")?,
-            msrs: one("kvm_msr")?,
+            to_user: one("kvm/kvm_userspace_exit")?,
+            ports: one("kvm/kvm_pio")?,
+            mmio: one("kvm/kvm_mmio")?,
+            exits: one("kvm/kvm_exit")?,
+            msrs: one("kvm/kvm_msr")?,
+            calls: one("raw_syscalls/sys_enter")?,
         })
     }
 
@@ -97,6 +101,11 @@ impl Counts {
     /// VM exits for the guest's timer, which follow wall time too: its registers, and the end of interrupts.
     pub fn ticks(&self) -> u64 {
         TICKS.iter().filter_map(|register| self.msrs.get(register)).sum()
+    }
+
+    /// System calls of these threads.
+    pub fn calls_of(&self, threads: &BTreeSet<u64>) -> u64 {
+        threads.iter().filter_map(|thread| self.calls.get(thread)).sum()
     }
 
     /// Nested page faults.
@@ -161,11 +170,13 @@ mod tests {
             mmio: BTreeMap::new(),
             exits: BTreeMap::from([(EXIT_INTR, 100), (EXIT_NPF, 7), (0x7b, 1)]),
             msrs: BTreeMap::from([(0x6e0, 4), (0x80b, 3), (0x10, 9)]),
+            calls: BTreeMap::from([(100, 5), (101, 6), (200, 7)]),
         };
         assert_eq!(counts.user_exits(), 15);
         assert_eq!(counts.guest_exits(), 8);
         assert_eq!(counts.page_faults(), 7);
         assert_eq!(counts.ticks(), 7);
+        assert_eq!(counts.calls_of(&BTreeSet::from([100, 101, 102])), 11);
         assert_eq!(counts.console(), 6);
     }
 }

@@ -1,6 +1,7 @@
 //! L1's side of the benchmark (`lab measure`): runs a VMM, reads the guest's console as it
 //! comes, and takes all figures at the moment a marker line stands on it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -28,6 +29,8 @@ pub struct Run {
     pub beside_ms: f64,
     /// Requests of both.
     pub map_calls: u64,
+    /// What the guest has reported by lines `LAB key=value`.
+    pub values: BTreeMap<String, String>,
     /// Whether the VMM ended by itself, with 0.
     pub success: bool,
     /// The last lines of its output.
@@ -42,6 +45,8 @@ pub struct Mark {
     pub ms: f64,
     pub counts: Counts,
     pub memory: Memory,
+    /// System calls of the VMM's threads.
+    pub system_calls: u64,
 }
 
 impl Run {
@@ -76,16 +81,25 @@ pub fn run(text: &str, counting: bool, limit: Duration) -> Result<Run> {
         }
     });
     let mut marks = Vec::new();
+    let mut values = BTreeMap::new();
     let mut lines = Vec::new();
+    // Also those that have ended since, and will not be found any more.
+    let mut threads = BTreeSet::new();
     for line in BufReader::new(console).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).trim().to_owned();
         if let Some(name) = marker(&line) {
+            let ms = started.elapsed().as_secs_f64() * 1000.0;
+            let counts = if counting { Counts::read()? } else { Counts::default() };
+            threads.extend(threads_of(pid));
             marks.push(Mark {
                 name: name.to_owned(),
-                ms: started.elapsed().as_secs_f64() * 1000.0,
-                counts: if counting { Counts::read()? } else { Counts::default() },
+                ms,
+                system_calls: counts.calls_of(&threads),
+                counts,
                 memory: smaps::parse(&fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default()),
             });
+        } else if let Some((key, value)) = line.split_once("LAB ").and_then(|(_, report)| report.split_once('=')) {
+            values.insert(key.to_owned(), value.to_owned());
         }
         lines.push(line);
     }
@@ -103,9 +117,16 @@ pub fn run(text: &str, counting: bool, limit: Duration) -> Result<Run> {
         map_ms: waited_ms,
         beside_ms,
         map_calls: calls,
+        values,
         success: status.success(),
         tail: lines[from..].join("\n"),
     })
+}
+
+/// The numbers of a process's threads.
+fn threads_of(pid: u32) -> Vec<u64> {
+    let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// The name on a marker line.

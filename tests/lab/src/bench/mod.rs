@@ -1,6 +1,7 @@
 //! `cargo lab bench`: passthru beside QEMU, in turns, in one L1 (issue "The main job",
 //! section 6). Counts are exact in the lab; times are compared as ratios of medians only.
 
+mod devices;
 mod hist;
 mod map_time;
 pub mod measure;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::l0::machines::{self, Machine};
@@ -44,8 +46,25 @@ pub struct Plan {
     pub rounds: u32,
     pub memory: String,
     pub vmms: Vec<Vmm>,
-    /// Only how much more memory delays the start.
-    pub starts_only: bool,
+    pub part: Part,
+}
+
+/// What of the benchmark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    All,
+    /// Passed-through devices: exits, memory and time of a start; unplug and plug
+    Passthrough,
+    /// How much more memory delays the start, on a PC with one processor whose time is its instructions
+    Starts,
+    /// Emulated devices: rates, exits and system calls of their work
+    Devices,
+}
+
+impl Part {
+    fn has(self, part: Part) -> bool {
+        self == Part::All || self == part
+    }
 }
 
 /// All figures of one VMM.
@@ -61,6 +80,8 @@ pub struct Figures {
     /// Unplugs and plugs by the slot's registers.
     pub natively: Option<plug::Plugged>,
     pub ioctls: Option<Ioctls>,
+    /// Work with emulated devices.
+    pub devices: devices::Devices,
     /// Size of its stripped binary, bytes.
     pub binary: Option<u64>,
 }
@@ -76,6 +97,7 @@ impl Figures {
             plugged: None,
             natively: None,
             ioctls: None,
+            devices: devices::Devices::default(),
             binary: None,
         }
     }
@@ -92,19 +114,33 @@ pub fn run(
     let folder = report::run_folder(&crate::build::target())?;
     let mut bench = Bench { image, programs, plan, folder, boots: 0, machine: &machines::DEFAULT, l1: None };
     let mut all: Vec<Figures> = plan.vmms.iter().copied().map(Figures::of).collect();
-    if !plan.starts_only {
+    if plan.part.has(Part::Passthrough) {
         for figures in &mut all {
             figures.binary = passthru_size.filter(|_| figures.vmm == Vmm::Passthru);
         }
         bench.counts_and_times(&mut all)?;
         bench.plugs(&mut all)?;
     }
-    bench.starts(&mut all)?;
-    print!("{}", table::render(&all, &plan.memory));
+    if plan.part.has(Part::Devices) {
+        bench.devices(&mut all)?;
+    }
+    if plan.part.has(Part::Starts) {
+        bench.starts(&mut all)?;
+    }
+    if plan.part != Part::Devices {
+        print!("{}", table::render(&all, &plan.memory));
+    }
+    let mut failures = Vec::new();
+    if let (true, [qemu, ours]) = (plan.part.has(Part::Devices), all.as_slice()) {
+        let (table, found) = devices::render(&qemu.devices, &ours.devices);
+        print!("{table}");
+        failures = found;
+    }
     if let Some(file) = json {
         std::fs::write(file, serde_json::to_string_pretty(&all)?)
             .with_context(|| format!("cannot write {}", file.display()))?;
     }
+    ensure!(failures.is_empty(), "behind QEMU: {}", failures.join("; "));
     Ok(())
 }
 
@@ -146,6 +182,24 @@ impl Bench<'_> {
             figures.plugged = Some(if vmm == Vmm::Qemu { measure(Way::Default)? } else { natively.clone() });
             figures.natively = Some(natively);
             progress(&format!("{vmm:?}: {rounds} unplugs and plugs"));
+        }
+        Ok(())
+    }
+
+    /// Counting rounds and timed rounds of the guest that works with emulated devices.
+    fn devices(&mut self, all: &mut [Figures]) -> Result<()> {
+        let counting = (1..=self.plan.rounds.min(devices::COUNTING_ROUNDS)).map(|round| (round, true));
+        for (round, counting) in counting.chain((1..=self.plan.rounds).map(|round| (round, false))) {
+            for figures in &mut *all {
+                let vmm = figures.vmm;
+                let run = self.robust(|bench| {
+                    devices::prepare(bench.l1()?)?;
+                    bench.run(&devices::guest(vmm, counting), counting, devices::LIMIT)
+                })?;
+                let runs = if counting { &mut figures.devices.counted } else { &mut figures.devices.timed };
+                runs.push(run);
+                progress(&format!("{vmm:?}: emulated devices, round {round}"));
+            }
         }
         Ok(())
     }
@@ -232,7 +286,6 @@ impl Bench<'_> {
     }
 
     fn measure(&mut self, mut guest: Guest, counting: bool) -> Result<Run> {
-        let vmm = guest.vmm;
         if counting {
             guest = guest
                 .script(&l2::nic_up("e1000e"))
@@ -248,16 +301,22 @@ impl Bench<'_> {
                 .script(&l2::ping(1))
                 .script(&format!("grep eth0 /proc/interrupts | grep -q IO-APIC && {{ {}; }}", marked("intx", PINGS)));
         }
-        let limit = RUN_LIMIT.as_secs();
+        self.run(&guest, counting, RUN_LIMIT)
+    }
+
+    /// Runs a guest to its end, for `limit` at most.
+    fn run(&mut self, guest: &Guest, counting: bool, limit: Duration) -> Result<Run> {
+        let vmm = guest.vmm;
+        let seconds = limit.as_secs();
         let l1 = self.l1()?;
-        let command = l1.prepare(&guest)?;
+        let command = l1.prepare(guest)?;
         let option = if counting { "--counting" } else { "" };
         let text = format!(
             // Both VMMs come from a file system on the host, as QEMU does: pages of a program in a tmpfs, where the lab
             // otherwise keeps passthru, count as dirty, though nobody wrote to them.
-            "cat > /tmp/vmm-command <<'END'\nPATH=/share/bin:$PATH\n{command}\nEND\nlab measure {option} --limit {limit} /tmp/vmm-command"
+            "cat > /tmp/vmm-command <<'END'\nPATH=/share/bin:$PATH\n{command}\nEND\nlab measure {option} --limit {seconds} /tmp/vmm-command"
         );
-        let output = l1.sh_within(&text, RUN_LIMIT + Duration::from_secs(30))?;
+        let output = l1.sh_within(&text, limit + Duration::from_secs(30))?;
         let Ok(run) = serde_json::from_str::<Run>(&output.stdout) else {
             bail!("{vmm:?} {}", crate::l1::describe(&output));
         };

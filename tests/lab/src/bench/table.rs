@@ -9,14 +9,14 @@ use crate::l1::Vmm;
 
 /// Middle and outer values of a sample.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Sample {
-    median: f64,
+pub struct Sample {
+    pub median: f64,
     least: f64,
     most: f64,
 }
 
 impl Sample {
-    fn of(mut values: Vec<f64>) -> Option<Self> {
+    pub fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
         let (least, most) = (*values.first()?, *values.last()?);
         let middle = values.len() / 2;
@@ -26,7 +26,7 @@ impl Sample {
     }
 
     /// Median, and the outer values where they differ.
-    fn text(self) -> String {
+    pub fn text(self) -> String {
         let number = |v: f64| {
             if v.fract().abs() < 1e-9 { format!("{v:.0}") } else { format!("{v:.2}") }
         };
