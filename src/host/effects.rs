@@ -24,7 +24,6 @@ const MODPROBE: [&str; 3] = ["/usr/sbin/modprobe", "/sbin/modprobe", "/usr/bin/m
 /// Likewise `udevadm`; and what is there where udev runs.
 const UDEVADM: [&str; 2] = ["/usr/bin/udevadm", "/bin/udevadm"];
 const UDEV_RUNS: &str = "/run/udev/control";
-const SETTLE_SECONDS: u32 = 10;
 
 /// How the host is changed. The tests' implementation plays the kernel on a made-up tree.
 pub trait Effects: fmt::Debug + Send + Sync {
@@ -46,8 +45,8 @@ pub trait Effects: fmt::Debug + Send + Sync {
     /// Sets a file's access control list.
     fn set_acl(&self, file: &Path, list: &[u8]) -> io::Result<()>;
 
-    /// Waits until udev has dealt with the devices that appeared, where it runs.
-    fn settle(&self);
+    /// Waits until udev has dealt with the devices that appeared, where it runs, or for this long.
+    fn settle(&self, limit: Duration);
 
     /// What the network interface in a sysfs folder says about its virtual function `number`.
     fn vf_state(&self, interface: &Path, number: u32) -> io::Result<VfState>;
@@ -85,13 +84,13 @@ impl Effects for RealEffects {
         xattr::set(file, acl::ATTRIBUTE, list)
     }
 
-    fn settle(&self) {
+    fn settle(&self, limit: Duration) {
         let udevadm = UDEVADM.iter().find(|path| Path::new(path).exists());
         if let Some(udevadm) = udevadm.filter(|_| Path::new(UDEV_RUNS).exists()) {
             let mut command = Command::new(udevadm);
-            command.arg("settle").arg(format!("--timeout={SETTLE_SECONDS}"));
+            command.arg("settle").arg(format!("--timeout={}", limit.as_secs()));
             // What it comes to is not known to matter: whoever opens the nodes will tell.
-            let _ = bounded::run(command, bounded::LIMIT);
+            let _ = bounded::run(command, limit + bounded::LIMIT);
         }
     }
 
@@ -151,7 +150,7 @@ impl Effects for NoEffects {
         Self::refuse()
     }
 
-    fn settle(&self) {}
+    fn settle(&self, _: Duration) {}
 
     fn vf_state(&self, _: &Path, _: u32) -> io::Result<VfState> {
         Self::refuse()

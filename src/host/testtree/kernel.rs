@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -49,6 +50,7 @@ struct State {
     vf: Vec<VfAttribute>,
     pool: Option<(u64, u64)>,
     acls: BTreeMap<PathBuf, Vec<u8>>,
+    late: Vec<PathBuf>,
     of_services: BTreeMap<String, Vec<u32>>,
 }
 
@@ -59,6 +61,11 @@ impl FakeKernel {
 
     pub(crate) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// udev has an event of this node before it, whose rules take its list away (TAG+="uaccess").
+    pub(crate) fn event_to_come(&self, node: PathBuf) {
+        self.state.lock().late.push(node);
     }
 
     /// Sets what goes wrong, and starts to count from 0.
@@ -333,7 +340,12 @@ impl Effects for FakeKernel {
         Ok(())
     }
 
-    fn settle(&self) {}
+    fn settle(&self, _: Duration) {
+        let mut state = self.state.lock();
+        for node in std::mem::take(&mut state.late) {
+            state.acls.remove(&node);
+        }
+    }
 
     fn vf_state(&self, _: &Path, number: u32) -> io::Result<VfState> {
         assert_eq!(number, 1, "the virtual function of the tree is number 1");

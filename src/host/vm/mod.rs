@@ -4,6 +4,8 @@
 mod access;
 mod note;
 
+use std::time::Duration;
+
 pub use note::{Granted, Prepared};
 
 use super::bind::{BindOptions, Bound};
@@ -18,6 +20,11 @@ use super::{Host, bind, release};
 use crate::bdf::Bdf;
 use crate::error::{Error, Result};
 use crate::placement::NodePages;
+
+/// How long udev may take for the devices that were bound.
+const EVENT_LIMIT: Duration = Duration::from_secs(10);
+/// How long it may take for all devices of a machine that boots: `udevadm settle` gives it as long by itself.
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
 /// What is to be prepared.
 #[derive(Debug, Clone)]
@@ -68,9 +75,12 @@ fn bind_all(host: &Host, wish: &Wish, done: &mut Vec<Bound>) -> Result<()> {
         let options = BindOptions { force: wish.force, group: true, named: wish.devices.clone(), requests };
         done.push(bind(host, bdf, &options)?);
     }
-    if done.iter().any(|bound| bound.changed) {
-        // The rules of udev set the mode of a new node, and with it what its list may give at most.
-        host.effects().settle();
+    if wish.user.is_some() {
+        // Rules of udev set a node's mode, and with it what its list may give at most; of /dev/kvm they take all users out of
+        // the list (TAG+="uaccess"), at the boot as late as when the guests start.
+        host.effects().settle(BOOT_LIMIT);
+    } else if done.iter().any(|bound| bound.changed) {
+        host.effects().settle(EVENT_LIMIT);
     }
     Ok(())
 }

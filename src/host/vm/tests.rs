@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::error::Code;
+use crate::host::effects::Effects;
 use crate::host::recover as recover_all;
 use crate::host::testtree::{Fault, Killed, TestTree, bdf};
 
@@ -82,6 +83,17 @@ fn nodes_that_the_options_name_are_given_with_no_more_rights_than_they_need() {
     assert_eq!(tree.kernel().granted(USER), given.map(|(node, rights)| (PathBuf::from(node), rights)));
     take_back(&host, &wish.vm, &[]).unwrap();
     assert_eq!(granted(&tree), [""; 0]);
+}
+
+#[test]
+fn nodes_are_given_after_the_rules_that_would_take_them_away() {
+    let tree = tree();
+    tree.pci("0000:04:00.0").driver("vfio-pci").group(4).add();
+    tree.file("dev/vfio/4", "");
+    tree.kernel().event_to_come(tree.host().dev("kvm"));
+    prepare(&tree.host(), &wish("router", &["04:00.0"])).unwrap();
+    tree.kernel().settle(Duration::ZERO);
+    assert_eq!(granted(&tree), ["kvm", "vfio/4", "vfio/vfio"]);
 }
 
 #[test]
