@@ -101,7 +101,11 @@ fn page_kind(options: &RunOptions) -> PageKind {
 pub fn examine(options: &RunOptions, kernel: bool, host: &Host) -> Result<Vec<Finding>> {
     let described = describe(options, host)?;
     let ram = options.memory.size.0;
-    let memory = check_memory(ram, page_kind(options), &host.free_memory());
+    let free = match options.memory.grow_pool {
+        true => host.free_memory().with_growing_pool(options.memory.hugepages.page_size()),
+        false => host.free_memory(),
+    };
+    let memory = check_memory(ram, page_kind(options), &free);
     let enough = format!("the guest's {} of memory are available", size_text(ram));
     let mut findings = vec![Finding::of(Subject::Host, Code::NoMemory, enough, memory)];
     if kernel {

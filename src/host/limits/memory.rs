@@ -45,6 +45,16 @@ pub struct HugePool {
     pub extra: u64,
 }
 
+impl FreeMemory {
+    /// The same where pages of this many bytes are added to their pool as they are missing (`grow-pool=on`).
+    pub fn with_growing_pool(mut self, page: u64) -> FreeMemory {
+        for pool in self.huge.iter_mut().filter(|pool| pool.page == page) {
+            pool.extra = u64::MAX;
+        }
+        self
+    }
+}
+
 /// Whether `guest_ram` bytes can be had; `Code::NoMemory` names needed and available.
 pub fn check_memory(guest_ram: u64, kind: PageKind, free: &FreeMemory) -> Result<()> {
     match kind {
@@ -234,6 +244,15 @@ mod tests {
         assert!(error.fix_text().unwrap().ends_with("hugepages-2048kB/nr_hugepages by 64"), "{error}");
         let error = check_memory(MIB, PageKind::Huge(MIB), &free).unwrap_err();
         assert!(error.to_string().contains("2 MiB, 1 GiB"), "{error}");
+    }
+
+    #[test]
+    fn a_pool_that_grows_takes_what_is_available() {
+        let free = tree().host().free_memory().with_growing_pool(2 * MIB);
+        // 64 pages are free, and 1 GiB is available.
+        assert!(check_memory(1152 * MIB, PageKind::Huge(2 * MIB), &free).is_ok());
+        let error = check_memory(1154 * MIB, PageKind::Huge(2 * MIB), &free).unwrap_err();
+        assert!(error.to_string().contains("64 free, 512 more may be added"), "{error}");
     }
 
     proptest! {
