@@ -2,14 +2,38 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
+use std::sync::{Arc, Weak};
 
 use vhost::VhostUserMemoryRegionInfo;
 
 use super::Failure;
-use crate::memory::{Backing, FlatRange, FlatView, HostSlice};
+use crate::memory::{Backing, FlatRange, FlatView, HostMem, HostSlice};
 
 /// The most regions that one message of vhost-user has room for (VHOST_MEMORY_BASELINE_NREGIONS).
 pub const MAX_REGIONS: usize = 8;
+
+/// A region for another process, which maps it.
+#[derive(Clone)]
+pub struct Remote {
+    /// What it is told.
+    pub info: VhostUserMemoryRegionInfo,
+    /// Which memory that is: descriptor and address alone may be another's meanwhile.
+    mem: Weak<HostMem>,
+}
+
+impl PartialEq for Remote {
+    fn eq(&self, other: &Remote) -> bool {
+        let place = |it: &Remote| (it.info.guest_phys_addr, it.info.memory_size, it.info.mmap_offset);
+        place(self) == place(other) && self.mem.ptr_eq(&other.mem)
+    }
+}
+
+/// What leaves and what comes when the other process knows `told` and is to know `wanted`.
+pub fn difference(told: &[Remote], wanted: &[Remote]) -> (Vec<Remote>, Vec<Remote>) {
+    let without =
+        |these: &[Remote], those: &[Remote]| these.iter().filter(|region| !those.contains(region)).cloned().collect();
+    (without(told, wanted), without(wanted, told))
+}
 
 /// RAM by its guest address.
 #[derive(Clone, Default)]
@@ -64,20 +88,18 @@ impl Table {
     /// The regions for another process, which maps them.
     ///
     /// # Errors
-    /// There are too many, or one that cannot be shared.
-    pub fn remote(&self) -> Result<Vec<VhostUserMemoryRegionInfo>, Failure> {
-        if self.0.len() > MAX_REGIONS {
-            return Err(format!("the guest's memory has {} parts, vhost-user knows {MAX_REGIONS}", self.0.len()));
-        }
+    /// One cannot be shared.
+    pub fn remote(&self) -> Result<Vec<Remote>, Failure> {
         let region = |(start, slice): (&u64, &HostSlice)| {
             let (fd, offset) = slice.mem().file().ok_or("the guest's memory is not shared: -m share=on")?;
-            Ok(VhostUserMemoryRegionInfo {
+            let info = VhostUserMemoryRegionInfo {
                 guest_phys_addr: *start,
                 memory_size: slice.len(),
                 userspace_addr: slice.addr(),
                 mmap_offset: offset + slice.offset(),
                 mmap_handle: fd.as_raw_fd(),
-            })
+            };
+            Ok(Remote { info, mem: Arc::downgrade(slice.mem()) })
         };
         self.0.iter().map(region).collect()
     }
@@ -106,7 +128,8 @@ mod tests {
             .unwrap();
         let table = Table::of(&memory.view(Space::Mmio));
         let regions = table.remote().unwrap();
-        let shown: Vec<_> = regions.iter().map(|it| (it.guest_phys_addr, it.memory_size, it.mmap_offset)).collect();
+        let shown: Vec<_> =
+            regions.iter().map(|it| (it.info.guest_phys_addr, it.info.memory_size, it.info.mmap_offset)).collect();
         assert_eq!(shown, [(0, 0x1000, 0), (0x10_0000, 0x3000, 0x1000)]);
         for (at, len, expected) in [
             (0, 0x1000, Some(0)),
@@ -128,12 +151,20 @@ mod tests {
         memory.update(|map| map.add(Space::Mmio, 0, ram(own.slice()))).unwrap();
         let table = Table::of(&memory.view(Space::Mmio));
         assert!(!table.is_shared() && table.remote().is_err_and(|why| why.contains("share=on")));
-        let shared = Arc::new(HostMem::memfd("ram", 0x1000, PageSize::Small).unwrap());
-        let memory = Memory::new();
-        let places = 0..=MAX_REGIONS as u64;
-        memory
-            .update(|map| places.map(|at| map.add(Space::Mmio, at << 20, ram(shared.slice()))).for_each(drop))
-            .unwrap();
-        assert!(Table::of(&memory.view(Space::Mmio)).remote().is_err_and(|why| why.contains("9 parts")));
+    }
+
+    #[test]
+    fn the_difference_knows_memory_by_what_it_is() {
+        let mem = |size| Arc::new(HostMem::memfd("ram", size, PageSize::Small).unwrap());
+        let (first, second) = (mem(0x2000), mem(0x2000));
+        let table = |parts: &[(u64, HostSlice)]| Table(parts.iter().cloned().collect()).remote().unwrap();
+        let told = table(&[(0, first.slice().cut(0, 0x1000)), (0x1000, first.slice().cut(0x1000, 0x1000))]);
+        let wanted = table(&[(0, first.slice().cut(0, 0x1000)), (0x1000, second.slice().cut(0x1000, 0x1000))]);
+        let (gone, come) = difference(&told, &wanted);
+        let at = |regions: &[Remote]| regions.iter().map(|it| it.info.guest_phys_addr).collect::<Vec<_>>();
+        assert_eq!((at(&gone), at(&come)), (vec![0x1000], vec![0x1000]));
+        assert!(gone[0] == told[1] && come[0] == wanted[1]);
+        assert!(difference(&told, &told).0.is_empty());
+        assert_eq!(at(&difference(&[], &told).1), [0, 0x1000]);
     }
 }

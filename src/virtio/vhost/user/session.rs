@@ -17,13 +17,17 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use super::deadline::{LIMIT, within};
 use super::notices::Notices;
 use crate::virtio::vhost::calls::Calls;
-use crate::virtio::vhost::memory::Table;
+use crate::virtio::vhost::memory::{MAX_REGIONS, Remote, Table, difference};
 use crate::virtio::vhost::{Failure, hand_over, said};
 use crate::virtio::{Interrupts, VirtQueue};
 
 /// What of the protocol is used where the daemon has it, too.
-const PROTOCOL: Protocol =
-    Protocol::MQ.union(Protocol::REPLY_ACK).union(Protocol::CONFIG).union(Protocol::INFLIGHT_SHMFD).union(BACK_CHANNEL);
+const PROTOCOL: Protocol = Protocol::MQ
+    .union(Protocol::REPLY_ACK)
+    .union(Protocol::CONFIG)
+    .union(Protocol::INFLIGHT_SHMFD)
+    .union(BACK_CHANNEL)
+    .union(Protocol::CONFIGURE_MEM_SLOTS);
 /// The daemon can say something unasked.
 const BACK_CHANNEL: Protocol = Protocol::BACKEND_REQ;
 /// VHOST_USER_F_PROTOCOL_FEATURES, among the device's features.
@@ -79,6 +83,10 @@ pub struct Session {
     features: u64,
     protocol: Protocol,
     notices: Option<Notices>,
+    /// The most regions of memory that it is told of one by one, where it can be (CONFIGURE_MEM_SLOTS).
+    slots: Option<u64>,
+    /// Those that it was told of so.
+    told: Vec<Remote>,
 }
 
 impl Session {
@@ -92,7 +100,7 @@ impl Session {
         within(&socket.clone(), LIMIT, || {
             let features = front.get_features().map_err(said)?;
             let mut protocol = Protocol::empty();
-            let mut served = 1;
+            let (mut served, mut slots) = (1, None);
             if features & HAS_PROTOCOL != 0 {
                 protocol = front.get_protocol_features().map_err(said)? & PROTOCOL;
                 if !protocol.contains(Protocol::CONFIG) {
@@ -106,6 +114,9 @@ impl Session {
                 if protocol.contains(Protocol::MQ) {
                     served = front.get_queue_num().map_err(said)?;
                 }
+                if protocol.contains(Protocol::CONFIGURE_MEM_SLOTS) {
+                    slots = Some(front.get_max_mem_slots().map_err(said)?);
+                }
             }
             front.set_owner().map_err(said)?;
             // A daemon without MQ says nothing of their number; those of simple devices have the queues that they have.
@@ -118,7 +129,7 @@ impl Session {
                 front.set_backend_request_fd(&theirs).map_err(said)?;
                 notices = Some(ours);
             }
-            Ok(Session { front, socket, features, protocol, notices })
+            Ok(Session { front, socket, features, protocol, notices, slots, told: Vec::new() })
         })
     }
 
@@ -184,14 +195,25 @@ impl Session {
     pub fn start(&mut self, run: &Run, table: &Table, inflight: &mut Option<Inflight>) -> Result<(), Failure> {
         self.exchange(|it| {
             it.front.set_features(run.features | it.features & HAS_PROTOCOL).map_err(said)?;
-            it.front.set_mem_table(&table.remote()?).map_err(said)?;
+            it.give_memory(table)?;
             it.share_record(run, inflight)?;
             for (index, queue) in run.used() {
                 let Some(call) = run.calls.of(index) else { continue };
                 hand_over(&it.front, index, queue, call, |at, len| table.address(at, len))?;
             }
-            it.enable(run, true)
+            it.enable(run, true)?;
+            it.heard()
         })
+    }
+
+    /// Returns when the daemon has done all that it was told. One that answers nothing but questions is asked one: a kick that
+    /// comes before it has heard that its queue is enabled would be lost, as would be a request in memory that it has not
+    /// mapped yet.
+    fn heard(&self) -> Result<(), Failure> {
+        match self.protocol.contains(Protocol::REPLY_ACK) {
+            true => Ok(()),
+            false => self.front.get_features().map_err(said).map(drop),
+        }
     }
 
     /// Gives the daemon the record of the one before it, or asks for one.
@@ -243,7 +265,34 @@ impl Session {
     /// # Errors
     /// The daemon does not take it.
     pub fn set_memory(&mut self, table: &Table) -> Result<(), Failure> {
-        self.exchange(|it| it.front.set_mem_table(&table.remote()?).map_err(said).map(drop))
+        self.exchange(|it| {
+            it.give_memory(table)?;
+            it.heard()
+        })
+    }
+
+    /// All at once, or what has changed since the last time where the daemon can be told of that: it need not let go of
+    /// what stays, and a message has not room for all that there may be.
+    fn give_memory(&mut self, table: &Table) -> Result<(), Failure> {
+        let wanted = table.remote()?;
+        let most = self.slots.unwrap_or(MAX_REGIONS as u64);
+        if wanted.len() as u64 > most {
+            return Err(format!("the guest's memory has {} parts, the daemon takes {most}", wanted.len()));
+        }
+        if self.slots.is_none() {
+            let infos: Vec<_> = wanted.iter().map(|region| region.info).collect();
+            return self.front.set_mem_table(&infos).map_err(said).map(drop);
+        }
+        // What leaves goes first: the other may lie in its place.
+        let (gone, come) = difference(&self.told, &wanted);
+        for region in &gone {
+            self.front.remove_mem_region(&region.info).map_err(said)?;
+        }
+        for region in &come {
+            self.front.add_mem_region(&region.info).map_err(said)?;
+        }
+        self.told = wanted;
+        Ok(())
     }
 
     /// The queues interrupt another way.
@@ -255,7 +304,8 @@ impl Session {
             run.used().try_for_each(|(index, _)| match run.calls.of(index) {
                 Some(call) => it.front.set_vring_call(index, call).map_err(said),
                 None => Ok(()),
-            })
+            })?;
+            it.heard()
         })
     }
 }

@@ -35,9 +35,15 @@ const SET_BACKEND_REQ_FD: u32 = 21;
 const GET_CONFIG: u32 = 24;
 const GET_INFLIGHT_FD: u32 = 31;
 const SET_INFLIGHT_FD: u32 = 32;
+const GET_MAX_MEM_SLOTS: u32 = 36;
+const ADD_MEM_REG: u32 = 37;
+const REM_MEM_REG: u32 = 38;
 
 const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 6;
 const PROTOCOL: u64 = 1 << 0 | 1 << 5 | 1 << 9 | 1 << 12;
+/// CONFIGURE_MEM_SLOTS, and how many regions the test's daemon takes by it.
+const MEM_SLOTS: u64 = 1 << 15;
+const SLOTS: u64 = 16;
 
 /// What a daemon was told: the request and its body.
 type Told = (u32, Vec<u8>);
@@ -48,6 +54,7 @@ struct Daemon {
     /// Its answer to GET_VRING_BASE.
     base: u32,
     config: u8,
+    protocol: u64,
     tell: Sender<Told>,
     files: Vec<std::fs::File>,
 }
@@ -57,7 +64,8 @@ impl Daemon {
         while let Some((request, body)) = self.receive() {
             let reply = match request {
                 GET_FEATURES => FEATURES.to_le_bytes().to_vec(),
-                GET_PROTOCOL_FEATURES => PROTOCOL.to_le_bytes().to_vec(),
+                GET_PROTOCOL_FEATURES => self.protocol.to_le_bytes().to_vec(),
+                GET_MAX_MEM_SLOTS => SLOTS.to_le_bytes().to_vec(),
                 GET_QUEUE_NUM => 4u64.to_le_bytes().to_vec(),
                 GET_CONFIG => [&body[..12], &vec![self.config; body.len() - 12]].concat(),
                 GET_VRING_BASE => [&body[..4], &self.base.to_le_bytes()].concat(),
@@ -127,22 +135,30 @@ fn claim(path: &Path, more: &str, event_loop: &EventLoop) -> Claim<dyn Chardev> 
 }
 
 fn daemon(listener: &UnixListener, base: u32, config: u8, tell: &Sender<Told>) -> UnixStream {
+    daemon_with(PROTOCOL, listener, base, config, tell)
+}
+
+fn daemon_with(protocol: u64, listener: &UnixListener, base: u32, config: u8, tell: &Sender<Told>) -> UnixStream {
     let (stream, _) = listener.accept().unwrap();
     let ours = stream.try_clone().unwrap();
-    let daemon = Daemon { stream, base, config, tell: tell.clone(), files: Vec::new() };
+    let daemon = Daemon { stream, base, config, protocol, tell: tell.clone(), files: Vec::new() };
     std::thread::spawn(move || daemon.serve());
     ours
 }
 
 impl Setup {
     fn new(more: &str) -> (Setup, UnixStream) {
+        Setup::with(PROTOCOL, more)
+    }
+
+    fn with(protocol: u64, more: &str) -> (Setup, UnixStream) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let listener = UnixListener::bind(&path).unwrap();
         let (tell, told) = channel();
         let event_loop = event_loop();
         let chardev = claim(&path, more, &event_loop);
-        let first = daemon(&listener, 7, 0xc0, &tell);
+        let first = daemon_with(protocol, &listener, 7, 0xc0, &tell);
         let bench = Bench::new();
         let device = VhostUser::new("dev0".into(), shape(), chardev, &bench.memory).unwrap();
         let driver = Driver::on(bench, device, &PciOptions::default());
@@ -186,6 +202,8 @@ fn a_daemon_is_told_what_the_driver_has_set_up() {
     setup.next(SET_VRING_KICK);
     setup.next(SET_VRING_KICK);
     assert_eq!([setup.next(SET_VRING_ENABLE), setup.next(SET_VRING_ENABLE)], [state(0, 1), state(1, 1)]);
+    // It does not acknowledge what it is told, so it is asked something before the guest goes on.
+    setup.next(GET_FEATURES);
     assert_eq!(setup.driver.status(), 0xf);
     // Bus mastering off: the daemon gives the queues back; on: they go on where they were.
     setup.driver.config_write(4, 2, 2);
@@ -239,6 +257,48 @@ fn memory_that_comes_and_goes_is_told_of() {
     assert_eq!(setup.next(SET_MEM_TABLE)[0], 2);
     memory.update(|map| map.remove(added)).unwrap();
     assert_eq!(setup.next(SET_MEM_TABLE)[0], 1);
+}
+
+/// Guest addresses of ADD_MEM_REG and REM_MEM_REG.
+fn address(body: &[u8]) -> u64 {
+    u64::from_le_bytes(body[8..16].try_into().unwrap())
+}
+
+#[test]
+fn a_daemon_with_slots_is_told_of_what_changes_only() {
+    let (mut setup, first) = Setup::with(PROTOCOL | MEM_SLOTS, ",reconnect-ms=10");
+    setup.driver.start(0);
+    setup.next(GET_MAX_MEM_SLOTS);
+    assert_eq!(address(&setup.next(ADD_MEM_REG)), 0);
+    let memory = setup.driver.bench.memory.clone();
+    let more = Arc::new(HostMem::memfd("more", 0x1000, PageSize::Small).unwrap());
+    let add = |at: u64| {
+        let region = Region::whole("more", 0x1000, PRIORITY_PLATFORM, Backing::Ram(more.slice()));
+        memory.update(|map| map.add(Space::Mmio, at << 32, region)).unwrap()
+    };
+    // More than one message has room for.
+    let mut added = Vec::new();
+    for at in 1..SLOTS {
+        added.push(add(at));
+        assert_eq!(address(&setup.next(ADD_MEM_REG)), at << 32);
+    }
+    memory.update(|map| map.remove(added.swap_remove(2))).unwrap();
+    assert_eq!(address(&setup.next(REM_MEM_REG)), 3 << 32);
+    // A driver that begins anew changes nothing; another daemon is told of all.
+    setup.driver.start(0);
+    let told: Vec<Told> = std::iter::from_fn(|| setup.told.recv_timeout(Duration::from_secs(60)).ok())
+        .take_while(|(request, _)| *request != SET_VRING_KICK)
+        .collect();
+    assert!(told.iter().all(|(request, _)| ![ADD_MEM_REG, REM_MEM_REG, SET_MEM_TABLE].contains(request)));
+    first.shutdown(std::net::Shutdown::Both).unwrap();
+    let _second = daemon_with(PROTOCOL | MEM_SLOTS, &setup.listener, 0, 0xc0, &setup.tell);
+    let all: Vec<u64> = (0..SLOTS - 1).map(|_| address(&setup.next(ADD_MEM_REG))).collect();
+    assert_eq!(all, (0..SLOTS).filter(|at| *at != 3).map(|at| at << 32).collect::<Vec<_>>());
+    // One more than there is room for: the connection is given up, the guest is not.
+    add(17);
+    assert_eq!(address(&setup.next(ADD_MEM_REG)), 17 << 32);
+    add(18);
+    assert_eq!(setup.driver.status() & 64, 0);
 }
 
 #[test]
