@@ -42,6 +42,23 @@ const CONSOLE_LINES: usize = 200;
 
 /// Limit of a guest's whole life.
 pub const GUEST_LIMIT: Duration = Duration::from_secs(300);
+/// What a VMM that does not end is asked: for each thread its state, its time in user space and in the kernel, and the
+/// innermost functions of the kernel that it is in.
+const EVIDENCE: &str = r#"
+thread() {
+    echo "$(cat $1/comm): $(cut -d ' ' -f 3,14,15 $1/stat) $(sed -n 's/^\[<0>\] \([^+]*\).*/\1/p' $1/stack | head -n 5 | tr '\n' ' ')"
+}
+for i in 1 2 3; do
+    for t in /proc/$pid/task/*; do thread $t; done | grep '^vcpu'
+    for t in /proc/$pid/task/*; do thread $t; done | grep -v '^vcpu'
+    for n in /sys/kernel/debug/kvm/$pid-*/vcpu0/* /sys/kernel/debug/kvm/*exits /sys/kernel/debug/kvm/irq_*; do
+        [ -f $n ] && echo "${n##*/}=$(cat $n)"
+    done | tr '\n' ' '
+    echo
+    grep -e vfio -e kvm /proc/interrupts
+    sleep 1
+done
+"#;
 
 /// Programs that L1 gets in `/usr/local/bin`.
 #[derive(Debug, Clone)]
@@ -275,18 +292,16 @@ impl L1 {
     /// As [`L1::ended`], with a limit of its own. An error says where the VMM's threads are.
     pub fn ended_within(&mut self, job: &Job, limit: Duration) -> Result<Ended> {
         let Some(code) = self.wait(job, limit)? else {
-            let threads = self.sh(&format!(
-                "for t in /proc/{}/task/*; do echo \"$(cat $t/comm): $(tr '\\n' ' ' < $t/stack)\"; done",
-                job.pid
-            ))?;
-            bail!(
-                "the guest has not ended within {} s:\n{}\n{}",
-                limit.as_secs(),
-                threads.stdout,
-                crate::report::tail(&job.text(), 30)
-            );
+            let evidence = self.what_it_does(job)?;
+            let said = crate::report::tail(&job.text(), 30);
+            bail!("the guest has not ended within {} s:\n{evidence}\n{said}", limit.as_secs());
         };
         Ok(Ended { code, text: job.text() })
+    }
+
+    /// Where the threads of a VMM are, and KVM's counts, three times; the threads of the vCPUs first.
+    fn what_it_does(&mut self, job: &Job) -> Result<String> {
+        Ok(self.sh(&format!("pid={}\n{EVIDENCE}", job.pid))?.stdout)
     }
 
     /// Puts the guest's script into L1 and returns the command that runs the guest.

@@ -14,21 +14,6 @@ const END_LIMIT: Duration = Duration::from_secs(90);
 
 /// How long a guest that is alive may take for nothing.
 const ALIVE_LIMIT: Duration = Duration::from_secs(40);
-/// What the VMM's threads do, and KVM's counts, three times.
-const STALL_EVIDENCE: &str = r#"
-for i in 1 2 3; do
-    for t in /proc/$pid/task/*; do
-        echo "$(cat $t/comm): $(cut -d ' ' -f 3,14,15 $t/stat) $(tr '\n' ' ' < $t/stack)"
-    done
-    for n in /sys/kernel/debug/kvm/$pid-*/vcpu0/* /sys/kernel/debug/kvm/*exits /sys/kernel/debug/kvm/irq_*; do
-        [ -f $n ] && echo "${n##*/}=$(cat $n)"
-    done | tr '\n' ' '
-    echo
-    grep -e vfio -e kvm /proc/interrupts
-    sleep 1
-done
-"#;
-
 /// Reads `NUMBER COMMAND` lines. Each one runs beside the others: one that hangs, as in a driver, stops nobody else.
 const LOOP: &str = r#"
 stty -echo 2> /dev/null
@@ -106,7 +91,7 @@ impl Session {
         {
             return Ok(None);
         }
-        Ok(Some(l1.sh(&format!("pid={}\n{STALL_EVIDENCE}", self.job.pid))?.stdout))
+        Ok(Some(l1.what_it_does(&self.job)?))
     }
 
     /// Starts one line; gives its number.
