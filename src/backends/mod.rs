@@ -3,6 +3,7 @@
 pub mod block;
 pub mod chardev;
 pub mod entropy;
+pub mod iothread;
 pub mod memory;
 pub mod net;
 pub mod table;
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use block::{BlockNode, throttle};
 use chardev::Chardev;
+use iothread::IoThread;
 use net::Netdev;
 use table::Table;
 
@@ -33,6 +35,8 @@ pub struct Backends {
     pub throttles: Arc<Table<throttle::Group>>,
     /// Sources of random numbers: `--object rng-*`.
     pub entropies: Arc<Table<File>>,
+    /// Threads that serve several devices: `--object iothread`.
+    pub iothreads: Arc<Table<IoThread>>,
     /// Memory that devices show: `--object memory-backend-*`.
     pub memories: Arc<Table<HostMem>>,
     /// Those of `--netdev`.
@@ -47,7 +51,7 @@ impl Backends {
     /// # Errors
     /// [`crate::error::Code::UnknownObject`], [`crate::error::Code::BackendInUse`].
     pub fn remove_object(&self, id: &str) -> Result<()> {
-        let tables: [&dyn Objects; 3] = [&*self.throttles, &*self.entropies, &*self.memories];
+        let tables: [&dyn Objects; 4] = [&*self.throttles, &*self.entropies, &*self.iothreads, &*self.memories];
         let of_id = tables.iter().find(|table| table.has(id));
         of_id.unwrap_or(&tables[0]).discard(id)
     }
@@ -82,6 +86,7 @@ impl Default for Backends {
             nodes: Table::new(Kind::Node),
             throttles: Table::new(Kind::Object),
             entropies: Table::new(Kind::Object),
+            iothreads: Table::new(Kind::Object),
             memories: Table::new(Kind::Object),
             netdevs: Table::new(Kind::Netdev),
             macs: AtomicU8::new(0),

@@ -3,9 +3,9 @@
 use super::back_ends::ObjectCommon;
 use crate::backends::block::{BLOCKDEVS, throttle};
 use crate::backends::chardev::CHARDEVS;
-use crate::backends::entropy;
 use crate::backends::memory::{self, MemoryRef};
 use crate::backends::net::NETDEVS;
+use crate::backends::{entropy, iothread};
 use crate::device::{Cx, ObjectCx, PCI, Plug};
 use crate::devices::{i6300esb, ivshmem, nvme, pvpanic, serial};
 use crate::error::Result;
@@ -82,6 +82,7 @@ pub static OBJECTS: Registry<(), ObjectCx> = Registry {
         &throttle::GROUP,
         &entropy::RANDOM,
         &entropy::BUILTIN,
+        &iothread::TYPE,
     ],
 };
 

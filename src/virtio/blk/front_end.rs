@@ -3,6 +3,7 @@
 use super::Blk;
 use super::config::Shape;
 use super::request::ID_LEN;
+use crate::backends::iothread::IoThreadRef;
 use crate::device::{Cx, Plug};
 use crate::devices::disk::{self, Disk, DiskOptions, ErrorPolicy};
 use crate::error::{Code, Error, Result};
@@ -22,6 +23,8 @@ virtio_props! {
         drive: NodeRef,
         /// Serial number that the guest is told, up to 20 bytes
         serial: Option<String>,
+        /// The thread that serves all of its queues, after each other; by default each has its own
+        iothread: Option<IoThreadRef>,
         /// Number of queues; each is served by a thread
         #[name = "num-queues"]
         queues: Int<1, 64> = "1",
@@ -76,6 +79,7 @@ impl Create<Plug, Cx> for BlkType {
     fn create(props: BlkProps, cx: &Cx) -> Result<Plug> {
         let options = props.pci();
         let claim = cx.backends.nodes.claim(props.drive.as_str(), &cx.id)?;
+        let iothread = props.iothread.map(|id| cx.backends.iothreads.claim(id.as_str(), &cx.id)).transpose()?;
         let shape = Shape {
             logical: props.logical,
             physical: props.physical,
@@ -92,7 +96,7 @@ impl Create<Plug, Cx> for BlkType {
             bootindex: props.bootindex.map(|index| index.get() as u32),
         };
         let disk = Disk::new(cx.id.clone(), claim.into(), own, cx.tell.clone());
-        pci::plug(Blk::new(disk, shape, props.serial.as_deref().unwrap_or_default()), &options, cx)
+        pci::plug(Blk::new(disk, shape, props.serial.as_deref().unwrap_or_default(), iothread), &options, cx)
     }
 }
 

@@ -13,6 +13,8 @@ pub use front_end::TYPE;
 use request::ID_LEN;
 
 use super::{Activation, Serve, Source, VirtQueue, VirtioDevice, VirtioInfo, Worker, read_bytes, worker_name};
+use crate::backends::iothread::IoThread;
+use crate::backends::table::Claim;
 use crate::devices::disk::Disk;
 use crate::error::Result;
 
@@ -31,16 +33,19 @@ struct Medium {
 pub struct Blk {
     /// One for each queue, so that queues do not wait for each other's requests. Before the disk, whose users they are.
     workers: Mutex<Vec<Worker>>,
+    /// Where they run, if the user says so.
+    iothread: Option<Claim<IoThread>>,
     shape: Shape,
     medium: Arc<Medium>,
 }
 
 impl Blk {
     /// A disk with this serial number, of which the guest is told [`ID_LEN`] bytes.
-    fn new(disk: Disk, shape: Shape, serial: &str) -> Arc<Blk> {
+    fn new(disk: Disk, shape: Shape, serial: &str, iothread: Option<Claim<IoThread>>) -> Arc<Blk> {
         let mut told = [0; ID_LEN];
         told.iter_mut().zip(serial.bytes()).for_each(|(to, from)| *to = from);
-        Arc::new(Blk { workers: Mutex::default(), shape, medium: Arc::new(Medium { disk, serial: told }) })
+        let medium = Arc::new(Medium { disk, serial: told });
+        Arc::new(Blk { workers: Mutex::default(), iothread, shape, medium })
     }
 }
 
@@ -86,7 +91,8 @@ impl VirtioDevice for Blk {
             let sources = vec![Source::Event(queue.kick().clone())];
             let server = Server { medium: self.medium.clone(), features: run.features, queue: queue.clone() };
             // Those that were started stop if one cannot be.
-            workers.push(Worker::start(&worker_name(disk.id(), queue.index().into()), sources, server)?);
+            let name = worker_name(disk.id(), queue.index().into());
+            workers.push(Worker::start_on(self.iothread.as_ref(), &name, sources, server)?);
         }
         *self.workers.lock() = workers;
         Ok(())

@@ -77,7 +77,7 @@ impl BlockNode for Counted {
 
 fn start(node: &Arc<Counted>, options: DiskOptions, features: u64) -> Driver {
     let disk = Disk::new("disk0".into(), Drive::own(node.clone()), options, listener().0);
-    let blk = Blk::new(disk, SHAPE, "a-serial-number-that-is-too-long");
+    let blk = Blk::new(disk, SHAPE, "a-serial-number-that-is-too-long", None);
     let mut driver = Driver::new(blk, &PciOptions::default());
     driver.start(features);
     driver

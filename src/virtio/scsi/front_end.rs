@@ -2,6 +2,7 @@
 
 use super::Scsi;
 use super::config::Shape;
+use crate::backends::iothread::IoThreadRef;
 use crate::device::{Adds, Cx, Plug, SCSI, UnitBus};
 use crate::error::{Code, Error, Result};
 use crate::object::{Create, Int, TypeInfo};
@@ -14,6 +15,8 @@ pub static TYPE: TypeInfo<Plug, Cx> = TypeInfo::of::<ScsiType>();
 virtio_props! {
     /// A SCSI host adapter, for `scsi-hd` and `scsi-cd`.
     struct ScsiProps {
+        /// The thread that serves all of its queues, after each other; by default each has its own
+        iothread: Option<IoThreadRef>,
         /// Number of queues for commands; each is served by a thread
         #[name = "num_queues"]
         queues: Int<1, 64> = "1",
@@ -60,8 +63,9 @@ impl Create<Plug, Cx> for ScsiType {
             hotplug: props.hotplug,
             change: props.change,
         };
+        let iothread = props.iothread.map(|id| cx.backends.iothreads.claim(id.as_str(), &cx.id)).transpose()?;
         let bus = ScsiBus::new(&cx.adds, props.hotplug);
-        let plug = pci::plug(Scsi::new(cx.id.clone(), shape, bus.clone())?, &options, cx)?;
+        let plug = pci::plug(Scsi::new(cx.id.clone(), shape, bus.clone(), iothread)?, &options, cx)?;
         Ok(Plug { adds: Some(Adds::Units(UnitBus::Scsi(bus))), ..plug })
     }
 }

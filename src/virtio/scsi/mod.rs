@@ -17,6 +17,8 @@ use event::Events;
 pub use front_end::TYPE;
 
 use super::{Activation, Serve, Source, VirtQueue, VirtioDevice, VirtioInfo, Worker, read_bytes, worker_name};
+use crate::backends::iothread::IoThread;
+use crate::backends::table::Claim;
 use crate::error::{Error, Result};
 use crate::scsi::ScsiBus;
 
@@ -39,6 +41,8 @@ pub struct Scsi {
     sizes: Mutex<Sizes>,
     /// One for control and events, and one for each queue of commands.
     workers: Mutex<Vec<Worker>>,
+    /// Where they run, if the user says so.
+    iothread: Option<Claim<IoThread>>,
 }
 
 impl Scsi {
@@ -46,7 +50,7 @@ impl Scsi {
     ///
     /// # Errors
     /// No descriptor is left.
-    fn new(id: Arc<str>, shape: Shape, bus: Arc<ScsiBus>) -> Result<Arc<Scsi>> {
+    fn new(id: Arc<str>, shape: Shape, bus: Arc<ScsiBus>, iothread: Option<Claim<IoThread>>) -> Result<Arc<Scsi>> {
         let events = Arc::new(Events::new(eventfd()?));
         let to: Weak<Events> = Arc::downgrade(&events);
         bus.listen(Arc::new(move |at, change| {
@@ -54,7 +58,7 @@ impl Scsi {
                 events.push(at, change);
             }
         }));
-        Ok(Arc::new(Scsi { id, shape, bus, events, sizes: Mutex::default(), workers: Mutex::default() }))
+        Ok(Arc::new(Scsi { id, shape, bus, events, sizes: Mutex::default(), workers: Mutex::default(), iothread }))
     }
 }
 
@@ -91,7 +95,6 @@ impl VirtioDevice for Scsi {
         let sizes = *self.sizes.lock();
         let requests: Vec<Arc<VirtQueue>> = run.queues.iter().skip(REQUESTS).flatten().cloned().collect();
         self.events.begin(run.has(feature::HOTPLUG));
-        let never = eventfd()?;
         let control = Control {
             bus: self.bus.clone(),
             sizes,
@@ -100,15 +103,19 @@ impl VirtioDevice for Scsi {
             event: run.queue(EVENT),
             events: self.events.clone(),
         };
-        let kick =
-            |queue: &Option<Arc<VirtQueue>>| Source::Event(queue.as_ref().map_or(&never, |queue| queue.kick()).clone());
-        let sources = vec![kick(&control.control), kick(&control.event), Source::Event(self.events.wake().clone())];
-        let mut workers = vec![Worker::start(&self.id, sources, control)?];
+        // A queue that the driver does not use is never kicked.
+        let kick = |queue: &Option<Arc<VirtQueue>>| match queue {
+            Some(queue) => Ok(Source::Event(queue.kick().clone())),
+            None => eventfd().map(Source::Event),
+        };
+        let sources = vec![kick(&control.control)?, kick(&control.event)?, Source::Event(self.events.wake().clone())];
+        let thread = self.iothread.as_ref();
+        let mut workers = vec![Worker::start_on(thread, &self.id, sources, control)?];
         for (index, queue) in requests.into_iter().enumerate() {
             let sources = vec![Source::Event(queue.kick().clone())];
             let server = Server { bus: self.bus.clone(), sizes, queue };
             // Those that were started stop if one cannot be.
-            workers.push(Worker::start(&worker_name(&self.id, index + 1), sources, server)?);
+            workers.push(Worker::start_on(thread, &worker_name(&self.id, index + 1), sources, server)?);
         }
         *self.workers.lock() = workers;
         Ok(())

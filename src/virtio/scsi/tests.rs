@@ -29,7 +29,7 @@ fn bench() -> Bench {
     let node = Arc::new(MemoryNode::new((0..64u8).flat_map(|sector| [sector; 512]).collect()));
     let own = Disk::new("disk0".into(), Drive::own(node.clone()), OPTIONS, listener().0);
     disk(own, &bus).attach().unwrap();
-    let scsi = Scsi::new("scsi0".into(), SHAPE, bus.clone()).unwrap();
+    let scsi = Scsi::new("scsi0".into(), SHAPE, bus.clone(), None).unwrap();
     let mut driver = Driver::new(scsi, &PciOptions::default());
     driver.start(feature::HOTPLUG);
     Bench { driver, bus, node }

@@ -102,8 +102,8 @@ fn sums(disk: &str, how: &str) -> String {
     )
 }
 
-/// Every type of disk on every kind of node in one guest: fio writes and verifies, images are whole afterwards, a rate is
-/// kept, SCSI disks come and go without a port.
+/// Every type of disk on every kind of node in one guest, some on a thread that they share: fio writes and verifies, images
+/// are whole afterwards, a rate is kept, SCSI disks come and go without a port.
 fn types(lab: &mut Lab) -> Result<()> {
     lab.l1.ok(PREPARE)?;
     let sum = |l1: &mut L1, file: &str| -> Result<String> {
@@ -116,6 +116,7 @@ fn types(lab: &mut Lab) -> Result<()> {
         .cpus(2)
         .device("pcie-root-port,id=rp1")
         .option(&format!("--object throttle-group,id=tg,x-iops-total={LIMIT}"))
+        .option("--object iothread,id=io0")
         .option("--blockdev file,node-name=raw,filename=/tmp/raw.img")
         .option("--blockdev throttle,node-name=slow,throttle-group=tg,file=raw")
         .option(&format!("--blockdev qcow2,node-name=q,discard=unmap,{file}/q.qcow2,file.discard=unmap"))
@@ -125,8 +126,8 @@ fn types(lab: &mut Lab) -> Result<()> {
         .option("--blockdev file,node-name=full,filename=/tmp/small/disk.img")
         .option("--blockdev file,node-name=iso,filename=/tmp/iso.img,read-only=on")
         .device("virtio-blk-pci,id=slow0,drive=slow,serial=LAB-SLOW")
-        .device("virtio-blk-pci,id=cor0,drive=cor,serial=LAB-COR,num-queues=2")
-        .device("virtio-scsi-pci,id=scsi0,num_queues=2")
+        .device("virtio-blk-pci,id=cor0,drive=cor,serial=LAB-COR,num-queues=2,iothread=io0")
+        .device("virtio-scsi-pci,id=scsi0,num_queues=2,iothread=io0")
         .device("scsi-hd,id=hd0,drive=q,serial=LAB-HD,bootindex=1")
         .device("scsi-cd,id=cd0,drive=iso,scsi-id=5")
         .device("nvme,id=nvme0,bus=rp1,drive=loop,serial=LAB-NVME,max_ioqpairs=2")
