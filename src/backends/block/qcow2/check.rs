@@ -84,7 +84,9 @@ impl Check<'_> {
         self.mark(self.header.snapshots_offset, table, "the table of snapshots");
         for snapshot in &snapshots {
             if u64::from(snapshot.l1_entries) * 8 > super::header::MAX_L1 {
-                self.corrupt(format!("snapshot {} has {} entries of the L1 table", snapshot.id, snapshot.l1_entries));
+                self.corrupt(|| {
+                    format!("snapshot {} has {} entries of the L1 table", snapshot.id, snapshot.l1_entries)
+                });
                 continue;
             }
             self.tables((snapshot.l1_offset, snapshot.l1_entries), false)?;
@@ -98,11 +100,20 @@ impl Check<'_> {
         if !self.mark(offset, bytes, "an L1 table") {
             return Ok(());
         }
+        // Each has a cluster of its own; a table that leads to the same ones again and again would take for ever.
+        let mut left = self.uses.len();
         for (index, entry) in self.entries(offset, bytes)?.into_iter().enumerate() {
             let table = entry & OFFSET;
             if table == 0 {
                 continue;
             }
+            if left == 0 {
+                self.corrupt(|| {
+                    format!("the L1 table at {offset:#x} leads to more L2 tables than the file has room for")
+                });
+                break;
+            }
+            left -= 1;
             if !self.mark(table, self.header.cluster_size(), "an L2 table") {
                 continue;
             }
@@ -125,7 +136,7 @@ impl Check<'_> {
             let start = offset / 512 * 512;
             let end = (start + sectors * 512).min(self.len.next_multiple_of(size));
             if start >= self.len {
-                self.corrupt(format!("cluster {cluster} of the disk is compressed behind the file's end"));
+                self.corrupt(|| format!("cluster {cluster} of the disk is compressed behind the file's end"));
                 return;
             }
             for at in start / size..end.div_ceil(size) {
@@ -158,13 +169,13 @@ impl Check<'_> {
         }
         let size = self.header.cluster_size();
         if !offset.is_multiple_of(size) || offset.checked_add(bytes).is_none() || offset >= self.len {
-            self.corrupt(format!("{what} at {offset:#x}, where no cluster of the file begins"));
+            self.corrupt(|| format!("{what} at {offset:#x}, where no cluster of the file begins"));
             return false;
         }
         // The last cluster need not be there in full.
         let end = (offset + bytes).div_ceil(size);
         if end > self.uses.len() as u64 {
-            self.corrupt(format!("{what} at {offset:#x} ends behind the file"));
+            self.corrupt(|| format!("{what} at {offset:#x} ends behind the file"));
             return false;
         }
         (offset / size..end).for_each(|at| self.count(at));
@@ -178,10 +189,10 @@ impl Check<'_> {
         }
     }
 
-    fn corrupt(&mut self, words: String) {
+    fn corrupt(&mut self, words: impl FnOnce() -> String) {
         self.report.corruptions += 1;
         if self.report.words.len() < MAX_WORDS {
-            self.report.words.push(words);
+            self.report.words.push(words());
         }
     }
 
@@ -229,9 +240,9 @@ impl Check<'_> {
         if refcount > uses {
             self.report.leaks += 1;
         } else if refcount < uses {
-            self.corrupt(format!("cluster {cluster} of the file is used {uses} times and counted {refcount} times"));
+            self.corrupt(|| format!("cluster {cluster} of the file is used {uses} times and counted {refcount} times"));
         } else if refcount > 1 && self.copied.contains(&cluster) {
-            self.corrupt(format!("cluster {cluster} of the file is shared and not marked so"));
+            self.corrupt(|| format!("cluster {cluster} of the file is shared and not marked so"));
         }
     }
 
@@ -313,6 +324,11 @@ mod tests {
         let mut astray = whole.clone();
         astray[header.l1_offset as usize + 2] = 0x10;
         assert!(report(&astray).corruptions >= 1);
+        let mut endless = whole.clone();
+        let table = header.l1_offset as usize;
+        endless[36..40].copy_from_slice(&512u32.to_be_bytes());
+        (1..512).for_each(|at| endless.copy_within(table..table + 8, table + at * 8));
+        assert!(report(&endless).words[0].contains("more L2 tables than the file has room for"));
         let mut twice = whole;
         let table = header.l1_offset as usize;
         let first: Vec<u8> = twice[table..table + 8].to_vec();
