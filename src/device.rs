@@ -1,5 +1,6 @@
 //! What every device of the machine has in common: what making one needs, and what can be asked of it.
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use crate::devices::nvme::NvmeBus;
 use crate::error::Result;
 use crate::irq::Router;
 use crate::memory::Memory;
+use crate::memory::room::Room;
 use crate::object::prop_enum;
 use crate::pci::decode::Decode;
 use crate::pci::view::BarUse;
@@ -72,6 +74,11 @@ pub trait Device: Send + Sync {
 
     /// It as a balloon, if it is one.
     fn balloon(&self) -> Option<&dyn Balloon> {
+        None
+    }
+
+    /// It as memory that comes and goes, if it is that.
+    fn pluggable_memory(&self) -> Option<&dyn PluggableMemory> {
         None
     }
 
@@ -152,6 +159,8 @@ pub struct Cx {
     pub next_slot: u16,
     /// The guest's memory.
     pub memory: Arc<Memory>,
+    /// The addresses for memory that comes while the guest runs.
+    pub room: Arc<Room>,
     /// The guest's interrupts.
     pub router: Arc<Router>,
     /// The machine's decode lock.
@@ -305,6 +314,8 @@ pub enum Word {
     PortOpen(bool),
     /// The guest has put pages into the balloon, or taken some out.
     BalloonChanged,
+    /// The guest has got memory, or given some back.
+    MemoryChanged,
     /// The guest says something of itself.
     Guest(GuestEvent),
     /// The guest has not written to its watchdog in time.
@@ -329,6 +340,33 @@ pub trait Balloon {
 
     /// How many it says it does without. The next change is told by [`Word::BalloonChanged`].
     fn actual(&self) -> u32;
+}
+
+/// Memory that comes and goes while the guest runs, as the machine has it. All sizes are in bytes.
+pub trait PluggableMemory {
+    /// How much the guest is to have.
+    fn requested(&self) -> u64;
+
+    /// Says how much the guest is to have.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::BadProperty`]: more than there is, or no whole number of blocks.
+    fn request(&self, bytes: u64) -> Result<()>;
+
+    /// How much it has. The next change is told by [`Word::MemoryChanged`].
+    fn plugged(&self) -> u64;
+
+    /// The guest addresses that it may have memory at.
+    fn range(&self) -> Range<u64>;
+
+    /// The unit in which it comes and goes.
+    fn block_size(&self) -> u64;
+
+    /// The guest's memory node that it belongs to.
+    fn node(&self) -> u16;
+
+    /// The name of the object that it is.
+    fn backend(&self) -> String;
 }
 
 /// A request that a disk's back end could not do.

@@ -390,6 +390,12 @@ codes! {
     BootindexTaken = 106, Usage, "two devices have one place in the order of booting",
         "bootindex= orders the devices that firmware boots from, so each place in it is one device's. Give each its own \
          number, or leave bootindex= out: a guest that boots --kernel does not look at it.";
+    NoMemoryRoom = 107, Usage, "there is no room for a memory device",
+        "The memory of a virtio-mem-pci has addresses behind that of -m, which are kept free for it by -m SIZE,maxmem=MOST: \
+         MOST is the size and the sizes of the objects of all memory devices. It cannot change while the guest runs.";
+    MemoryDeviceApart = 108, Usage, "a memory device excludes another device",
+        "Memory that comes and goes is not for all: a balloon knows the memory of -m alone, and the daemon of a vhost-user \
+         device is given few pieces of memory, while each block of a virtio-mem-pci is one. Leave one of the two out.";
 }
 
 impl Code {

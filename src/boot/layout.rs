@@ -70,6 +70,8 @@ pub const KVM_PAGES: Range<u64> = KVM_IDENTITY_MAP..KVM_TSS + 3 * PAGE;
 const HYPERTRANSPORT: Range<u64> = 0xfd_0000_0000..0x100_0000_0000;
 /// The 64-bit window starts at a multiple of this, so that large BARs waste nothing below them.
 const MMIO64_ALIGN: u64 = GIB;
+/// Memory that comes later starts at a multiple of this and has room in such units, so that blocks are aligned.
+const ROOM_ALIGN: u64 = GIB;
 /// More than this KVM maps only with five-level nested page tables, which few hosts have.
 const PHYS_BITS_MAX: u8 = 48;
 /// Every x86-64 processor has at least these.
@@ -97,6 +99,8 @@ pub struct Layout {
     pub last_bus: u8,
     /// The 32-bit PCI window, in ascending order.
     pub mmio32: Vec<Range<u64>>,
+    /// What is kept free for memory that comes while the guest runs; empty where there is none.
+    pub room: Range<u64>,
     /// The 64-bit PCI window, in ascending order; empty where RAM ends at the highest physical address.
     pub mmio64: Vec<Range<u64>>,
 }
@@ -105,6 +109,11 @@ impl Layout {
     /// Plans the map for `ram` bytes (a multiple of the page size), a CPU with `phys_bits` physical address bits
     /// (CPUID 0x8000_0008 as the guest sees it; of more than 48, 48 are used) and the buses 0 to `last_bus`.
     pub fn new(ram: u64, phys_bits: u8, last_bus: u8) -> Result<Layout> {
+        Layout::with_room(ram, 0, phys_bits, last_bus)
+    }
+
+    /// [`Layout::new`] with `more` bytes of addresses behind RAM for memory that comes while the guest runs.
+    pub fn with_room(ram: u64, more: u64, phys_bits: u8, last_bus: u8) -> Result<Layout> {
         if ram < RAM_MIN || !ram.is_multiple_of(PAGE) {
             return Err(Error::new(Code::BadProperty, format!("a guest cannot have {ram} bytes of memory"))
                 .evidence(format!("the least is {} MiB, in steps of {PAGE} bytes", RAM_MIN / MIB))
@@ -114,11 +123,13 @@ impl Layout {
         let top = 1u64 << phys_bits;
         let low_end = ram.min(LOW_RAM_MAX);
         let above = ram - low_end;
+        let room = room(ram, more);
         let ram_end = match HIGH_RAM_START.checked_add(above) {
-            Some(end) if end <= top => end,
+            Some(end) if end <= top && room.end <= top => end,
             _ => {
                 let most = top - HIGH_RAM_START + LOW_RAM_MAX;
-                return Err(Error::new(Code::PhysBits, format!("{} MiB of memory do not fit", ram / MIB))
+                let all = ram.saturating_add(room.end - room.start);
+                return Err(Error::new(Code::PhysBits, format!("{} MiB of memory do not fit", all / MIB))
                     .evidence(format!("{phys_bits} physical address bits leave room for {} MiB", most / MIB))
                     .fix("give the guest less memory with -m"));
             }
@@ -128,7 +139,8 @@ impl Layout {
             low_ram: 0..low_end,
             high_ram: (above > 0).then_some(HIGH_RAM_START..ram_end),
             mmio32: cut(MMIO32_START..MMIO32_END, &ecam),
-            mmio64: cut(ram_end.next_multiple_of(MMIO64_ALIGN).min(top)..top, &HYPERTRANSPORT),
+            mmio64: cut(ram_end.max(room.end).next_multiple_of(MMIO64_ALIGN).min(top)..top, &HYPERTRANSPORT),
+            room,
             ecam,
             last_bus,
         })
@@ -146,9 +158,21 @@ impl Layout {
             ("local APIC", LOCAL_APIC),
             ("KVM's pages", KVM_PAGES),
         ]);
+        regions.extend(Some(("room for memory", self.room.clone())).filter(|(_, room)| !room.is_empty()));
         regions.extend(self.mmio64.iter().map(|range| ("64-bit PCI window", range.clone())));
         regions
     }
+}
+
+/// The addresses that are kept free for `more` bytes of memory behind `ram` bytes: whole GiB, above 4 GiB. Known before buses
+/// are, because devices are given parts of it.
+pub fn room(ram: u64, more: u64) -> Range<u64> {
+    if more == 0 {
+        return 0..0;
+    }
+    let above = ram.saturating_sub(LOW_RAM_MAX);
+    let start = HIGH_RAM_START.saturating_add(above).checked_next_multiple_of(ROOM_ALIGN).unwrap_or(u64::MAX);
+    start..more.checked_next_multiple_of(ROOM_ALIGN).and_then(|len| start.checked_add(len)).unwrap_or(u64::MAX)
 }
 
 /// What boot puts into the first MiB of RAM, with names.
@@ -219,6 +243,18 @@ mod tests {
     }
 
     #[test]
+    fn memory_that_comes_later_has_addresses_behind_ram() {
+        let layout = Layout::with_room(256 * MIB, 768 * MIB, 40, 0).unwrap();
+        assert_eq!((layout.room, layout.mmio64[0].start), (4 * GIB..5 * GIB, 5 * GIB));
+        let layout = Layout::with_room(4 * GIB + MIB, 3 * GIB, 40, 0).unwrap();
+        assert_eq!((layout.room, layout.mmio64[0].start), (6 * GIB..9 * GIB, 9 * GIB));
+        assert!(Layout::new(GIB, 40, 0).unwrap().room.is_empty());
+        for more in [1 << 36, u64::MAX] {
+            assert_eq!(Layout::with_room(GIB, more, 36, 0).unwrap_err().code(), Code::PhysBits);
+        }
+    }
+
+    #[test]
     fn too_little_and_odd_memory_is_refused() {
         for ram in [0, MIB, 64 * MIB + 1] {
             assert_eq!(Layout::new(ram, 40, 0).unwrap_err().code(), Code::BadProperty);
@@ -240,8 +276,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_overlaps_and_everything_is_addressable(pages in 4096u64..1 << 40, bits in 30u8..64, bus: u8) {
-            if let Ok(layout) = Layout::new(pages * PAGE, bits, bus) {
+        fn nothing_overlaps_and_everything_is_addressable(
+            pages in 4096u64..1 << 40, more in 0u64..1 << 40, bits in 30u8..64, bus: u8,
+        ) {
+            if let Ok(layout) = Layout::with_room(pages * PAGE, more, bits, bus) {
                 let regions = layout.regions();
                 prop_assert_eq!(first_overlap(&regions), None);
                 let top = 1u64 << bits.clamp(PHYS_BITS_MIN, PHYS_BITS_MAX);

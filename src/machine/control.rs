@@ -15,7 +15,10 @@ use crate::backends::block::{BLOCKDEVS, BlockNode, overlay};
 use crate::backends::chardev::{CHARDEVS, Chardev};
 use crate::backends::net::{NETDEVS, Netdev};
 use crate::backends::table::Table;
-use crate::monitor::control::{Control, CpuView, DeviceView, DmaView, Removal, Resources, Status, Ticket, VmView};
+use crate::device::Device;
+use crate::monitor::control::{
+    Control, CpuView, DeviceView, DmaView, MemoryView, Removal, Resources, Status, Ticket, VmView,
+};
 use crate::monitor::message::Failure;
 use crate::object::{Args, Kind, Prop, PropValue};
 use crate::pci::view::{self, BusView};
@@ -123,6 +126,36 @@ impl Control for Machine {
 
     fn balloon(&self) -> Option<u64> {
         self.balloon_size()
+    }
+
+    fn memory_devices(&self) -> Vec<MemoryView> {
+        let devices = self.plugged.pluggable_memories();
+        let view = |device: &Arc<dyn Device>| {
+            let memory = device.pluggable_memory()?;
+            let range = memory.range();
+            Some(MemoryView {
+                id: device.id().to_owned(),
+                backend: memory.backend(),
+                node: memory.node(),
+                address: range.start,
+                most: range.end - range.start,
+                requested: memory.requested(),
+                plugged: memory.plugged(),
+                block: memory.block_size(),
+            })
+        };
+        devices.iter().filter_map(view).collect()
+    }
+
+    fn base_memory(&self) -> u64 {
+        self.ram
+    }
+
+    fn request_memory(&mut self, id: &str, bytes: u64) -> Result<(), Failure> {
+        let device = self.plugged.device(id).ok_or_else(|| Failure::no_device(id))?;
+        let memory =
+            device.pluggable_memory().ok_or_else(|| Failure::generic(format!("'{id}' is no memory device")))?;
+        Ok(memory.request(bytes)?)
     }
 
     fn inflate(&mut self, bytes: u64) -> Result<(), Failure> {

@@ -45,7 +45,7 @@ impl Machine {
         let before = self.places.clone();
         let placed = self.places.plan_hot(args, &self.host, |bus| self.plugged.hotplug(bus));
         let made: Result<Vec<Made>> = placed.and_then(|mut places| {
-            preflight::for_host_devices(&places, &self.vfio.spaces(), self.ram, &self.host)?;
+            preflight::for_host_devices(&places, &self.vfio.spaces(), self.most, &self.host)?;
             places.iter_mut().map(|place| self.plugged.make(place)).collect()
         });
         match made {

@@ -91,6 +91,7 @@ use crate::host::Host;
 use crate::irq::Router;
 use crate::kvm::{ExitCounts, Kvm, VmEvent, VmEvents};
 use crate::memory::host::PageSize;
+use crate::memory::room::Room;
 use crate::memory::{Backing, HostMem, Memory, PRIORITY_PLATFORM, Region, Space};
 use crate::monitor::Monitor;
 use crate::monitor::control::{Control, Status};
@@ -127,6 +128,8 @@ pub struct Machine {
     host: Host,
     /// Bytes of the guest's memory.
     ram: u64,
+    /// Bytes that it can come to have.
+    most: u64,
     board: Board,
     cf8: Arc<Cf8>,
     ecam: Arc<Ecam>,
@@ -215,6 +218,8 @@ impl Machine {
         let mut service = Service::of_process();
         service.status("Preparing the machine");
         let memory = Memory::new();
+        let more = options.memory.most() - options.memory.size.0;
+        let room = Room::new(layout::room(options.memory.size.0, more));
         let router = Router::new();
         let decode = Decode::new(memory.clone());
         let root = PciRoot::new(places::ROOT_BUS, &decode);
@@ -243,6 +248,7 @@ impl Machine {
         let told = inbox.clone();
         let parts = Parts {
             memory: memory.clone(),
+            room,
             router: router.clone(),
             decode,
             vfio: vfio.clone(),
@@ -253,7 +259,7 @@ impl Machine {
         let plugged = Plugged::new(&root, parts, &mut places)?;
 
         boot_trace::lap(phases::DEVICES);
-        let layout = Layout::new(options.memory.size.0, phys_bits, plugged.last_bus())?;
+        let layout = Layout::with_room(options.memory.size.0, more, phys_bits, plugged.last_bus())?;
         preflight::check_reserved(&layout, &vfio)?;
         if options.verbose {
             for report in vfio.describe() {
@@ -283,6 +289,7 @@ impl Machine {
             inbox,
             host: host.clone(),
             ram: options.memory.size.0,
+            most: options.memory.most(),
             board,
             cf8,
             ecam,

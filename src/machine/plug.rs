@@ -10,6 +10,7 @@ use crate::error::{Code, Error, Result};
 use crate::event_loop::Token;
 use crate::irq::Router;
 use crate::memory::Memory;
+use crate::memory::room::Room;
 use crate::monitor::control::DeviceView;
 use crate::pci::decode::Decode;
 use crate::pci::host_bridge::{self, HostBridge};
@@ -31,6 +32,8 @@ pub struct Plugged {
 pub struct Parts {
     /// The guest's memory.
     pub memory: Arc<Memory>,
+    /// The addresses for memory that comes while the guest runs.
+    pub room: Arc<Room>,
     /// The guest's interrupts.
     pub router: Arc<Router>,
     /// The machine's decode lock.
@@ -165,12 +168,13 @@ impl Plugged {
         let none = || Error::new(Code::BadBus, format!("there is no bus `{}`", place.bus));
         let bus = self.buses.iter().find(|bus| bus.name() == &*place.bus).cloned();
         let unit_bus = self.unit_buses.iter().find(|bus| bus.name() == &*place.bus).cloned();
-        let Parts { memory, router, decode, vfio, backends, tell, isa: _ } = &self.parts;
+        let Parts { memory, room, router, decode, vfio, backends, tell, isa: _ } = &self.parts;
         let cx = Cx {
             id: place.id.clone(),
             on_root_bus: bus.as_ref().is_some_and(|bus| !bus.is_express_port()),
             next_slot: u16::try_from(self.buses.len()).unwrap_or(u16::MAX),
             memory: memory.clone(),
+            room: room.clone(),
             router: router.clone(),
             decode: decode.clone(),
             vfio: vfio.clone(),
@@ -259,6 +263,11 @@ impl Plugged {
     pub fn with_balloon<R>(&self, ask: impl FnOnce(&dyn device::Balloon) -> R) -> Option<R> {
         let device = self.devices.iter().map(Device::device).find(|device| device.balloon().is_some())?;
         device.balloon().map(ask)
+    }
+
+    /// Every device that is memory which comes and goes.
+    pub fn pluggable_memories(&self) -> Vec<Arc<dyn device::Device>> {
+        self.devices.iter().map(Device::device).filter(|device| device.pluggable_memory().is_some()).collect()
     }
 
     /// The guest goes on.

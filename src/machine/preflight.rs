@@ -58,13 +58,13 @@ pub fn plan(options: &RunOptions, host: &Host) -> Result<Plan> {
     let ram = options.memory.size.0;
     let stay = Stay::begin(options, host)?;
     check_memory(ram, page_kind(options), &host.free_memory())?;
-    for_host_devices(&places, &Spaces::default(), ram, host)?;
+    for_host_devices(&places, &Spaces::default(), options.memory.most(), host)?;
     let kvm = Kvm::open(host)?;
     let host_cpu = kvm.host_cpu()?;
     let phys_bits = u8::try_from(host_cpu.phys_bits()).unwrap_or(u8::MAX);
     let cpus = CpuPlan::new(&host_cpu, &options.cpu, options.smp)?;
     // The layout of the smallest machine: whether the memory fits below the highest address.
-    Layout::new(ram, phys_bits, 0)?;
+    Layout::with_room(ram, options.memory.most() - ram, phys_bits, 0)?;
     Ok(Plan { machine, image, kvm, cpus, phys_bits, taken, places, back_ends, stay })
 }
 
@@ -113,7 +113,8 @@ pub fn examine(options: &RunOptions, kernel: bool, host: &Host) -> Result<Vec<Fi
         let well = format!("{} can be booted", options.kernel.display());
         findings.push(Finding::of(Subject::Session, Code::NotAKernel, well, image));
     }
-    if let Some(plan) = lock_plan(&described.places, &Spaces::default(), ram, host).transpose() {
+    let most = options.memory.most();
+    if let Some(plan) = lock_plan(&described.places, &Spaces::default(), most, host).transpose() {
         findings.push(Finding::of(Subject::Session, Code::Memlock, "the guest's memory may be locked", plan));
     }
     findings.extend(fit::findings(options, &described.places, host));
@@ -163,7 +164,8 @@ fn raise_descriptor_limit() {
 /// Whether the guest's memory lies where the IOMMUs can map it.
 pub fn check_reserved(layout: &Layout, vfio: &Vfio) -> Result<()> {
     let usable = vfio.usable()?;
-    for range in std::iter::once(&layout.low_ram).chain(&layout.high_ram) {
+    let room = Some(&layout.room).filter(|room| !room.is_empty());
+    for range in std::iter::once(&layout.low_ram).chain(&layout.high_ram).chain(room) {
         if let Some(reserved) = first_reserved(&usable, range.clone()) {
             let cause =
                 format!("the IOMMU cannot map guest memory at {:#x} to {:#x}", reserved.start, reserved.end - 1);

@@ -8,6 +8,7 @@ use super::options::action::{OnPanic, OnWatchdog};
 use super::{End, Machine};
 use crate::device::{Balloon, GuestEvent, Word};
 use crate::monitor::control::{Control, Status};
+use crate::monitor::device_data;
 
 /// Bytes of a page of the balloon.
 const PAGE: u64 = 4096;
@@ -22,10 +23,27 @@ impl Machine {
                     self.monitor.event("BALLOON_CHANGE", Some(json!({ "actual": actual })));
                 }
             }
+            Word::MemoryChanged => self.memory_changed(id),
             Word::Guest(event) => self.guest_says(event),
             Word::Watchdog => self.watchdog_barks(id),
             Word::IoError(error) => self.disk_failed(id, error),
         }
+    }
+
+    /// As QEMU's event of the same name says it.
+    fn memory_changed(&mut self, id: &Arc<str>) {
+        let device = self.plugged.device(id);
+        let Some(size) = device.as_ref().and_then(|device| device.pluggable_memory()).map(|memory| memory.plugged())
+        else {
+            return;
+        };
+        let mut data = device_data(id);
+        let path = data["path"].take();
+        let mut event = json!({ "size": size, "qom-path": path });
+        if !data["device"].is_null() {
+            event["id"] = data["device"].take();
+        }
+        self.monitor.event("MEMORY_DEVICE_SIZE_CHANGE", Some(event));
     }
 
     fn guest_says(&mut self, event: GuestEvent) {

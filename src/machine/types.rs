@@ -16,6 +16,7 @@ use crate::{pci, scsi, vfio, virtio};
 const ALIASES: &[(&str, &str)] = &[
     ("virtio-balloon", "virtio-balloon-pci"),
     ("virtio-blk", "virtio-blk-pci"),
+    ("virtio-mem", "virtio-mem-pci"),
     ("virtio-net", "virtio-net-pci"),
     ("virtio-pmem", "virtio-pmem-pci"),
     ("virtio-rng", "virtio-rng-pci"),
@@ -45,6 +46,7 @@ pub static DEVICES: Registry<Plug, Cx> = Registry {
         &virtio::net::TYPE,
         &virtio::rng::TYPE,
         &virtio::balloon::TYPE,
+        &virtio::mem::TYPE,
         &virtio::vhost::user::types::RNG,
         &virtio::vhost::user::types::BLK,
         &virtio::vhost::user::types::SCSI_ADAPTER,

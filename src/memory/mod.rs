@@ -12,6 +12,7 @@ mod buffers;
 pub mod flat;
 pub mod host;
 pub mod ram;
+pub mod room;
 mod transaction;
 
 use std::ops::Range;
@@ -251,4 +252,7 @@ pub trait MemoryListener: Send + Sync {
     fn add(&self, range: &FlatRange) -> crate::error::Result<()>;
     /// The transaction is complete and `view` is what vCPUs see.
     fn commit(&self, _view: &Arc<FlatView>) {}
+    /// What is new until this is taken back is in use as soon as the transaction is complete: what a listener does about it,
+    /// it does before [`MemoryListener::add`] returns.
+    fn at_once(&self, _on: bool) {}
 }

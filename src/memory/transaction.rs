@@ -49,14 +49,30 @@ impl Memory {
     /// # Errors
     /// The first listener's refusal of a new range; the layout, the view and the listeners are then as before.
     pub fn update<R>(&self, edit: impl FnOnce(&mut Layout) -> R) -> Result<R> {
+        self.edit(&mut self.state.lock(), edit)
+    }
+
+    /// [`Memory::update`] of what is in use as soon as this returns: no listener puts off what it does about a new range, and
+    /// so each can refuse it.
+    ///
+    /// # Errors
+    /// As [`Memory::update`].
+    pub fn update_at_once<R>(&self, edit: impl FnOnce(&mut Layout) -> R) -> Result<R> {
         let mut state = self.state.lock();
+        state.listeners.iter().for_each(|(_, _, listener)| listener.at_once(true));
+        let result = self.edit(&mut state, edit);
+        state.listeners.iter().for_each(|(_, _, listener)| listener.at_once(false));
+        result
+    }
+
+    fn edit<R>(&self, state: &mut State, edit: impl FnOnce(&mut Layout) -> R) -> Result<R> {
         let before = state.layout.clone();
         let result = edit(&mut state.layout);
-        match self.apply(&mut state) {
+        match self.apply(state) {
             Ok(()) => Ok(result),
             Err(error) => {
                 state.layout = before;
-                if let Err(again) = self.apply(&mut state) {
+                if let Err(again) = self.apply(state) {
                     // What was mapped a moment ago is refused now: the guest loses that range, the host is unharmed.
                     crate::log::warn(format_args!("a change of the memory map could not be undone: {again}"));
                 }

@@ -135,6 +135,27 @@ pub struct CpuView {
     pub thread_of_core: u32,
 }
 
+/// A device that is memory which comes and goes. All sizes are in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryView {
+    /// Its id.
+    pub id: String,
+    /// The object that it is.
+    pub backend: String,
+    /// The guest's memory node.
+    pub node: u16,
+    /// First guest address.
+    pub address: u64,
+    /// The most that the guest can have.
+    pub most: u64,
+    /// What the guest is to have.
+    pub requested: u64,
+    /// What it has.
+    pub plugged: u64,
+    /// The unit.
+    pub block: u64,
+}
+
 /// A wish to take a device out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Removal {
@@ -205,6 +226,15 @@ pub trait Control {
     fn remove_object(&mut self, id: &str) -> Result<(), Failure>;
     /// Bytes of memory that the guest has beside its balloon; `None`: there is no balloon.
     fn balloon(&self) -> Option<u64>;
+    /// The devices that are memory which comes and goes.
+    fn memory_devices(&self) -> Vec<MemoryView>;
+    /// Bytes of -m.
+    fn base_memory(&self) -> u64;
+    /// Says how much memory of a device the guest is to have.
+    ///
+    /// # Errors
+    /// It has not so much, or not in such units; or there is no such device.
+    fn request_memory(&mut self, id: &str, bytes: u64) -> Result<(), Failure>;
     /// Asks the guest to have no more than so many bytes.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use crate::backends::Backends;
 use crate::device::{Cx, Device};
 use crate::host::testtree::TestTree;
 use crate::irq::Router;
+use crate::memory::room::Room;
 use crate::memory::{Backing, FlatView, HostSlice, IoHandler, Memory, Piece, Space};
 use crate::vfio::Vfio;
 
@@ -136,6 +137,7 @@ impl Bench {
             on_root_bus: true,
             next_slot: 1,
             memory: self.memory.clone(),
+            room: Room::new(4 << 30..8 << 30),
             router: self.router.clone(),
             decode: self.decode.clone(),
             vfio: Vfio::new(TestTree::new().host(), self.memory.clone()),

@@ -13,7 +13,8 @@
 //! until it is done. So RAM is only checked when it comes into the layout (reserved addresses, alignment, number of
 //! mappings) and queued; a thread maps it while the guest boots already. BARs and ROMs that come meanwhile are queued
 //! behind all RAM, so a vCPU that moves one never waits for the kernel. What leaves the layout while it is queued is
-//! forgotten; what is being mapped at that moment is waited for and then unmapped. Until the last piece of RAM is mapped
+//! forgotten; what is being mapped at that moment is waited for and then unmapped. RAM that a running guest gets
+//! ([`MemoryListener::at_once`]) is mapped before the guest is told of it, because its devices master the bus already. Until the last piece of RAM is mapped
 //! the [`Gate`] is closed, and no device of the space gets to master the bus.
 
 mod chunks;
@@ -83,6 +84,8 @@ struct Shared {
     done: Condvar,
     /// What the thread is at is not wanted any more. Set and cleared with `state` held.
     abandoned: AtomicBool,
+    /// RAM that comes now is in use when it is there. Set and read with the layout lock held.
+    at_once: AtomicBool,
 }
 
 impl DmaSpace {
@@ -101,6 +104,7 @@ impl DmaSpace {
             state,
             done: Condvar::new(),
             abandoned: AtomicBool::new(false),
+            at_once: AtomicBool::new(false),
         };
         DmaSpace { shared: Arc::new(shared), worker: Mutex::default() }
     }
@@ -156,7 +160,7 @@ impl DmaSpace {
         let mut worker = self.worker.lock();
         let mut state = shared.state.lock();
         state.admit(&*shared.mapper, &jobs)?;
-        if shared.pinning.background.is_none() {
+        if shared.pinning.background.is_none() || shared.at_once.load(Ordering::Relaxed) {
             return shared.map_now(&mut state, jobs);
         }
         let count = jobs.len();
@@ -357,6 +361,10 @@ impl MemoryListener for DmaSpace {
             Backing::RomDevice { .. } | Backing::Io { .. } => {}
         }
         Ok(())
+    }
+
+    fn at_once(&self, on: bool) {
+        self.shared.at_once.store(on, Ordering::Relaxed);
     }
 }
 

@@ -17,6 +17,7 @@ pub mod balloon;
 pub mod blk;
 mod chain;
 mod interrupt;
+pub mod mem;
 pub mod net;
 pub mod pci;
 pub mod pmem;
@@ -116,6 +117,14 @@ pub trait VirtioDevice: Send + Sync {
 
     /// Forgets what the driver has set. Deactivated before.
     fn reset(&self) {}
+
+    /// The machine is reset: what the guest has of the host goes back. Reset before, as all other devices are.
+    fn power_on(&self) {}
+
+    /// It as memory that comes and goes, if it is that.
+    fn pluggable_memory(&self) -> Option<&dyn crate::device::PluggableMemory> {
+        None
+    }
 
     /// It as a balloon, if it is one.
     fn balloon(&self) -> Option<&dyn crate::device::Balloon> {

@@ -1,7 +1,7 @@
 //! `-m`: the guest's memory.
 
 use crate::error::Result;
-use crate::object::{Args, MemSize, Props, options_help, prop_enum, props};
+use crate::object::{Args, Int, MemSize, Props, options_help, prop_enum, props};
 
 prop_enum! {
     /// The pages that the guest's memory is made of.
@@ -33,6 +33,10 @@ props! {
     pub struct MemoryOptions {
         /// Size of the memory; a bare number is MiB
         size: MemSize = "512M",
+        /// The most memory that the guest can come to have, by memory devices (virtio-mem-pci); by default its size
+        maxmem: Option<MemSize>,
+        /// QEMU's word for how many memory modules fit: the guest has none, and its memory devices are PCI functions
+        slots: Option<Int<0, 256>>,
         /// Huge pages from the host's pool (2M, 1G), transparent ones (thp) or none (off)
         hugepages: HugePages = "thp",
         /// Add the huge pages that are missing to the host's pool, and take them away at the end (root only)
@@ -43,15 +47,26 @@ props! {
     }
 }
 
+impl MemoryOptions {
+    /// The most memory that the guest can come to have, in bytes.
+    pub fn most(&self) -> u64 {
+        self.maxmem.map_or(self.size.0, |MemSize(most)| most)
+    }
+}
+
 /// Reads the option.
 pub fn parse(mut args: Args) -> Result<MemoryOptions> {
     let given = args.peek("size").unwrap_or_default().to_owned();
+    let most = args.peek("maxmem").unwrap_or_default().to_owned();
     let memory = MemoryOptions::parse(&mut args)?;
     args.finish()?;
     let page = memory.hugepages.page_size();
     if memory.size.0 == 0 || memory.size.0 % page != 0 {
         let why = format!("expected a multiple of {}, the size of a page", MemSize(page));
         return Err(args.bad_value("size", &given, why));
+    }
+    if memory.most() < memory.size.0 {
+        return Err(args.bad_value("maxmem", &most, format!("expected {} or more, the size", memory.size)));
     }
     if memory.grow_pool && !matches!(memory.hugepages, HugePages::TwoMiB | HugePages::OneGiB) {
         return Err(args.bad_value(
@@ -82,6 +97,8 @@ mod tests {
         for (text, bytes) in [("", 512 << 20), ("768", 768 << 20), ("768M", 768 << 20), ("size=1.5G", 3 << 29)] {
             let expected = MemoryOptions {
                 size: MemSize(bytes),
+                maxmem: None,
+                slots: None,
                 hugepages: HugePages::Transparent,
                 grow_pool: false,
                 share: false,
@@ -91,6 +108,8 @@ mod tests {
         let memory = memory("size=768M,hugepages=2M,share=on").unwrap();
         assert_eq!(memory.hugepages, HugePages::TwoMiB);
         assert!(memory.share);
+        assert_eq!((memory.size, memory.most()), (MemSize(768 << 20), 768 << 20));
+        assert_eq!(super::tests::memory("1G,slots=4,maxmem=8G").unwrap().most(), 8 << 30);
     }
 
     #[test]
@@ -98,6 +117,7 @@ mod tests {
         for (text, cause) in [
             ("0", "`-m` cannot have size=`0`: expected a multiple of 4K, the size of a page"),
             ("4097B", "`-m` cannot have size=`4097B`: expected a multiple of 4K, the size of a page"),
+            ("2G,maxmem=1G", "`-m` cannot have maxmem=`1G`: expected 2G or more, the size"),
             ("3M,hugepages=2M", "`-m` cannot have size=`3M`: expected a multiple of 2M, the size of a page"),
             ("1G,grow-pool=on", "`-m` cannot have grow-pool=`on`: only hugepages=2M and hugepages=1G come from a pool"),
             ("1536,hugepages=1G", "`-m` cannot have size=`1536`: expected a multiple of 1G, the size of a page"),

@@ -6,6 +6,7 @@ mod chardev;
 mod device;
 mod guest;
 pub(super) mod human;
+mod memory;
 mod net;
 mod pci;
 mod query;
@@ -115,6 +116,7 @@ pub static GROUPS: &[(&str, &[Command])] = &[
     ("Run state", run_state::COMMANDS),
     ("Devices", device::COMMANDS),
     ("The guest", guest::COMMANDS),
+    ("Memory", memory::COMMANDS),
     ("Disks", block::COMMANDS),
     ("Character back ends", chardev::COMMANDS),
     ("Networks and objects", net::COMMANDS),
@@ -178,6 +180,11 @@ pub static EVENTS: &[Event] = &[
         name: "BALLOON_CHANGE",
         data: "actual",
         doc: "The guest has given memory back, or taken some: it has this many bytes",
+    },
+    Event {
+        name: "MEMORY_DEVICE_SIZE_CHANGE",
+        data: "id, size, qom-path",
+        doc: "The guest has got memory of a memory device, or given some back: it has this many bytes of it",
     },
     Event {
         name: "GUEST_PANICKED",

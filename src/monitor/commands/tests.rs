@@ -9,7 +9,7 @@ use crate::backends::chardev::Chardev;
 use crate::backends::chardev::null::Null;
 use crate::backends::net::Netdev;
 use crate::backends::table::Table;
-use crate::monitor::control::{CpuView, DeviceView, Removal, Resources, Status, VmView};
+use crate::monitor::control::{CpuView, DeviceView, MemoryView, Removal, Resources, Status, VmView};
 use crate::object::{self, Args, Prop};
 use crate::pci::view::BusView;
 
@@ -81,6 +81,18 @@ impl Control for Fake {
     fn balloon(&self) -> Option<u64> {
         self.balloon
     }
+    fn memory_devices(&self) -> Vec<MemoryView> {
+        let (id, backend) = ("vm0".to_owned(), "m0".to_owned());
+        let [address, most, requested, plugged, block] = [4 << 30, 1 << 30, 64 << 20, 32 << 20, 2 << 20];
+        vec![MemoryView { id, backend, node: 1, address, most, requested, plugged, block }]
+    }
+    fn base_memory(&self) -> u64 {
+        256 << 20
+    }
+    fn request_memory(&mut self, id: &str, bytes: u64) -> Result<(), Failure> {
+        self.calls.push(format!("{id} is to have {bytes}"));
+        Ok(())
+    }
     fn inflate(&mut self, bytes: u64) -> Result<(), Failure> {
         self.calls.push(format!("inflate {bytes}"));
         self.balloon.map(drop).ok_or_else(Failure::no_balloon)
@@ -138,6 +150,29 @@ fn now(reply: Reply) -> Result<Value, Failure> {
 fn passed_through_devices_are_listed_with_their_facts() {
     let listed = run(&mut Fake::default(), "x-query-vfio", json!({})).unwrap();
     assert_eq!(listed, json!([{"id": "nic0", "bus": "rp1", "addr": "00.0", "host": "0000:01:00.0"}]));
+}
+
+#[test]
+fn memory_devices_are_asked_and_told_by_their_properties() {
+    let mut fake = Fake::default();
+    let ask = |fake: &mut Fake, path: &str, property: &str| {
+        run(fake, "qom-get", json!({"path": path, "property": property})).map_err(|failure| failure.text)
+    };
+    assert_eq!(ask(&mut fake, "/machine/peripheral/vm0", "size").unwrap(), json!(32 << 20));
+    assert_eq!(ask(&mut fake, "vm0", "requested-size").unwrap(), json!(64 << 20));
+    assert_eq!(ask(&mut fake, "vm0", "colour").unwrap_err(), "Property 'virtio-mem-pci.colour' not found");
+    assert_eq!(ask(&mut fake, "vm1", "size").unwrap_err(), "Device 'vm1' not found");
+    let set = |fake: &mut Fake, property: &str, value: Value| {
+        run(fake, "qom-set", json!({"path": "vm0", "property": property, "value": value}))
+            .map_err(|failure| failure.text)
+    };
+    set(&mut fake, "requested-size", json!(96 << 20)).unwrap();
+    assert!(set(&mut fake, "size", json!(1)).is_err() && set(&mut fake, "requested-size", json!("much")).is_err());
+    assert_eq!(fake.calls, [format!("vm0 is to have {}", 96 << 20)]);
+    let summary = run(&mut fake, "query-memory-size-summary", json!({})).unwrap();
+    assert_eq!(summary, json!({"base-memory": 256 << 20, "plugged-memory": 32 << 20}));
+    let devices = run(&mut fake, "query-memory-devices", json!({})).unwrap();
+    assert_eq!(devices[0]["data"]["memdev"], "/objects/m0");
 }
 
 #[test]

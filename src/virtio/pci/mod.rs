@@ -20,7 +20,7 @@ use options::Interfaces;
 use transport::Transport;
 
 use super::VirtioDevice;
-use crate::device::{Balloon, Cx, Device, Plug};
+use crate::device::{Balloon, Cx, Device, Plug, PluggableMemory};
 use crate::error::Result;
 use crate::irq::Router;
 use crate::memory::{Backing, HostSlice, Memory, Piece};
@@ -165,6 +165,10 @@ impl Device for VirtioPci {
         self.transport.reset();
     }
 
+    fn reset_shared(&self) {
+        self.device.power_on();
+    }
+
     fn facts(&self) -> Vec<(&'static str, String)> {
         let mut facts = self.transport.facts();
         facts.extend(self.device.facts());
@@ -177,6 +181,10 @@ impl Device for VirtioPci {
 
     fn balloon(&self) -> Option<&dyn Balloon> {
         self.device.balloon()
+    }
+
+    fn pluggable_memory(&self) -> Option<&dyn PluggableMemory> {
+        self.device.pluggable_memory()
     }
 
     fn unplug(&self) {

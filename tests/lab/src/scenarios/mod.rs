@@ -17,6 +17,7 @@ pub mod lab;
 mod lifecycle;
 mod main_job;
 pub mod matrix;
+mod memory;
 mod package;
 mod placement;
 mod prepared;
@@ -54,6 +55,7 @@ static TABLES: &[&[Scenario]] = &[
     seen::SCENARIOS,
     sigterm::SCENARIOS,
     small::SCENARIOS,
+    memory::SCENARIOS,
     package::SCENARIOS,
     prepared::SCENARIOS,
     resets::SCENARIOS,
