@@ -45,7 +45,8 @@ fn total(guest: &mut Live, l1: &mut L1) -> Result<u64> {
 fn work(guest: &mut Live, l1: &mut L1, sum: &str) -> Result<()> {
     guest.sh(l1, &l2::ping(3))?;
     ensure!(guest.value("ping")? == "3", "pings were lost");
-    let read = format!("dd if=/dev/nvme0n1 bs={BUFFER}M count=1 iflag=direct 2>/dev/null | head -c 67108864 | sha256sum");
+    let read =
+        format!("dd if=/dev/nvme0n1 bs={BUFFER}M count=1 iflag=direct 2>/dev/null | head -c 67108864 | sha256sum");
     let read = guest.sh(l1, &read)?;
     ensure!(read.starts_with(sum), "the guest reads {read}, not {sum}");
     Ok(())
@@ -68,7 +69,10 @@ fn virtio_mem(lab: &mut Lab) -> Result<()> {
     steps::with_bound(lab, &[NIC, DRIVE], |lab| {
         let mut guest = lab.l1.live(&guest)?;
         let l1 = &mut *lab.l1;
-        guest.sh(l1, &format!("{}; {}; modprobe virtio_pci; modprobe virtio_mem", l2::nic_up("e1000e"), l2::nvme_up()))?;
+        guest.sh(
+            l1,
+            &format!("{}; {}; modprobe virtio_mem", l2::nic_up("e1000e"), l2::nvme_up()),
+        )?;
         let (own, small) = (mapped(&guest, l1)?, total(&mut guest, l1)?);
         ensure!(!own.is_empty() && own.iter().all(|bytes| *bytes >= BASE), "{own:?} bytes are mapped at first");
 
@@ -94,7 +98,9 @@ fn virtio_mem(lab: &mut Lab) -> Result<()> {
         guest.event(l1, "RESET")?;
         let summary = guest.qmp(l1, "query-memory-size-summary", json!({}))?;
         ensure!(summary == json!({ "base-memory": BASE, "plugged-memory": 0 }), "{summary}");
-        ensure!(mapped(&guest, l1)? == own, "memory of the start before is mapped");
+        // BARs that the guest has not placed yet are not mapped either.
+        let now = mapped(&guest, l1)?;
+        ensure!(now.iter().zip(&own).all(|(now, own)| now <= own), "{now:?} bytes are mapped after the reset");
         let wanted: Value = guest.qmp(l1, "qom-get", json!({ "path": "vm0", "property": "requested-size" }))?;
         ensure!(wanted == MORE, "{wanted} bytes are wanted");
         guest.qmp(l1, "quit", json!({}))?;
