@@ -396,6 +396,9 @@ codes! {
     MemoryDeviceApart = 108, Usage, "a memory device excludes another device",
         "Memory that comes and goes is not for all: a balloon knows the memory of -m alone, and the daemon of a vhost-user \
          device is given few pieces of memory, while each block of a virtio-mem-pci is one. Leave one of the two out.";
+    BadNuma = 109, Usage, "the guest's memory nodes contradict each other",
+        "Nodes are numbered from 0 on. Each has its memory by an object of its own, whose sizes make that of -m, and each \
+         processor is in one node. `passthru run --numa help` lists what the option takes.";
 }
 
 impl Code {

@@ -114,16 +114,16 @@ impl BackEnds {
         })
     }
 
-    /// Whether what the devices name is there, and theirs alone; `ram`: the object that is the guest's memory.
+    /// Whether what the devices name is there, and theirs alone; `ram`: the objects that are the guest's memory.
     ///
     /// # Errors
     /// Those of [`Targets::check_devices`].
-    pub fn check_uses(&self, places: &[Place], ram: Option<&str>) -> Result<()> {
+    pub fn check_uses(&self, places: &[Place], ram: &[&str]) -> Result<()> {
         let mut targets = Targets::default();
         targets.add(Kind::Object, &self.objects, |_| false);
-        if let Some(id) = ram {
+        for id in ram {
             let ram = targets.take(&RAM.into(), memory::REFERS, id);
-            ram.map_err(|error| error.evidence(format!("-M q35,memory-backend={id}")))?;
+            ram.map_err(|error| error.evidence(format!("-M memory-backend={id} or --numa node,memdev={id}")))?;
         }
         targets.add(Kind::Chardev, &self.chardevs, |planned| chardev::is_shared(&planned.line));
         // What nobody writes may have several readers.
@@ -270,7 +270,7 @@ mod tests {
             nodes: Vec::new(),
             netdevs: Vec::new(),
         }
-        .check_uses(&places, ram)
+        .check_uses(&places, ram.as_slice())
     }
 
     #[test]

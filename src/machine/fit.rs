@@ -162,6 +162,7 @@ mod tests {
             initrd: None,
             append: String::new(),
             memory: options::memory::parse(parsed("-m", "size", memory)).unwrap(),
+            numa: Default::default(),
             smp: options::smp::parse(parsed("--smp", "cpus", "4,threads=2")).unwrap(),
             placement,
             cpu: options::cpu::parse(parsed("--cpu", "model", "")).unwrap(),

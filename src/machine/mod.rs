@@ -12,6 +12,7 @@
 //! | [`plug`] | the one path by which every device comes into the machine; [`types`] are the tables of types |
 //! | [`hotplug`], [`unplug`], [`inbox`] | devices that come and go; the table of an unplug; what other threads ask for |
 //! | [`board`] | the devices that sit in no slot |
+//! | [`ram`] | what the guest's memory is made of, and which node has which of it |
 //! | [`pinning`] | when and by how many threads RAM is pinned |
 //! | [`placement`] | which CPUs of the host its threads and interrupts get |
 //! | [`control`] | what the control socket's commands do |
@@ -42,6 +43,7 @@ mod placement;
 mod places;
 mod plug;
 mod preflight;
+mod ram;
 mod references;
 mod running;
 mod service;
@@ -64,35 +66,35 @@ use uuid::Uuid;
 use board::{Board, Signals};
 use hotplug::{Plugs, Unplugs};
 use inbox::{Inbox, Task};
+use options::RunOptions;
 use options::action::{Actions, OnPanic, OnReboot, OnShutdown};
-use options::{HugePages, MemoryOptions, RunOptions};
 use pid_file::PidFile;
 use placement::Stay;
 use places::Places;
 use plug::{Parts, Plugged};
 use preflight::Plan;
+use ram::Ram;
 use running::Running;
 use service::Service;
 use shutdown::{Shutdown, Step};
 
-use types::Q35;
-
 use crate::backends::Backends;
+use crate::backends::memory::MemoryRef;
 use crate::backends::table::Claim;
+use crate::boot::acpi::numa::NumaInput;
 use crate::boot::layout::{self, Layout};
 use crate::boot::linux::LinuxImage;
 use crate::boot_trace::{self, phases};
 use crate::cpu::CpuPlan;
 use crate::devices::isa::IsaBus;
 use crate::devices::serial::{COM1_BASE, PORTS};
-use crate::error::{Code, Error, Result, explain_io};
+use crate::error::{Code, Error, Result};
 use crate::event_loop::{EventLoop, Return};
 use crate::host::Host;
 use crate::irq::Router;
 use crate::kvm::{ExitCounts, Kvm, VmEvent, VmEvents};
-use crate::memory::host::PageSize;
 use crate::memory::room::Room;
-use crate::memory::{Backing, HostMem, Memory, PRIORITY_PLATFORM, Region, Space};
+use crate::memory::{HostMem, Memory, Space};
 use crate::monitor::Monitor;
 use crate::monitor::control::{Control, Status};
 use crate::monitor::folder::{Folder, Folders};
@@ -101,7 +103,6 @@ use crate::pci::PciRoot;
 use crate::pci::cf8::{self, Cf8};
 use crate::pci::decode::Decode;
 use crate::pci::ecam::Ecam;
-use crate::pci::vga::LEGACY;
 use crate::vfio::space::Vfio;
 
 /// Runs a guest until it powers off, reboots with `--no-reboot`, or the user ends it.
@@ -158,8 +159,10 @@ pub struct Machine {
     status: Status,
     /// How a client of the control socket wants this start of the guest to end.
     wish: Option<End>,
-    /// The object that is the guest's memory, which is nobody else's.
-    _ram_object: Option<Claim<HostMem>>,
+    /// The objects that are the guest's memory, which is nobody else's.
+    _ram_objects: Vec<Claim<HostMem>>,
+    /// The guest's memory nodes, where the user says them.
+    numa: Option<NumaInput>,
     /// After all devices, which use them.
     backends: Arc<Backends>,
     /// Commits of overlays that are under way.
@@ -232,8 +235,8 @@ impl Machine {
         // Devices that other processes serve come with memory that these can be given.
         let shares_memory = back_ends.share_memory(&places);
         let backends = back_ends.make(&vfio, &event_loop.handle())?;
-        let ram_object = machine.memory_backend.as_ref().map(|id| ram_object(&backends, id.as_str(), &options.memory));
-        let ram_object = ram_object.transpose()?;
+        let backend = machine.memory_backend.as_ref().map(MemoryRef::as_str);
+        let ram_objects = ram::claim(&backends, &ram::objects(&options, backend), &options.memory)?;
         // Before the console, which has the focus where both share a back end.
         for id in monitors {
             let alone = !backends.chardevs.list().iter().any(|row| *row.name == *id && row.shared);
@@ -272,12 +275,13 @@ impl Machine {
             map.add(Space::Pio, u64::from(cf8::BASE), cf8.region());
             map.add(Space::Mmio, layout.ecam.start, ecam.region(layout.last_bus));
         })?;
-        let made_of = match &ram_object {
-            Some(object) => Ram::Of(object),
-            None if options.memory.share || shares_memory => Ram::Shared,
-            None => Ram::Own,
+        let made_of = match ram_objects.as_slice() {
+            [] if options.memory.share || shares_memory => Ram::Shared,
+            [] => Ram::Own,
+            objects => Ram::Of(objects),
         };
-        add_ram(&memory, &layout, &options.memory, &machine, &made_of, root.has_legacy_vga())?;
+        let numa = ram::numa(&options, &ram_objects, &layout)?;
+        ram::add(&memory, &layout, &options.memory, &machine, &made_of, root.has_legacy_vga())?;
         boot_trace::lap(phases::MEMORY);
         vfio.set_pinning(pinning::while_it_runs(options.smp.cpus(), &inbox));
         let mut machine = Machine {
@@ -312,7 +316,8 @@ impl Machine {
             service,
             status: Status::Prelaunch,
             wish: None,
-            _ram_object: ram_object,
+            _ram_objects: ram_objects,
+            numa,
             backends,
             jobs: BTreeSet::new(),
             kvm,
@@ -521,75 +526,4 @@ impl Machine {
         self.cf8.reset();
         self.board.reset();
     }
-}
-
-/// The object that is the guest's memory.
-fn ram_object(backends: &Backends, id: &str, options: &MemoryOptions) -> Result<Claim<HostMem>> {
-    let object = backends.memories.claim(id, back_ends::RAM)?;
-    if object.len() != options.size.0 {
-        let sizes = format!("`{id}` has {} MiB, -m says {} MiB", object.len() >> 20, options.size.0 >> 20);
-        return Err(Error::new(Code::BadProperty, "the object that is the guest's memory has another size")
-            .evidence(sizes)
-            .fix(format!("write -m {}M", object.len() >> 20)));
-    }
-    Ok(object)
-}
-
-/// What the guest's RAM is made of.
-enum Ram<'a> {
-    /// Memory that nobody else is given.
-    Own,
-    /// Memory that other processes can be given.
-    Shared,
-    /// An object's.
-    Of(&'a Claim<HostMem>),
-}
-
-/// Gives the guest its RAM: one region below 4 GiB, one above where there is so much. Where a device is passed through
-/// this queues its mapping, or maps it (`dma-map=sync`). With `vga`, the legacy memory of VGA is left out of it.
-fn add_ram(
-    memory: &Memory,
-    layout: &Layout,
-    options: &MemoryOptions,
-    machine: &Q35,
-    made_of: &Ram<'_>,
-    vga: bool,
-) -> Result<()> {
-    let pages = match options.hugepages {
-        HugePages::TwoMiB => PageSize::Huge2M,
-        HugePages::OneGiB => PageSize::Huge1G,
-        HugePages::Transparent => PageSize::Transparent,
-        HugePages::Off => PageSize::Small,
-    };
-    let mut regions = Vec::new();
-    let mut done = 0;
-    let ranges = [("ram below 4 GiB", Some(&layout.low_ram)), ("ram above 4 GiB", layout.high_ram.as_ref())];
-    for (name, range) in ranges.into_iter().filter_map(|(name, range)| Some((name, range?))) {
-        let len = range.end - range.start;
-        let made = match made_of {
-            Ram::Own => HostMem::anonymous(len, pages).map(|mem| Arc::new(mem).slice()),
-            Ram::Shared => HostMem::memfd(name, len, pages).map(|mem| Arc::new(mem).slice()),
-            // What is above 4 GiB follows what is below.
-            Ram::Of(object) => Ok(object.back().slice().cut(done, len)),
-        };
-        done += len;
-        let mem = made.map_err(|error| {
-            Error::new(Code::NoMemory, format!("{} MiB for the guest cannot be had", len >> 20))
-                .evidence(explain_io(&error))
-        })?;
-        if let Err(error) = mem.mem().advise_about(machine.dump_guest_core, machine.mem_merge) {
-            crate::log::warn(format_args!("dump-guest-core= and mem-merge= are not had: {}", explain_io(&error)));
-        }
-        let [window, ..] = LEGACY;
-        let hole = if vga { window.range() } else { 0..0 };
-        for part in layout::cut(range.clone(), &hole) {
-            let slice = mem.cut(part.start - range.start, part.end - part.start);
-            regions.push((part.start, Region::whole(name, slice.len(), PRIORITY_PLATFORM, Backing::Ram(slice))));
-        }
-    }
-    memory.update(|map| {
-        for (start, region) in regions {
-            map.add(Space::Mmio, start, region);
-        }
-    })
 }

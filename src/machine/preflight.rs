@@ -6,6 +6,7 @@ use super::fit;
 use super::options::{HugePages, RunOptions};
 use super::placement::Stay;
 use super::places::{self, Place, Places};
+use super::ram;
 use super::types::{MACHINES, Q35};
 use crate::backends::memory::MemoryRef;
 use crate::boot::layout::Layout;
@@ -82,7 +83,10 @@ pub(super) fn describe(options: &RunOptions, host: &Host) -> Result<Described> {
     let machine = of_type.create(&mut machine, &())?;
     let back_ends = BackEnds::plan(options)?;
     let (taken, places) = places::plan(&options.devices, host)?;
-    back_ends.check_uses(&places, machine.memory_backend.as_ref().map(MemoryRef::as_str))?;
+    let backend = machine.memory_backend.as_ref().map(MemoryRef::as_str);
+    options.numa.check(backend)?;
+    ram::nodes(options)?;
+    back_ends.check_uses(&places, &ram::objects(options, backend))?;
     Ok(Described { machine, back_ends, taken, places })
 }
 

@@ -73,6 +73,7 @@ impl Running {
             power_button: true,
             serial_port: machine.board.has_serial(),
             legacy_vga: root.has_legacy_vga(),
+            numa: machine.numa.as_ref(),
             ..AcpiInput::new(layout, &apic_ids)
         })?;
         tables.write(ram.memory())?;

@@ -9,6 +9,7 @@
 pub mod dsdt;
 pub mod fadt;
 pub mod madt;
+pub mod numa;
 pub mod pci_root;
 pub mod pm;
 
@@ -52,6 +53,8 @@ pub struct AcpiInput<'a> {
     pub serial_port: bool,
     /// Whether a device has the legacy memory of VGA.
     pub legacy_vga: bool,
+    /// The guest's memory nodes, where the user says them.
+    pub numa: Option<&'a numa::NumaInput>,
     /// What devices add to `\_SB`: objects that may stand in a scope. `Scope("PCI0")` leads to the PCI root.
     pub devices: &'a [&'a dyn Aml],
 }
@@ -69,6 +72,7 @@ impl<'a> AcpiInput<'a> {
             power_button: false,
             serial_port: true,
             legacy_vga: false,
+            numa: None,
             devices: &[],
         }
     }
@@ -93,6 +97,12 @@ impl Tables {
         xsdt.add_entry(area.put(bytes(&fadt::build(input, facs, dsdt)))?);
         xsdt.add_entry(area.put(bytes(&madt::build(input.apic_ids)?))?);
         xsdt.add_entry(area.put(bytes(&mcfg(input)))?);
+        if let Some(numa) = input.numa {
+            xsdt.add_entry(area.put(bytes(&numa::srat(numa, input.apic_ids)))?);
+            if let Some(distances) = &numa.distances {
+                xsdt.add_entry(area.put(bytes(&numa::slit(distances)))?);
+            }
+        }
         let xsdt = area.put(bytes(&xsdt))?;
         if let Some((_, bytes_of_rsdp)) = area.tables.iter_mut().find(|(address, _)| *address == rsdp) {
             *bytes_of_rsdp = bytes(&Rsdp::new(OEM_ID, xsdt));

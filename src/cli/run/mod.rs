@@ -60,8 +60,9 @@ pub struct RunArgs {
     /// Type of the machine
     #[arg(short = 'M', long, value_name = "TYPE[,KEY=VALUE...]")]
     machine: Option<String>,
-    /// The guest's one memory node, as QEMU command lines have it: node,memdev=ID is -M q35,memory-backend=ID
-    #[arg(long, value_name = "node,KEY=VALUE...", action = ArgAction::Append)]
+    /// A memory node of the guest's, with its memory and its processors, or how far one is from another; may be given many
+    /// times
+    #[arg(long, value_name = "node|dist,KEY=VALUE...", action = ArgAction::Append)]
     numa: Vec<String>,
     /// Adds a device; may be given many times
     #[arg(long, value_name = "TYPE[,KEY=VALUE...]", action = ArgAction::Append)]
@@ -319,7 +320,8 @@ impl Given {
             smp: smp::parse(self.smp)?,
             placement: placement::parse(&args.cpu_placement)?,
             cpu: cpu::parse(self.cpu)?,
-            machine: numa::apply(self.machine, self.numa)?,
+            machine: self.machine,
+            numa: numa::parse(self.numa)?,
             devices: self.devices,
             back_ends: self.back_ends,
             serial: serial::parse(args.serial.first().map_or("stdio", String::as_str))?,

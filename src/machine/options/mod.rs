@@ -37,6 +37,8 @@ pub struct RunOptions {
     pub append: String,
     /// The guest's memory.
     pub memory: MemoryOptions,
+    /// The guest's memory nodes, where the user says them.
+    pub numa: numa::Numa,
     /// The number of CPUs and their topology.
     pub smp: Topology,
     /// Which of the host's CPUs the guest gets.

@@ -25,6 +25,8 @@ const DRIVERS: &str =
 /// The guest's own view. QEMU's chipset functions 00:1f.x are left out: passthru has none.
 const VIEW: &str = "echo LAB pci=$(lspci -nn | grep -v '^00:1f' | tr '\\n' ';'); \
                     echo LAB disks=$(lsblk -n | tr '\\n' ';' | tr -s ' '); \
+                    echo LAB nodes=$(cd /sys/devices/system/node; for n in node*; do echo $n cpus $(cat $n/cpulist) \
+                    away $(cat $n/distance) has $(cd $n; echo memory*)\\;; done | tr '\\n' ' ' | tr -s ' '); \
                     echo LAB links=$(/usr/bin/ip -br link | tr '\\n' ';' | tr -s ' ')";
 
 fn same(lab: &mut Lab, half: usize) -> Result<()> {
@@ -58,12 +60,13 @@ fn compare(lab: &mut Lab, line: &Line) -> Result<()> {
     });
     lab.l1.ok(&format!("rm {initrd}"))?;
     let [qemu, passthru] = seen?;
-    for what in ["pci", "disks", "links"] {
+    for what in ["pci", "disks", "nodes", "links"] {
         let (theirs, ours) = (qemu.value(what).unwrap_or_default(), passthru.value(what).unwrap_or_default());
         ensure!(theirs == ours, "{what} under QEMU:\n  {theirs}\nunder passthru:\n  {ours}");
     }
     let count = |what: &str| qemu.value(what).map(|text| text.matches(';').count());
     ensure!(count("pci")? >= 1, "the guest has not found the host bridge");
+    ensure!(count("nodes")? == line.nodes, "the guest has not found {} memory nodes", line.nodes);
     ensure!(count("disks").unwrap_or_default() == *disks, "the guest has not found {disks} disks");
     ensure!(count("links")? == nics + 1, "the guest has not found {nics} NICs");
     Ok(())

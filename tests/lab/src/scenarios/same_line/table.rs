@@ -9,12 +9,14 @@ pub struct Line {
     /// Disks and NICs that the guest must find.
     pub disks: usize,
     pub nics: usize,
+    /// Memory nodes of the guest.
+    pub nodes: usize,
     /// Functions of the host that it passes through.
     pub passes: &'static [&'static str],
 }
 
 const fn line(name: &'static str, words: &'static str) -> Line {
-    Line { name, words, disks: 0, nics: 0, passes: &[] }
+    Line { name, words, disks: 0, nics: 0, nodes: 1, passes: &[] }
 }
 
 impl Line {
@@ -26,6 +28,10 @@ impl Line {
         Line { nics, ..self }
     }
 
+    const fn nodes(self, nodes: usize) -> Line {
+        Line { nodes, ..self }
+    }
+
     const fn passes(self, passes: &'static [&'static str]) -> Line {
         Line { passes, ..self }
     }
@@ -33,8 +39,7 @@ impl Line {
 
 /// All of them. The files under /tmp/lines are the scenario's.
 pub static TABLE: &[Line] = &[
-    line("nothing", ""),
-    line("rng", "-device virtio-rng-pci"),
+    line("words-without-effect", "-k en-us -boot menu=off,strict=on -rtc base=utc,driftfix=slew -global ICH9-LPC.disable_s3=1 -device virtio-rng"),
     line("rng-on-port", "-device pcie-root-port,id=rp0,chassis=1 -device virtio-rng-pci,bus=rp0"),
     line("rng-object", "-object rng-random,id=r0,filename=/dev/urandom -device virtio-rng-pci,rng=r0,addr=7"),
     line(
@@ -110,6 +115,13 @@ pub static TABLE: &[Line] = &[
         "ivshmem",
         "-object memory-backend-file,id=m0,size=4M,share=on,mem-path=/tmp/lines/shm -device ivshmem-plain,memdev=m0",
     ),
+    line(
+        "numa",
+        "-smp 4,sockets=2,cores=2,threads=1 -object memory-backend-ram,id=m0,size=128M \
+         -object memory-backend-ram,id=m1,size=128M -numa node,nodeid=0,cpus=0-1,memdev=m0 \
+         -numa node,nodeid=1,cpus=2-3,memdev=m1 -numa dist,src=0,dst=1,val=21 -device virtio-rng-pci",
+    )
+    .nodes(2),
     line("vfio-nic", "-device vfio-pci,host=01:00.0,rombar=0").passes(&[NIC]),
     line(
         "vfio-nic-on-port",
