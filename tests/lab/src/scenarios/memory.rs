@@ -69,10 +69,7 @@ fn virtio_mem(lab: &mut Lab) -> Result<()> {
     steps::with_bound(lab, &[NIC, DRIVE], |lab| {
         let mut guest = lab.l1.live(&guest)?;
         let l1 = &mut *lab.l1;
-        guest.sh(
-            l1,
-            &format!("{}; {}; modprobe virtio_mem", l2::nic_up("e1000e"), l2::nvme_up()),
-        )?;
+        guest.sh(l1, &format!("{}; {}; modprobe virtio_mem", l2::nic_up("e1000e"), l2::nvme_up()))?;
         let (own, small) = (mapped(&guest, l1)?, total(&mut guest, l1)?);
         ensure!(!own.is_empty() && own.iter().all(|bytes| *bytes >= BASE), "{own:?} bytes are mapped at first");
 
