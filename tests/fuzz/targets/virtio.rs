@@ -18,19 +18,21 @@ use passthru::host::Host;
 use passthru::irq::Router;
 use passthru::machine::types::DEVICES;
 use passthru::memory::host::PageSize;
+use passthru::memory::room::Room;
 use passthru::memory::{Backing, HostMem, Memory, PRIORITY_PLATFORM, Region, Space};
 use passthru::object::{Args, Size};
 use passthru::pci::{Decode, PciFunction, PciRoot};
 use passthru::vfio::space::Vfio;
 
 /// Every virtio device, on back ends that hold nothing, some with the legacy interface, too.
-const LINES: [&str; 6] = [
+const LINES: [&str; 7] = [
     "virtio-blk-pci,drive=d0,num-queues=2,queue-size=8,serial=x",
     "virtio-net-pci,netdev=n0,rx_queue_size=64",
     "virtio-rng-pci,filename=/dev/zero,disable-legacy=off",
     "virtio-scsi-pci,virtqueue_size=8",
     "virtio-balloon-pci,free-page-reporting=on,disable-legacy=off",
     "virtio-serial-pci,max_ports=2",
+    "virtio-mem-pci,memdev=m0,requested-size=8M",
 ];
 /// What goes on the bus that a device adds.
 fn unit(bus: &UnitBus) -> &'static str {
@@ -44,6 +46,8 @@ fn unit(bus: &UnitBus) -> &'static str {
 /// Where the legacy registers are, if there are any.
 const PORTS: u32 = 0x1000;
 const RAM: u64 = 1 << 16;
+/// Where memory comes later, and how much of it there can be.
+const ROOM: u64 = 4 << 30;
 /// Where the BAR with the registers is, below that with the MSI-X table.
 const COMMON: u64 = 0xe000_0000;
 const MSIX: u32 = 0xe010_0000;
@@ -111,6 +115,8 @@ fn backends() -> Option<Arc<Backends>> {
     backends.nodes.add("d0".into(), "null-co", Arc::new(null), false).ok()?;
     let nowhere = Arc::new(chardev::null::Null);
     backends.chardevs.add("c0".into(), "null", nowhere, false).ok()?;
+    let blocks = Arc::new(HostMem::anonymous(16 << 20, PageSize::Small).ok()?);
+    backends.memories.add("m0".into(), "memory-backend-ram", blocks, false).ok()?;
     let watch = SOCKET.as_ref()?.0.clone();
     let end: Arc<dyn NetQueue> = Arc::new(End { watch, left: 4.into() });
     backends.netdevs.add("n0".into(), "wire", Arc::new(Wire { pairs: vec![end] }), false).ok()?;
@@ -140,6 +146,7 @@ impl Guest {
             on_root_bus: false,
             next_slot: 1,
             memory: memory.clone(),
+            room: Room::new(ROOM..2 * ROOM),
             router,
             decode,
             vfio: Vfio::new(Host::copied_to(Path::new("/nonexistent")), memory.clone()),
