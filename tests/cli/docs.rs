@@ -34,12 +34,16 @@ fn the_page_of_the_control_socket_is_what_the_code_says() {
     golden::check_file("docs/qmp.md", &reference::qmp());
 }
 
+/// README and docs/.
+fn pages(root: &Path) -> Vec<PathBuf> {
+    let pages = fs::read_dir(root.join("docs")).expect("docs/").map(|entry| entry.expect("a page").path());
+    pages.chain([root.join("README.md")]).filter(|path| path.extension() == Some("md".as_ref())).collect()
+}
+
 #[test]
 fn every_link_leads_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let pages = fs::read_dir(root.join("docs")).expect("docs/").map(|entry| entry.expect("a page").path());
-    let pages: Vec<PathBuf> =
-        pages.chain([root.join("README.md")]).filter(|path| path.extension() == Some("md".as_ref())).collect();
+    let pages = pages(root);
     assert!(pages.len() > 2, "{pages:?}");
     let mut dead = Vec::new();
     for page in &pages {
@@ -75,6 +79,42 @@ fn anchors(text: &str) -> impl Iterator<Item = String> {
             .map(|c| if c == ' ' { '-' } else { c })
             .collect()
     })
+}
+
+/// Every command that a reader finds in a box is one that this build has, with these options.
+#[test]
+fn every_command_that_is_shown_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut seen = 0;
+    for page in pages(root) {
+        let text = fs::read_to_string(&page).expect("a page");
+        for command in commands(&text) {
+            let words: Vec<&str> = command.split_whitespace().skip(1).take_while(|word| *word != "--").collect();
+            // `rom inspect` and `img create` have help of their own.
+            let help = [2, 1].into_iter().find_map(|depth| {
+                let words = words.get(..depth)?;
+                let plain = words.iter().all(|word| word.chars().all(|c| c.is_ascii_lowercase()));
+                let output = golden::passthru().args(words).arg("--help").output().expect("passthru starts");
+                (plain && output.status.success()).then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+            });
+            let help = help.unwrap_or_else(|| panic!("{}: there is no `{command}`", page.display()));
+            for word in words.iter().filter(|word| word.starts_with("--")) {
+                let option = word.split('=').next().unwrap_or(word);
+                assert!(help.contains(option), "{}: {option} is unknown in `{command}`", page.display());
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 30, "only {seen} commands");
+}
+
+/// The lines of a page's boxes for the shell that begin with passthru, without their comments, each as one line.
+fn commands(text: &str) -> Vec<String> {
+    let boxes = text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let lines = boxes.map(|shell| shell.replace("\\\n", " "));
+    let lines = lines.flat_map(|shell| shell.lines().map(str::to_owned).collect::<Vec<_>>());
+    let plain = |line: String| line.split(" # ").next().unwrap_or_default().trim().to_owned();
+    lines.map(plain).filter(|line| line.starts_with("passthru ")).collect()
 }
 
 #[test]
