@@ -1,9 +1,12 @@
 //! The Debian package on a machine with systemd: what installing it does, and that purging it leaves no trace.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, ensure};
 
 use super::steps::{self, NIC};
 use crate::l0::machines;
+use crate::l1::L1;
 use crate::scenario::{Lab, Scenario};
 
 /// The time is for the first run, which builds the tools that make packages.
@@ -19,13 +22,36 @@ const TRACES: &str = "find /etc /var/lib \\( -path /var/lib/dpkg -o -path /var/l
     /usr/share/*/*/*passthru* /run/passthru 2> /dev/null; getent passwd; getent group; \
     systemctl list-unit-files --state=enabled --no-legend; true";
 
+/// What there is of the system that a package could have left.
+pub struct Traces(BTreeSet<String>);
+
+impl Traces {
+    /// Before the package is there.
+    pub fn before(l1: &mut L1) -> Result<Self> {
+        // Written by the first call of either: no trace of the package.
+        l1.ok("systemd-sysusers; systemctl daemon-reload")?;
+        Self::now(l1)
+    }
+
+    fn now(l1: &mut L1) -> Result<Self> {
+        Ok(Self(l1.ok(TRACES)?.lines().map(str::to_owned).collect()))
+    }
+
+    /// Nothing was left behind, and nothing is lost.
+    pub fn are_all(&self, l1: &mut L1) -> Result<()> {
+        let after = Self::now(l1)?;
+        let left: Vec<&String> = after.0.difference(&self.0).collect();
+        let lost: Vec<&String> = self.0.difference(&after.0).collect();
+        ensure!(left.is_empty() && lost.is_empty(), "left behind: {left:#?}\nlost: {lost:#?}");
+        Ok(())
+    }
+}
+
 fn install_and_purge(lab: &mut Lab) -> Result<()> {
     let l1 = &mut *lab.l1;
     steps::provide_package(l1)?;
     steps::settled(l1)?;
-    // Written by the first call of either: no trace of the package.
-    l1.ok("systemd-sysusers; systemctl daemon-reload")?;
-    let before = l1.ok(TRACES)?;
+    let before = Traces::before(l1)?;
     l1.ok("dpkg --install /share/passthru.deb")?;
 
     let which = l1.ok("command -v passthru && passthru --version")?;
@@ -48,11 +74,5 @@ fn install_and_purge(lab: &mut Lab) -> Result<()> {
     ensure!(steps::driver(l1, NIC)? == former, "removal has not given the device back");
     l1.fails("command -v passthru", 1)?;
     l1.ok("dpkg --purge passthru")?;
-    let after = l1.ok(TRACES)?;
-    let lines = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<String>>();
-    let (before, after) = (lines(&before), lines(&after));
-    let left: Vec<&String> = after.difference(&before).collect();
-    let lost: Vec<&String> = before.difference(&after).collect();
-    ensure!(left.is_empty() && lost.is_empty(), "left behind: {left:#?}\nlost: {lost:#?}");
-    Ok(())
+    before.are_all(l1)
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::{LAN, UNIT, WAN, kept, plugged_anew, steps, systemctl};
+use super::{LAN, UNIT, WAN, plugged_anew, steps};
 use crate::l1::L1;
 
 /// The package's hook with the functions of initramfs-tools, into a tree of its own; then its script in that tree, on this
@@ -39,7 +39,7 @@ pub fn initramfs(l1: &mut L1) -> Result<()> {
     Ok(())
 }
 
-/// `start =`: the guest is started when its device is plugged in.
+/// `start =`: the guest is started when its device is plugged in. It runs afterwards.
 pub fn plugged(l1: &mut L1) -> Result<()> {
     l1.ok("sed -i 's/^address = .*/&\\nstart = \"router\"/' /etc/passthru/devices.d/cards.toml")?;
     l1.fails(&format!("systemctl is-active -q {UNIT}"), 3)?;
@@ -48,6 +48,5 @@ pub fn plugged(l1: &mut L1) -> Result<()> {
         l1.sh_within(&format!("until systemctl is-active -q {UNIT}; do sleep 0.5; done"), Duration::from_secs(60))?;
     ensure!(ended.code == 0, "it has not started");
     ensure!(steps::driver(l1, WAN)? == "vfio-pci", "another driver has the card");
-    systemctl(l1, &format!("stop {UNIT}"))?;
-    kept(l1)
+    Ok(())
 }

@@ -3,7 +3,7 @@
 
 mod early;
 mod faults;
-mod files;
+mod package;
 mod placed;
 mod texts;
 mod usb;
@@ -16,9 +16,9 @@ use super::steps;
 use crate::l0::machines;
 use crate::l1::{Guest, L1};
 use crate::scenario::{Lab, Scenario};
+use crate::scenarios::package::Traces;
 use crate::setup::progress;
-use files::Files;
-use texts::{ENDS, NAMES, ROUTER, VM_FILE};
+use texts::{ENDS, MODULES, NAMES, ROUTER, VM_FILE};
 
 pub static SCENARIOS: &[Scenario] = &[
     on_its_pc("service", service),
@@ -54,15 +54,19 @@ fn part(l1: &mut L1, what: &'static str, act: impl FnOnce(&mut L1) -> Result<()>
 /// From the package to its purge: what a user does, and nothing goes wrong.
 fn service(lab: &mut Lab) -> Result<()> {
     let l1 = &mut *lab.l1;
-    let files = Files::of(l1)?;
+    steps::settled(l1)?;
+    let traces = Traces::before(l1)?;
     part(l1, "install", install)?;
+    part(l1, "package", package::installed)?;
     part(l1, "devices.d", reserve)?;
     part(l1, "prepare", prepare)?;
     part(l1, "start", start)?;
     part(l1, "while it runs", unprivileged)?;
+    part(l1, "upgrade", package::upgraded)?;
     part(l1, "stop", stop)?;
     part(l1, "plugged in", early::plugged)?;
-    part(l1, "purge", |l1| purge(l1, &files))
+    part(l1, "removal", package::removed)?;
+    part(l1, "purge", |l1| package::purged(l1, &traces))
 }
 
 /// What goes wrong with a guest that runs as a service.
@@ -151,11 +155,7 @@ fn dpkg(l1: &mut L1, words: &str) -> Result<()> {
 fn install(l1: &mut L1) -> Result<()> {
     steps::settled(l1)?;
     steps::provide_package(l1)?;
-    dpkg(l1, "--install /share/passthru.deb")?;
-    l1.ok("id passthru && passthru --version && systemctl is-enabled passthru-recover")?;
-    l1.ok("systemd-analyze verify --man=no /usr/lib/systemd/system/passthru@.service \
-         /usr/lib/systemd/system/passthru-interrupts@.service /usr/lib/systemd/system/passthru-recover.service && udevadm verify /usr/lib/udev/rules.d/70-passthru.rules")?;
-    Ok(())
+    dpkg(l1, "--install /share/passthru.deb")
 }
 
 /// After the next boot the cards are on vfio-pci, and their driver has never seen them.
@@ -183,9 +183,12 @@ fn reserve(l1: &mut L1) -> Result<()> {
 
 /// All that the guest needs, and the host's ends of its wires.
 fn prepare(l1: &mut L1) -> Result<()> {
-    // Only the initramfs is wanted: the command line stands in the VM file.
-    l1.prepare(&Guest::new().fat().script(ROUTER))?;
-    l1.ok("mkdir -p /srv/router && cp /images/bzImage /srv/router/vmlinuz && cp /tmp/initrd* /srv/router/initrd.img && sync")?;
+    let initrd = l1.initrd(&Guest::new().script(ROUTER))?;
+    l1.ok(MODULES)?;
+    l1.ok(&format!(
+        "mkdir -p /srv/router && cp /images/bzImage /srv/router/vmlinuz && \
+         cat {initrd} /tmp/modules.cpio > /srv/router/initrd.img && sync"
+    ))?;
     l1.ok(VM_FILE)?;
     l1.ok(ENDS)?;
     Ok(())
@@ -243,22 +246,4 @@ fn restarts(l1: &mut L1) -> Result<()> {
     ensure!(counts(l1)? == before, "something stays behind at each restart");
     l1.ok("mv /etc/passthru/router.toml.orig /etc/passthru/router.toml")?;
     Ok(())
-}
-
-/// The cards go back to their driver, and no file stays.
-fn purge(l1: &mut L1, before: &Files) -> Result<()> {
-    dpkg(l1, "--purge passthru")?;
-    for bdf in [WAN, LAN] {
-        steps::eventually(
-            l1,
-            &format!("[ \"$(basename $(readlink /sys/bus/pci/devices/0000:{bdf}/driver))\" = e1000e ]"),
-        )?;
-        let left = l1.ok(&format!("cat /sys/bus/pci/devices/0000:{bdf}/driver_override"))?;
-        ensure!(left.trim() == "(null)", "{bdf} still has driver_override {left}");
-    }
-    l1.fails("getent passwd passthru", 2)?;
-    l1.fails("ls -d /run/passthru", 2)?;
-    let new = before.new_since(&Files::of(l1)?);
-    ensure!(new.is_empty(), "files stay behind:\n{}", new.join("\n"));
-    steps::settled(l1)
 }
