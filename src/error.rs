@@ -184,8 +184,8 @@ codes! {
          group the same iommu=. Devices of different groups may differ, but all of the guest's memory is then pinned twice.";
     BadDescriptor = 42, Usage, "a descriptor is not what it is said to be",
         "fd=N names a descriptor that passthru was started with: of the device's node (/dev/vfio/devices/vfioN) for \
-         vfio-pci, of /dev/iommu for the object iommufd. Whoever starts passthru opens it and lets it be inherited, as a \
-         shell does with `passthru run ... 5<>/dev/iommu`.";
+         vfio-pci, of /dev/iommu for the object iommufd, of a tap or macvtap for --netdev tap. Whoever starts passthru opens \
+         it and lets it be inherited, as a shell does with `passthru run ... 5<>/dev/iommu`.";
     UnknownObject = 43, Usage, "there is no such object",
         "A property such as iommufd= names an object by the id that --object gave it. `--object help` lists the types.";
     NamesUnusable = 44, Usage, "a file of device names cannot be used",

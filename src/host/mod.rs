@@ -22,6 +22,7 @@
 //! | [`survey`] | all functions by their groups, and what can be done with each group |
 //! | [`topology`] | processors, caches and memory nodes, and who has them |
 //! | [`lease`], [`threads`] | what is changed for as long as a guest runs: CPUs of interrupts and threads, huge pages |
+//! | [`inherited`] | descriptors that came with the process |
 //! | [`setting`] | what else `bind` changes: virtual functions, the size of BARs, the boot console |
 //! | [`journal`], [`effects`], [`bounded`] | what was there before a change, kept across a crash; the one place that changes the host, by a child process that may get stuck |
 
@@ -42,6 +43,7 @@ pub mod effects;
 pub mod files;
 pub mod findings;
 pub mod group;
+pub mod inherited;
 pub mod inspect;
 mod iova;
 pub mod journal;

@@ -2,14 +2,16 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
 use super::{BackendCx, HEADER, MAX_PAIRS, NetQueue, Netdev, Offloads, tun};
 use crate::error::{Code, Error, Result, explain_io};
-use crate::host::link;
+use crate::host::{Host, inherited, link};
 use crate::object::{Create, Int, Invalid, PropValue, TypeInfo, prop_enum, props};
 
 /// The row of the table of network back ends.
@@ -17,6 +19,8 @@ pub static TYPE: TypeInfo<Arc<dyn Netdev>, BackendCx> = TypeInfo::of::<TapType>(
 
 /// The device that taps are made with.
 const NODE: &str = "/dev/net/tun";
+/// What a descriptor that the user names has to be.
+const WANTED: &str = "an open tap or macvtap";
 /// The name under which the kernel takes the next free number.
 const NEXT: &str = "tap%d";
 
@@ -27,8 +31,12 @@ props! {
         ifname: Option<Interface>,
         /// Bridge of the host that it is put on
         br: Option<Interface>,
-        /// Pairs of queues; each is served by a thread, and the guest has to use them
-        queues: Int<1, MAX_PAIRS> = "1",
+        /// Descriptor of a tap or macvtap (/dev/tapN) that passthru was started with, instead of ifname
+        fd: Option<Descriptor>,
+        /// Several of them, which are its queues: 3:4:5
+        fds: Option<Descriptors>,
+        /// Pairs of queues, one by default; each is served by a thread, and the guest has to use them
+        queues: Option<Int<1, MAX_PAIRS>>,
         /// Let threads of the kernel move the packets (vhost-net): no thread of ours, no system call for a packet
         vhost: bool = "off",
         /// QEMU's word: no program is run, passthru switches the interface on itself
@@ -65,6 +73,49 @@ impl PropValue for Interface {
     }
 }
 
+/// The number of a descriptor that passthru was started with.
+type Descriptor = Int<3, { i32::MAX as u64 }>;
+
+/// Several numbers of descriptors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Descriptors(Vec<RawFd>);
+
+impl PropValue for Descriptors {
+    const KIND: &'static str = "str";
+
+    fn parse(text: &str) -> Result<Self, Invalid> {
+        let numbers: Result<Vec<RawFd>, Invalid> =
+            text.split(':').map(|number| Descriptor::parse(number).map(|number| number.get() as RawFd)).collect();
+        match numbers {
+            Ok(numbers) if numbers.len() as u64 <= MAX_PAIRS => Ok(Descriptors(numbers)),
+            _ => Err(Invalid::expected("numbers from 3 on, separated by colons")),
+        }
+    }
+}
+
+/// Where the queues come from.
+#[derive(Debug, PartialEq, Eq)]
+enum Source {
+    /// An interface by its name.
+    Interface,
+    /// Descriptors.
+    Descriptors(Vec<RawFd>),
+}
+
+fn source(props: &TapProps) -> Result<Source> {
+    let numbers = match (&props.fd, &props.fds) {
+        (None, None) => return Ok(Source::Interface),
+        (Some(fd), None) => vec![fd.get() as RawFd],
+        (None, Some(fds)) => fds.0.clone(),
+        (Some(_), Some(_)) => return Err(Error::new(Code::BadProperty, "fd= and fds= exclude each other")),
+    };
+    if props.ifname.is_some() || props.br.is_some() || props.queues.is_some() {
+        return Err(Error::new(Code::BadProperty, "fd= and fds= exclude ifname=, br= and queues=")
+            .fix("whoever opened the interface has named it and put it on its bridge: leave them out"));
+    }
+    Ok(Source::Descriptors(numbers))
+}
+
 struct TapType;
 
 impl Create<Arc<dyn Netdev>, BackendCx> for TapType {
@@ -72,8 +123,15 @@ impl Create<Arc<dyn Netdev>, BackendCx> for TapType {
     const GROUP: &'static str = "Network back ends";
     type Props = TapProps;
 
+    fn check(props: &TapProps) -> Result<()> {
+        source(props).map(drop)
+    }
+
     fn create(props: TapProps, _: &BackendCx) -> Result<Arc<dyn Netdev>> {
-        Ok(Arc::new(Tap::open(&props)?))
+        Ok(Arc::new(match source(&props)? {
+            Source::Interface => Tap::open(&props)?,
+            Source::Descriptors(numbers) => Tap::inherit(&numbers, props.vhost)?,
+        }))
     }
 }
 
@@ -87,10 +145,12 @@ struct Tap {
 
 impl Tap {
     fn open(props: &TapProps) -> Result<Tap> {
-        let several = props.queues.get() > 1;
+        let count = props.queues.map_or(1, Int::get);
         let mut name = props.ifname.as_ref().map_or(NEXT, |name| &name.0).to_owned();
+        // One that is there and has several queues is opened so, even if the guest gets one of them.
+        let several = count > 1 || flags(&name).is_some_and(tun::Flags::several);
         let mut queues: Vec<Arc<Queue>> = Vec::new();
-        for index in 0..props.queues.get() {
+        for index in 0..count {
             let queue = open(&mut name, several).map_err(|error| refused(&error, &name, several))?;
             // The guest uses the first pair until it asks for more.
             if index > 0 {
@@ -109,9 +169,53 @@ impl Tap {
             .evidence(props.br.as_ref().map_or_else(|| format!("tap {name}"), |bridge| format!("bridge {}", bridge.0)))
             .fix(format!("as root: ip tuntap add {name} mode tap user USER && ip link set {name} up"))
         })?;
-        let pairs = queues.iter().map(|queue| queue.clone() as Arc<dyn NetQueue>).collect();
-        Ok(Tap { name, queues, pairs, vhost: props.vhost })
+        Ok(Tap::of(name, queues, props.vhost))
     }
+
+    /// Of descriptors that passthru was started with, all of one interface, which is left as it is.
+    fn inherit(numbers: &[RawFd], vhost: bool) -> Result<Tap> {
+        let host = Host::real();
+        let mut interface: Option<String> = None;
+        let mut queues = Vec::new();
+        for number in numbers.iter().copied() {
+            inherited::device_folder(&host, number, WANTED)?;
+            let file = inherited::take(number)?;
+            let not = |evidence: String| inherited::bad(number, WANTED).evidence(evidence);
+            let (name, flags) = tun::interface(&file).map_err(|error| not(explain_io(&error)))?;
+            if !flags.framed() {
+                return Err(not(format!("{name} has no header before its packets"))
+                    .fix(format!("open it with IFF_VNET_HDR and IFF_NO_PI: ip tuntap add {name} mode tap vnet_hdr")));
+            }
+            if let Some(first) = interface.replace(name.clone()).filter(|first| *first != name) {
+                return Err(not(format!("it is of {name}, the one before of {first}")));
+            }
+            let queue = prepare(file, !queues.is_empty()).map_err(|error| not(explain_io(&error)))?;
+            queues.push(Arc::new(queue));
+        }
+        Ok(Tap::of(interface.unwrap_or_default(), queues, vhost))
+    }
+
+    fn of(name: String, queues: Vec<Arc<Queue>>, vhost: bool) -> Tap {
+        let pairs = queues.iter().map(|queue| queue.clone() as Arc<dyn NetQueue>).collect();
+        Tap { name, queues, pairs, vhost }
+    }
+}
+
+/// What an interface of the host is, if it is a tap.
+fn flags(name: &str) -> Option<tun::Flags> {
+    tun::Flags::parse(&std::fs::read_to_string(Path::new("/sys/class/net").join(name).join("tun_flags")).ok()?)
+}
+
+/// A descriptor that somebody else has opened, as a queue. `further`: the guest uses the first until it asks for more.
+fn prepare(file: File, further: bool) -> io::Result<Queue> {
+    let status = OFlag::from_bits_retain(fcntl(file.as_fd(), FcntlArg::F_GETFL)?);
+    fcntl(file.as_fd(), FcntlArg::F_SETFL(status | OFlag::O_NONBLOCK))?;
+    tun::set_header(&file)?;
+    tun::set_offloads(&file, Offloads::empty())?;
+    if further {
+        tun::set_queue(&file, false)?;
+    }
+    Queue::new(file)
 }
 
 /// Opens one queue. `name` becomes what the kernel has made of it.
@@ -218,6 +322,37 @@ impl NetQueue for Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::object::Props;
+
+    fn props(text: &str) -> Result<TapProps> {
+        let mut args = crate::object::Args::parse("--netdev", None, text)?;
+        let props = TapProps::parse(&mut args)?;
+        args.finish()?;
+        Ok(props)
+    }
+
+    #[test]
+    fn where_queues_come_from() {
+        let numbers = |text: &str| source(&props(text).unwrap()).map_err(|error| error.to_string());
+        assert_eq!(numbers("ifname=tap0,br=br0,queues=2"), Ok(Source::Interface));
+        assert_eq!(numbers("fd=3"), Ok(Source::Descriptors(vec![3])));
+        assert_eq!(numbers("fds=3:4:17"), Ok(Source::Descriptors(vec![3, 4, 17])));
+        for text in ["fd=3,fds=4", "fd=3,ifname=tap0", "fds=3:4,queues=2", "fd=3,br=br0"] {
+            assert!(numbers(text).unwrap_err().contains("exclude"), "{text}");
+        }
+        for text in ["fd=2", "fds=3:", "fds=", "fds=3,4"] {
+            assert!(props(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_descriptor_has_to_be_a_tap() {
+        let null = OwnedFd::from(File::open("/dev/null").unwrap());
+        fcntl(&null, FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+        let error = Tap::inherit(&[std::os::fd::IntoRawFd::into_raw_fd(null)], false).err().unwrap();
+        assert_eq!(error.code(), Code::BadDescriptor);
+        assert!(error.to_string().contains("tap or macvtap"), "{error}");
+    }
 
     #[test]
     fn names_of_interfaces() {

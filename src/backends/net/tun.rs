@@ -5,12 +5,13 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
-use vmm_sys_util::ioctl_iow_nr;
+use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr};
 
 use super::{HEADER, Offloads};
 
 const TUN: c_uint = b'T' as c_uint;
 ioctl_iow_nr!(TUNSETIFF, TUN, 202, c_int);
+ioctl_ior_nr!(TUNGETIFF, TUN, 210, c_uint);
 ioctl_iow_nr!(TUNSETOFFLOAD, TUN, 208, c_uint);
 ioctl_iow_nr!(TUNSETVNETHDRSZ, TUN, 216, c_int);
 ioctl_iow_nr!(TUNSETQUEUE, TUN, 217, c_int);
@@ -70,6 +71,35 @@ pub fn attach(tun: &impl AsRawFd, name: &str, multi_queue: bool) -> io::Result<S
     Ok(request.name())
 }
 
+/// Name and flags of the interface that an open tap or macvtap is a queue of; EBADFD if it is none yet.
+pub fn interface(tap: &impl AsRawFd) -> io::Result<(String, Flags)> {
+    let mut request = InterfaceRequest::default();
+    // SAFETY: the kernel writes one `struct ifreq`, which `request` has the size and layout of.
+    result(unsafe { ioctl_with_mut_ref(tap, TUNGETIFF(), &mut request) })?;
+    Ok((request.name(), Flags(request.flags)))
+}
+
+/// What an interface is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flags(i16);
+
+impl Flags {
+    /// As sysfs has them: /sys/class/net/NAME/tun_flags.
+    pub fn parse(text: &str) -> Option<Flags> {
+        i16::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok().map(Flags)
+    }
+
+    /// Whether it has several queues.
+    pub fn several(self) -> bool {
+        self.0 & IFF_MULTI_QUEUE != 0
+    }
+
+    /// Whether its packets are Ethernet frames behind a header, and nothing else.
+    pub fn framed(self) -> bool {
+        self.0 & (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR) == IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
+    }
+}
+
 /// Each packet has a header of [`HEADER`] bytes.
 pub fn set_header(tap: &impl AsRawFd) -> io::Result<()> {
     let size = HEADER as c_int;
@@ -106,5 +136,10 @@ mod tests {
         assert_eq!(size_of::<InterfaceRequest>(), size_of::<libc::ifreq>());
         assert_eq!(InterfaceRequest::new("tap0", 0).unwrap().name(), "tap0");
         assert!(InterfaceRequest::new("sixteen-letters-", 0).is_err());
+        for (text, several, framed) in [("0x5102\n", true, true), ("0x5002", false, true), ("0x1002", false, false)] {
+            let flags = Flags::parse(text).unwrap();
+            assert_eq!((flags.several(), flags.framed()), (several, framed), "{text}");
+        }
+        assert_eq!(Flags::parse("tap"), None);
     }
 }
