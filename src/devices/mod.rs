@@ -1,6 +1,7 @@
 //! Emulated devices that are no virtio device: what a PC has without a slot, and small functions.
 
 pub mod disk;
+pub mod e1000e;
 pub mod i6300esb;
 pub mod isa;
 pub mod ivshmem;

@@ -7,7 +7,7 @@ use crate::backends::memory::{self, MemoryRef};
 use crate::backends::net::NETDEVS;
 use crate::backends::{entropy, iothread};
 use crate::device::{Cx, ObjectCx, PCI, Plug};
-use crate::devices::{i6300esb, ivshmem, nvme, pvpanic, serial};
+use crate::devices::{e1000e, i6300esb, ivshmem, nvme, pvpanic, serial};
 use crate::error::Result;
 use crate::object::{Catalogue, Common, Create, Kind, PciPlace, Props, Registry, TypeInfo, prop_enum, props};
 use crate::{pci, scsi, vfio, virtio};
@@ -44,6 +44,7 @@ pub static DEVICES: Registry<Plug, Cx> = Registry {
         &nvme::NAMESPACE,
         &virtio::pmem::TYPE,
         &virtio::net::TYPE,
+        &e1000e::TYPE,
         &virtio::rng::TYPE,
         &virtio::balloon::TYPE,
         &virtio::mem::TYPE,

@@ -9,3 +9,4 @@ pub mod disk;
 pub mod guest;
 pub mod input;
 pub mod seeds;
+pub mod wire;

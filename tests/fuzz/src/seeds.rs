@@ -22,6 +22,7 @@ pub static TARGETS: &[Target] = &[
     Target { name: "arguments", seeds: arguments },
     Target { name: "capabilities", seeds: capabilities },
     Target { name: "config_space", seeds: config_space },
+    Target { name: "e1000e", seeds: e1000e },
     Target { name: "msix_table", seeds: msix_table },
     Target { name: "nvme", seeds: nvme },
     Target { name: "qcow2", seeds: qcow2 },
@@ -67,6 +68,29 @@ fn endpoint() -> Vec<u8> {
     put(0x140, &[0x15, 0, 0x01, 0x20]);
     put(0x200, &[0x10, 0, 0x01, 0]);
     space
+}
+
+/// A ring of what goes, with a packet that is cut into segments, and one of what comes; then a driver's steps.
+fn e1000e() -> Vec<Vec<u8>> {
+    let dwords = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    let mut input = vec![3];
+    let mut memory = |at: u16, bytes: &[u8]| {
+        input.extend(at.to_le_bytes());
+        input.push(bytes.len() as u8);
+        input.extend_from_slice(bytes);
+    };
+    memory(0x1000, &dwords(&[33 << 16 | 24 << 8 | 14, 50 << 8 | 34, 0x27 << 24 | 900, 300 << 16 | 54 << 8]));
+    memory(0x1010, &dwords(&[0x8000, 0, 954 | 1 << 20 | 0x2d << 24, 3 << 8]));
+    memory(0x2000, &dwords(&[0x4000, 0, 0, 0, 0x5000, 0, 0, 0]));
+    // Kind, offset or address, value: the rings' tails, a tag, the causes, masks and vectors, what was written back.
+    for (kind, at, value) in
+        [(4, 0, 2u32), (4, 1, 4), (0, 0x38, 0x8100), (0, 0xe4, 0x800a_0908), (0, 0xd0, !0), (1, 0xc0, 0)]
+    {
+        input.push(kind);
+        input.extend(u16::to_le_bytes(at));
+        input.extend(value.to_le_bytes());
+    }
+    vec![input]
 }
 
 fn capabilities() -> Vec<Vec<u8>> {

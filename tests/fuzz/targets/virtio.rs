@@ -1,18 +1,15 @@
 //! A virtio device behind its registers, and a driver that writes into them and into its rings what it likes.
 #![no_main]
 
-use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use fuzz::input::Input;
+use fuzz::wire::Wire;
 use libfuzzer_sys::fuzz_target;
 use passthru::backends::Backends;
 use passthru::backends::block::null::{Null, Props};
 use passthru::backends::chardev;
-use passthru::backends::net::{HEADER, NetQueue, Netdev, Offloads};
 use passthru::device::{Adds, AnyDevice, Cx, Plug, Unit, UnitBus};
 use passthru::host::Host;
 use passthru::irq::Router;
@@ -56,59 +53,6 @@ const RINGS: u64 = 0x1000;
 const QUEUES: u64 = 4;
 const MAX_STEPS: usize = 64;
 
-/// A wire to nowhere, from which each look takes one packet until it is empty.
-struct Wire {
-    pairs: Vec<Arc<dyn NetQueue>>,
-}
-
-struct End {
-    watch: Arc<OwnedFd>,
-    left: std::sync::atomic::AtomicU32,
-}
-
-impl NetQueue for End {
-    fn watch(&self) -> &Arc<OwnedFd> {
-        &self.watch
-    }
-    fn receive(&self, into: &mut [u8]) -> io::Result<Option<usize>> {
-        let left = self.left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
-        if left == 0 {
-            self.left.store(0, std::sync::atomic::Ordering::Relaxed);
-            return Ok(None);
-        }
-        let len = HEADER + 60 * left as usize;
-        into[..len].fill(0x5a);
-        Ok(Some(len))
-    }
-    fn send(&self, packet: &[u8]) -> io::Result<bool> {
-        assert!(packet.len() >= HEADER);
-        Ok(true)
-    }
-}
-
-impl Netdev for Wire {
-    fn pairs(&self) -> &[Arc<dyn NetQueue>] {
-        &self.pairs
-    }
-    fn offloads(&self) -> Offloads {
-        Offloads::all()
-    }
-    fn set_offloads(&self, _: Offloads) -> io::Result<()> {
-        Ok(())
-    }
-    fn set_pairs(&self, count: usize) -> io::Result<()> {
-        assert!(count <= self.pairs.len());
-        Ok(())
-    }
-    fn place(&self) -> String {
-        "nowhere".into()
-    }
-}
-
-/// Both ends, of which the other keeps it open.
-static SOCKET: LazyLock<Option<(Arc<OwnedFd>, UnixStream)>> =
-    LazyLock::new(|| UnixStream::pair().ok().map(|(a, b)| (Arc::new(a.into()), b)));
-
 fn backends() -> Option<Arc<Backends>> {
     let backends = Backends::default();
     let null = Null::new(Props { size: Size(1 << 20), read_zeroes: true, read_only: false });
@@ -117,9 +61,7 @@ fn backends() -> Option<Arc<Backends>> {
     backends.chardevs.add("c0".into(), "null", nowhere, false).ok()?;
     let blocks = Arc::new(HostMem::anonymous(16 << 20, PageSize::Small).ok()?);
     backends.memories.add("m0".into(), "memory-backend-ram", blocks, false).ok()?;
-    let watch = SOCKET.as_ref()?.0.clone();
-    let end: Arc<dyn NetQueue> = Arc::new(End { watch, left: 4.into() });
-    backends.netdevs.add("n0".into(), "wire", Arc::new(Wire { pairs: vec![end] }), false).ok()?;
+    backends.netdevs.add("n0".into(), "wire", Arc::new(Wire::new()?), false).ok()?;
     Some(Arc::new(backends))
 }
 
