@@ -18,6 +18,7 @@ mod lifecycle;
 mod main_job;
 pub mod matrix;
 mod memory;
+mod netdevs;
 mod package;
 mod placement;
 mod prepared;
@@ -68,6 +69,7 @@ static TABLES: &[&[Scenario]] = &[
     vga::SCENARIOS,
     virtio::SCENARIOS,
     daemons::SCENARIOS,
+    netdevs::SCENARIOS,
 ];
 
 /// Every scenario, in the order in which they run.
