@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`tap`] | an interface of the host: a new one, one that is there, or one that passthru was started with |
 //! | [`stream`] | a socket on which each packet follows its length |
+//! | [`socket`] | the same in QEMU's older words |
 //! | [`vhost_user`] | a daemon that serves the device's queues itself |
 //! | [`user`] | the host's network without any privilege, by the program passt |
 //! | `frames` | packets in a stream of bytes |
@@ -13,6 +14,7 @@
 //! as on a wire.
 
 pub mod frames;
+pub mod socket;
 pub mod stream;
 pub mod tap;
 mod tun;
@@ -111,7 +113,7 @@ pub static NETDEVS: Registry<Arc<dyn Netdev>, BackendCx> = Registry {
     common: Common::TABLE,
     on_bus: &[],
     aliases: &[],
-    types: &[&tap::TYPE, &user::TYPE, &stream::TYPE, &vhost_user::TYPE],
+    types: &[&tap::TYPE, &user::TYPE, &stream::TYPE, &socket::TYPE, &vhost_user::TYPE],
 };
 
 props! {

@@ -81,11 +81,7 @@ impl Create<Arc<dyn Netdev>, BackendCx> for StreamType {
                 (format!("tcp:{host}:{port}"), TcpStream::connect((host.as_str(), port)).map(OwnedFd::from))
             }
         };
-        let queue = socket.and_then(Framed::new).map_err(|error| {
-            Error::new(Code::NetdevFailed, format!("{place} cannot be connected to: {}", explain_io(&error)))
-                .fix("start the program at the other end first")
-        })?;
-        Ok(Arc::new(Stream::new(queue, place)))
+        Ok(Arc::new(Stream::connected(socket, place)?))
     }
 }
 
@@ -96,6 +92,18 @@ pub(super) struct Stream {
 }
 
 impl Stream {
+    /// On a socket that was to be connected.
+    ///
+    /// # Errors
+    /// [`Code::NetdevFailed`]: it is not.
+    pub(super) fn connected(socket: io::Result<OwnedFd>, place: String) -> Result<Stream> {
+        let queue = socket.and_then(Framed::new).map_err(|error| {
+            Error::new(Code::NetdevFailed, format!("{place} cannot be connected to: {}", explain_io(&error)))
+                .fix("start the program at the other end first")
+        })?;
+        Ok(Stream::new(queue, place))
+    }
+
     /// `place`: where it goes, for people.
     pub(super) fn new(queue: Framed, place: String) -> Stream {
         Stream { pairs: [Arc::new(queue)], place }
