@@ -38,11 +38,12 @@ const STREAM: Nic = by_passt(4);
 const VHOST_USER: Nic = by_passt(5);
 const E1000E: Nic = by_passt(6);
 const MACVTAP: Nic = Nic { number: 7, guest: "10.9.7.2/24", host: "10.9.7.1" };
-/// A macvtap on one end of a pair, whose other end is L1's.
+/// A macvtap on one end of a pair, whose other end is L1's. Passt is a server of DHCP on hosts with a default route.
 const MAKE_MACVTAP: &str = "modprobe -a veth macvtap; ip link add lab3 type veth peer name lab4; \
     ip link add link lab3 name lab5 type macvtap mode bridge; ip link set lab5 address 52:54:00:09:00:07; \
-    for link in lab3 lab4 lab5; do ip link set $link up; done; ip addr add 10.9.7.1/24 dev lab4";
-/// Passt gives an address by DHCP; which one depends on the routes that the host has.
+    for link in lab3 lab4 lab5; do ip link set $link up; done; ip addr add 10.9.7.1/24 dev lab4; \
+    ip route add default via 10.9.7.254 dev lab4";
+/// Passt gives the guest the host's address.
 const DHCP: &str = "printf '#!/bin/sh\\n[ $1 != bound ] || ip addr add $ip/$mask dev $interface\\n' > /tmp/dhcp; \
     chmod +x /tmp/dhcp; ip link set $IF up; udhcpc -i $IF -n -q -t 10 -s /tmp/dhcp; \
     echo LAB dhcp=$(ip -4 -o addr show dev $IF | grep -c inet); ip addr flush dev $IF";
@@ -56,9 +57,9 @@ fn netdevs(lab: &mut Lab) -> Result<()> {
          ip tuntap add lab1 mode tap vnet_hdr; ip addr add 10.9.1.1/24 dev lab1")?;
     let sum = lab.l1.ok("sha256sum < /tmp/net.file | cut -d ' ' -f 1")?.trim().to_owned();
     let servers = [lab.l1.start(FILE_SERVER)?, lab.l1.start(IPERF_SERVER)?];
+    lab.l1.ok(MAKE_MACVTAP)?;
     let stream = start(lab.l1, PASST, "/tmp/stream.sock")?;
     let user = start(lab.l1, PASST_USER, "/tmp/user.sock")?;
-    lab.l1.ok(MAKE_MACVTAP)?;
     let mut guest = Guest::new()
         .tools()
         .cpus(2)
