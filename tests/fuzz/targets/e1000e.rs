@@ -13,6 +13,7 @@ use passthru::host::Host;
 use passthru::irq::Router;
 use passthru::machine::types::DEVICES;
 use passthru::memory::host::PageSize;
+use passthru::memory::room::Room;
 use passthru::memory::{Backing, HostMem, Memory, PRIORITY_PLATFORM, Region, Space};
 use passthru::object::Args;
 use passthru::pci::{Decode, Devfn, PciFunction, PciRoot, Slot};
@@ -49,6 +50,7 @@ impl Guest {
             on_root_bus: false,
             next_slot: 1,
             memory: memory.clone(),
+            room: Room::new(0..0),
             router,
             decode,
             vfio: Vfio::new(Host::copied_to(Path::new("/nonexistent")), memory.clone()),
