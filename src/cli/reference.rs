@@ -141,9 +141,10 @@ $ socat - UNIX-CONNECT:/run/passthru/guest.sock
 ```
 
 Every guest has such a socket without being asked for one, at /run/passthru/vm/NAME/qmp.sock, or below $XDG_RUNTIME_DIR
-if its user is not root; `passthru ctl NAME` speaks with it ([service.md](service.md)). Up to 16 clients are served at a
-time, others wait. A request has 64 KiB at most. A client that leaves 1 MiB of answers and
-events unread is dropped. Where a command fails for a reason that has an error code, the error's `data` has the code,
+if its user is not root; `passthru ctl NAME` speaks with it ([service.md](service.md)). A character back end can have a
+client as well: `--chardev socket,id=m0,path=m0.sock,server=on,wait=off --mon m0,mode=control`. Up to 16 clients of sockets
+are served at a time, others wait. A request has 64 KiB at most. A client that leaves 1 MiB of answers and events unread is
+dropped. Where a command fails for a reason that has an error code, the error's `data` has the code,
 what was seen and what mends it ([troubleshooting.md](troubleshooting.md)).
 ";
 

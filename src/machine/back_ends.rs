@@ -73,8 +73,10 @@ const VHOST_USER: &str = "vhost-user";
 pub struct BackEnds {
     /// The one of the board's serial port, if there is a port.
     serial: Option<String>,
-    /// Those that have a monitor.
+    /// Those that have a monitor for people.
     monitors: Vec<String>,
+    /// Those that have one for programs.
+    controls: Vec<String>,
     objects: Vec<Planned<(), ObjectCx>>,
     chardevs: Vec<Planned<Arc<dyn Chardev>, BackendCx>>,
     nodes: Vec<Planned<Arc<dyn BlockNode>, BackendCx>>,
@@ -89,7 +91,7 @@ impl BackEnds {
     pub fn plan(options: &RunOptions) -> Result<BackEnds> {
         let mut chardevs = options.back_ends(Kind::Chardev).to_vec();
         let mut monitors = Vec::new();
-        for target in [&options.serial].into_iter().chain(&options.monitors) {
+        for target in [&options.serial].into_iter().chain(&options.monitors.people) {
             let is_serial = std::ptr::eq(target, &options.serial);
             match target {
                 Target::New(new) => {
@@ -106,6 +108,7 @@ impl BackEnds {
         }
         Ok(BackEnds {
             monitors,
+            controls: options.monitors.programs.clone(),
             serial: serial::back_end(&options.serial),
             chardevs: plan::<chardev::Common, _, _>(&CHARDEVS, &chardevs)?,
             objects: plan::<ObjectCommon, _, _>(&OBJECTS, options.back_ends(Kind::Object))?,
@@ -138,7 +141,7 @@ impl BackEnds {
             let serial = targets.take(&serial::ID.into(), Refers::to(Kind::Chardev), id);
             serial.map_err(|error| error.evidence(format!("--serial chardev:{id}")))?;
         }
-        for id in &self.monitors {
+        for id in self.monitors.iter().chain(&self.controls) {
             let monitor = targets.take(&MONITOR.into(), Refers::to(Kind::Chardev), id);
             monitor.map_err(|error| error.evidence(format!("--mon {id}")))?;
         }
@@ -157,7 +160,12 @@ impl BackEnds {
         self.serial.as_deref()
     }
 
-    /// The names of the back ends that have a monitor.
+    /// The names of the back ends that have a monitor for programs.
+    pub fn controls(&self) -> &[String] {
+        &self.controls
+    }
+
+    /// The names of the back ends that have a monitor for people.
     pub fn monitors(&self) -> &[String] {
         &self.monitors
     }
@@ -265,6 +273,7 @@ mod tests {
         BackEnds {
             serial: None,
             monitors: Vec::new(),
+            controls: Vec::new(),
             objects,
             chardevs: Vec::new(),
             nodes: Vec::new(),

@@ -171,7 +171,7 @@ mod tests {
             back_ends: Default::default(),
             serial: crate::backends::chardev::shorthand::Target::None,
             qmp: Vec::new(),
-            monitors: Vec::new(),
+            monitors: Default::default(),
             paused: false,
             uuid: None,
             actions: options::action::parse(parsed("--action", "panic", "")).unwrap(),

@@ -232,6 +232,7 @@ impl Machine {
         vfio.tell_of_interrupts(Arc::new(move |device| arrived.post(Task::Interrupts(device))));
         vfio.set_pinning(pinning::at_start(machine.dma_map, options.smp.cpus(), &inbox));
         let (serial, monitors) = (back_ends.serial().map(str::to_owned), back_ends.monitors().to_vec());
+        let controls = back_ends.controls().to_vec();
         // Devices that other processes serve come with memory that these can be given.
         let shares_memory = back_ends.share_memory(&places);
         let backends = back_ends.make(&vfio, &event_loop.handle())?;
@@ -241,6 +242,9 @@ impl Machine {
         for id in monitors {
             let alone = !backends.chardevs.list().iter().any(|row| *row.name == *id && row.shared);
             monitor.attach(backends.chardevs.claim(&id, back_ends::MONITOR)?, alone, &event_loop);
+        }
+        for id in controls {
+            monitor.attach_control(backends.chardevs.claim(&id, back_ends::MONITOR)?, &event_loop);
         }
         let serial = serial.map(|id| backends.chardevs.claim(&id, options::serial::ID)).transpose()?;
         let board = Board::new(&memory, &router, &mut event_loop, &events, serial)?;

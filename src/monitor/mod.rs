@@ -7,6 +7,7 @@
 //! | [`commands`] | the table of commands; one file for each group |
 //! | [`control`] | what the commands need of a machine; a fake in tests |
 //! | [`hmp`] | the monitor for people on a character back end |
+//! | [`wire`] | a character back end as a client's connection |
 //! | [`folder`] | where every guest's own socket is, without being asked for |
 //! | [`client`] | a connection with bounded buffers |
 //!
@@ -21,9 +22,11 @@ pub mod folder;
 pub mod hmp;
 pub mod message;
 pub mod options;
+mod wire;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -43,6 +46,7 @@ use control::Ticket;
 use hmp::Hmp;
 use message::{Failure, Parsed};
 pub use options::QmpOptions;
+use wire::Wire;
 
 /// How long the end of the process waits for a client that does not read.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
@@ -61,6 +65,8 @@ struct Inner {
     clients: BTreeMap<u64, Connection>,
     /// The monitors for people.
     humans: Vec<Hmp>,
+    /// Character back ends with a client at their other end.
+    wires: Vec<Wire>,
     /// The number of the last client.
     last: u64,
 }
@@ -94,6 +100,11 @@ impl Monitor {
     /// Lets people use the monitor by a character back end. `alone`: no console is on the same one.
     pub fn attach(&self, chardev: Claim<dyn Chardev>, alone: bool, event_loop: &EventLoop) {
         self.0.borrow_mut().humans.push(Hmp::new(chardev, alone, event_loop.handle()));
+    }
+
+    /// Lets a program control the guest by a character back end.
+    pub fn attach_control(&self, chardev: Claim<dyn Chardev>, event_loop: &EventLoop) {
+        self.0.borrow_mut().wires.push(Wire::new(chardev, event_loop.handle()));
     }
 
     /// Runs the loop until a client is there, or until the user ends the process.
@@ -167,6 +178,12 @@ impl Monitor {
 
     /// Brings the event loop to what the sockets wait for. Called before the loop runs again.
     pub fn settle(&self, event_loop: &mut EventLoop) {
+        // Out of the cell, where new clients come.
+        let mut wires = std::mem::take(&mut self.0.borrow_mut().wires);
+        for wire in &mut wires {
+            wire.step(event_loop, |stream, event_loop| self.adopt(stream, event_loop));
+        }
+        self.0.borrow_mut().wires.append(&mut wires);
         let mut inner = self.0.borrow_mut();
         let was_full = inner.clients.len() >= MAX_CLIENTS;
         inner.clients.retain(|_, Connection { client, token }| {
@@ -186,7 +203,13 @@ impl Monitor {
         if self.0.borrow().clients.len() >= MAX_CLIENTS {
             return;
         }
-        let Some(stream) = listener.accept() else { return };
+        if let Some(stream) = listener.accept() {
+            self.adopt(stream, event_loop);
+        }
+    }
+
+    /// Takes a connection for a new client's.
+    fn adopt(&self, stream: UnixStream, event_loop: &mut EventLoop) {
         let mut client = Client::new(stream);
         client.send(&message::greeting());
         let mut inner = self.0.borrow_mut();
@@ -225,6 +248,7 @@ impl Monitor {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.clients.values_mut().for_each(|connection| connection.client.finish(FLUSH_LIMIT));
+        self.wires.iter().for_each(|wire| wire.finish(FLUSH_LIMIT));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use super::commands::tests::Fake;
 use super::*;
@@ -211,4 +212,39 @@ fn the_file_goes_with_the_machine() {
     drop(monitor);
     drop(event_loop);
     assert!(!path.exists());
+}
+
+#[test]
+fn a_program_is_a_client_at_the_end_of_a_character_back_end() {
+    use crate::backends::chardev::testing::Recorder;
+    let mut bench = Bench::new();
+    let backends = &bench.fake.backends;
+    let recorder = Arc::new(Recorder::default());
+    backends.chardevs.add("mon0".into(), "socket", recorder.clone(), false).unwrap();
+    bench.monitor.attach_control(backends.chardevs.claim("mon0", "monitor").unwrap(), &bench.event_loop);
+    bench.monitor.settle(&mut bench.event_loop);
+    let front = || recorder.front.get().unwrap();
+    let said = |bench: &mut Bench| {
+        for _ in 0..100 {
+            bench.turn();
+            if recorder.bytes.lock().ends_with(b"\n") {
+                break;
+            }
+        }
+        let bytes: Vec<u8> = recorder.bytes.lock().drain(..).collect();
+        serde_json::from_slice::<Value>(&bytes).unwrap()
+    };
+    assert!(said(&mut bench)["QMP"].is_object());
+    front().input(b"{\"execute\": \"qmp_capabilities\"}");
+    assert_eq!(said(&mut bench), json!({"return": {}}));
+    front().input(b"{\"execute\": \"stop\", \"id\": 7}");
+    assert_eq!(said(&mut bench), json!({"return": {}, "id": 7}));
+    assert_eq!(bench.fake.calls, ["stop"]);
+
+    // Who comes after the one that has gone begins anew.
+    front().peer_changed(false);
+    front().peer_changed(true);
+    assert!(said(&mut bench)["QMP"].is_object());
+    front().input(b"{\"execute\": \"stop\"}");
+    assert_eq!(said(&mut bench)["error"]["class"], "CommandNotFound");
 }

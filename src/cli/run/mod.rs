@@ -93,8 +93,8 @@ pub struct RunArgs {
     /// goes from the console to a monitor
     #[arg(long, value_name = "TO", action = ArgAction::Append)]
     monitor: Vec<String>,
-    /// Monitor for people on a character back end
-    #[arg(long, value_name = "ID[,mode=readline]", action = ArgAction::Append)]
+    /// Monitor on a character back end: for people, or for programs (QMP)
+    #[arg(long, value_name = "ID[,mode=readline|control]", action = ArgAction::Append)]
     mon: Vec<String>,
     /// Let the guest's processors stand still at first: `cont` of a monitor starts them
     #[arg(short = 'S', long)]

@@ -24,7 +24,7 @@ impl RunOptions {
         // What is nested wrongly is said when the nodes are made.
         let nodes = block::expand(self.back_ends(Kind::Node)).unwrap_or_default();
         all.extend(nodes.iter().filter_map(disk));
-        let targets = self.monitors.iter().chain([&self.serial]).filter_map(|target| match target {
+        let targets = self.monitors.people.iter().chain([&self.serial]).filter_map(|target| match target {
             Target::New(new) => Some(&new.args),
             Target::None | Target::Named(_) => None,
         });

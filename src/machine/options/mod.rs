@@ -53,8 +53,8 @@ pub struct RunOptions {
     pub back_ends: BTreeMap<Kind, Vec<Args>>,
     /// Where the serial port goes.
     pub serial: Target,
-    /// Where people find a monitor, besides the one of the serial port.
-    pub monitors: Vec<Target>,
+    /// Where people and programs find a monitor on a character back end, besides the one of the serial port.
+    pub monitors: mon::Monitors,
     /// The control sockets.
     pub qmp: Vec<QmpOptions>,
     /// The guest's processors stand still until a monitor's `cont`.
