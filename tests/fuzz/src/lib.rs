@@ -6,6 +6,7 @@
 
 pub mod device;
 pub mod disk;
+pub mod driver;
 pub mod guest;
 pub mod input;
 pub mod seeds;

@@ -28,6 +28,7 @@ pub static TARGETS: &[Target] = &[
     Target { name: "qcow2", seeds: qcow2 },
     Target { name: "qmp", seeds: qmp },
     Target { name: "rom", seeds: rom },
+    Target { name: "vhost_user", seeds: vhost_user },
     Target { name: "virtio", seeds: virtio },
 ];
 
@@ -281,6 +282,17 @@ fn virtio() -> Vec<Vec<u8>> {
     .concat();
     let seed = |device: u8| [&[device][..], &[0xff; 6], &[parts.len() as u8], &parts.concat(), &actions].concat();
     (0..3).map(seed).collect()
+}
+
+/// The device, how many of the daemon's decisions follow, all of which are to answer as it should, and a driver's steps.
+fn vhost_user() -> Vec<Vec<u8>> {
+    let steps = [[0, 0, 0, 0], [1, 0x14, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0], [0, 1, 0, 0]].concat();
+    let seed = |device: u8, answers: &[u8]| [&[device, answers.len() as u8], answers, &steps].concat();
+    (0..3)
+        .flat_map(|device| {
+            [seed(device, &[]), seed(device, &[0, 0, 0, 0, 5, 1, 2, 3, 4, 5, 6, 7, 8, 6, 4, 1, 2, 3, 4])]
+        })
+        .collect()
 }
 
 #[cfg(test)]
