@@ -7,7 +7,7 @@ if [ "$1" = 0 ]; then
         fi
     fi
     if [ -d /run/passthru ]; then
-        passthru recover || {
+        { passthru recover && passthru udev-reserve --end; } || {
             echo "passthru: devices could not be given back; end the guests that hold them (passthru list), then remove the package again" >&2
             exit 1
         }

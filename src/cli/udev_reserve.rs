@@ -13,20 +13,27 @@ use crate::host::reserve::Announced;
 #[command(hide = true)]
 pub(super) struct UdevReserveArgs {
     /// The function that has appeared
-    #[arg(value_name = "BDF")]
-    device: Bdf,
+    #[arg(value_name = "BDF", required_unless_present = "end")]
+    device: Option<Bdf>,
     /// Let vfio-pci have it, if it is reserved
     #[arg(long)]
     probe: bool,
+    /// Give all reserved devices to the drivers of the host: the package goes
+    #[arg(long)]
+    end: bool,
 }
 
 /// Prints properties for udev. What is wrong with devices.d is told on standard error, which udev writes to its journal, and
 /// is no failure: the device's other rules go on.
 pub(super) fn execute(args: &UdevReserveArgs, host: &Host) -> Result<()> {
+    let Some(device) = args.device else {
+        let ended = host.end_reservations()?;
+        return output::print(&ended.iter().map(|bdf| format!("{bdf}: no longer reserved\n")).collect::<String>());
+    };
     if args.probe {
-        return host.probe_reserved(args.device);
+        return host.probe_reserved(device);
     }
-    let (announced, errors) = host.announce(args.device);
+    let (announced, errors) = host.announce(device);
     errors.iter().for_each(output::report);
     output::print(&text(&announced))
 }

@@ -5,6 +5,10 @@
 //! and `passthru check` says so. To `bind` a reserved device is one that was on vfio-pci before, hence `release` leaves it
 //! there. A reservation ends with the next boot without it.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use super::busy::busy_error;
 use super::change::VFIO_PCI;
 use super::names::{Declared, Identity, Name, resolve};
 use super::{Host, read};
@@ -86,6 +90,46 @@ impl Host {
         })
     }
 
+    /// Ends every reservation: devices that are on vfio-pci for one go to the host's drivers, as when the package is removed.
+    /// Gives them.
+    ///
+    /// # Errors
+    /// `Busy` if a process has one open, and none is touched: unbind would wait for it; `DeviceAbsent`, `BindFailed`, `Stuck`.
+    pub fn end_reservations(&self) -> Result<Vec<Bdf>> {
+        let identities = self.identities();
+        let (declared, _) = self.declared();
+        let named = declared.iter().filter(|one| one.reserve).flat_map(|one| meant(one, &identities));
+        let reserved: BTreeSet<Bdf> =
+            named.filter(|bdf| self.driver_override(*bdf).as_deref() == Some(VFIO_PCI)).collect();
+        for &bdf in &reserved {
+            let device = self.device(bdf)?;
+            let holders = self.holders(&device);
+            if !holders.processes.is_empty() {
+                return Err(busy_error(&device, &holders, None));
+            }
+        }
+        for &bdf in &reserved {
+            let write = |file: PathBuf, value: &str| {
+                let refused = |error: &std::io::Error| {
+                    Error::new(Code::BindFailed, format!("{bdf} could not be given to the host's drivers"))
+                        .evidence(format!("{}: {}", file.display(), explain_io(error)))
+                        .fix("run it as root; `dmesg | tail` may say more")
+                };
+                self.set_attribute(format_args!("end the reservation of {bdf}"), &file, value, refused)
+            };
+            write(self.device_path(bdf).join("driver_override"), "\n")?;
+            if self.driver(bdf).as_deref() == Some(VFIO_PCI) {
+                write(self.device_path(bdf).join("driver/unbind"), &bdf.to_string())?;
+            }
+            // Its driver was kept from being loaded for it; it may have none.
+            if let Some(alias) = read::text(self.device_path(bdf).join("modalias")) {
+                let _ = self.effects().load_module(&alias);
+            }
+            write(self.sys("bus/pci/drivers_probe"), &bdf.to_string())?;
+        }
+        Ok(reserved.into_iter().collect())
+    }
+
     /// Reserved devices that a driver of the host has all the same.
     pub(super) fn check_reserved(&self, declared: &[Declared], identities: &[Identity]) -> Vec<Error> {
         let reserved = declared.iter().filter(|one| one.reserve);
@@ -139,6 +183,22 @@ mod tests {
     }
 
     const LAN: &str = "[[device]]\nname = \"lan\"\npath = \"0000:01:00.0\"\nreserve = true\nstart = \"router\"\n";
+
+    #[test]
+    fn reservations_end_where_nobody_has_the_device_open() {
+        let tree = tree(LAN);
+        tree.file("dev/vfio/1", "");
+        tree.host().announce(bdf("01:00.0"));
+        tree.host().probe_reserved(bdf("01:00.0")).unwrap();
+        tree.process(42, "passthru", &[&tree.host().group_node(1)]);
+        assert_eq!(tree.host().end_reservations().unwrap_err().code(), Code::Busy);
+        assert_eq!(tree.host().driver(bdf("01:00.0")).as_deref(), Some("vfio-pci"));
+        tree.end(42);
+        assert_eq!(tree.host().end_reservations().unwrap(), [bdf("01:00.0")]);
+        assert_ne!(tree.host().driver(bdf("01:00.0")).as_deref(), Some("vfio-pci"));
+        assert_eq!(tree.host().driver_override(bdf("01:00.0")), None);
+        assert!(tree.host().end_reservations().unwrap().is_empty());
+    }
 
     #[test]
     fn a_device_is_reserved_by_the_first_event_of_any() {
