@@ -36,6 +36,11 @@ pub fn passthru(given: Option<&Path>, profile: &str) -> Result<PathBuf> {
         ensure!(file.is_file(), "there is no file {}", file.display());
         return file.canonicalize().context("passthru's path");
     }
+    built(profile)
+}
+
+/// The `passthru` of this tree, built with `profile`.
+pub fn built(profile: &str) -> Result<PathBuf> {
     let status = cargo()
         .args(["build", "--quiet", "--package", "passthru", "--profile", profile])
         .status()

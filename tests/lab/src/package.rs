@@ -26,7 +26,8 @@ pub fn debian_for_scenarios() -> Result<PathBuf> {
 /// Makes both packages of a passthru that is built with `profile`; returns the files.
 pub fn run(profile: &str) -> Result<Vec<PathBuf>> {
     let tools = tools()?;
-    let passthru = build::passthru(None, profile)?;
+    // cargo-deb takes the one of this tree: another one is not asked for its man pages either.
+    let passthru = build::built(profile)?;
     let folder = build::target().join("package");
     // What an earlier version has made must not come along.
     if folder.exists() {
