@@ -47,7 +47,10 @@ pub fn with_bound<T>(lab: &mut Lab, devices: &[&str], work: impl FnOnce(&mut Lab
 
 /// Waits until the systemd of a machine that has one has done all that it had to do, and checks that nothing failed.
 pub fn settled(l1: &mut L1) -> Result<()> {
-    let state = l1.sh_within("udevadm settle; systemctl is-system-running --wait", Duration::from_secs(200))?;
+    // Asked too early, before there is a bus to ask on, systemctl does not wait.
+    let ask = "udevadm settle; for i in $(seq 100); do state=$(systemctl is-system-running --wait); \
+               case $state in running|degraded) break;; esac; sleep 1; done; echo $state";
+    let state = l1.sh_within(ask, Duration::from_secs(200))?;
     let failed = "systemctl --failed --no-pager; systemctl list-jobs --no-pager; journalctl -b -p err --no-pager";
     ensure!(state.stdout.trim() == "running", "systemd is {state:?}:\n{}", l1.sh(failed)?.stdout);
     Ok(())
