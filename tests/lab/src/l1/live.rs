@@ -162,6 +162,12 @@ impl Live {
         vm["exits"]["mmio-write"].as_u64().with_context(|| format!("no exits in {vm}"))
     }
 
+    /// Ends the VMM by its control socket, and waits for its end.
+    pub fn quit(mut self, l1: &mut L1) -> Result<Ended> {
+        self.qmp(l1, "quit", json!({}))?;
+        l1.ended(self.shell().job())
+    }
+
     /// Switches the guest off from inside and waits for the VMM's end.
     pub fn power_off(self, l1: &mut L1) -> Result<Ended> {
         self.shell.power_off(l1)

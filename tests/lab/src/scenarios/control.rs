@@ -49,8 +49,7 @@ fn power(lab: &mut Lab) -> Result<()> {
     let reset = guest.event(lab.l1, "RESET")?;
     ensure!(reset["reason"] == "host-qmp-system-reset", "{reset}");
     guest.shell().listens(lab.l1)?;
-    guest.qmp(lab.l1, "quit", json!({}))?;
-    let ended = lab.l1.ended(guest.shell().job())?.success()?;
+    let ended = guest.quit(lab.l1)?.success()?;
     ensure!(ended.text.matches("L2 UP").count() == 2, "the guest came up another number of times");
     lab.l1.ok("[ -z \"$(ls /tmp/qmp* 2>/dev/null)\" ]")?;
     Ok(())

@@ -126,8 +126,7 @@ fn aer_policy(lab: &mut Lab, policy: &str, read: &str) -> Result<()> {
     ensure!(guest.value("nvme_read")? == read, "{policy}: the drive reads differently");
     if policy == "detach" {
         // Linux' virtio driver waits for ever for the reset of a card that has gone, and the guest's shutdown for it.
-        guest.qmp(lab.l1, "quit", json!({}))?;
-        return lab.l1.ended(guest.shell().job())?.success().map(drop);
+        return guest.quit(lab.l1)?.success().map(drop);
     }
     guest.power_off(lab.l1)?.success().map(drop)
 }

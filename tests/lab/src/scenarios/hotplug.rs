@@ -174,8 +174,7 @@ fn maps_beside(lab: &mut Lab) -> Result<()> {
         guest.device_del(lab.l1, "nic0")?;
         let again = json!({ "driver": "vfio-pci", "id": "nic0", "host": NIC, "bus": "port1" });
         guest.qmp_begin(lab.l1, "device_add", again)?;
-        guest.qmp(lab.l1, "quit", json!({}))?;
-        lab.l1.ended(guest_job(&mut guest))?.success().map(drop)
+        guest.quit(lab.l1)?.success().map(drop)
     })
 }
 
@@ -234,13 +233,8 @@ fn never_answers(lab: &mut Lab) -> Result<()> {
         ensure!(vendor.contains("alive"), "the guest is not alive: {vendor}");
         let resources = guest.resources(lab.l1)?;
         ensure!(resources["host-devices"] == 0, "{resources}");
-        guest.qmp(lab.l1, "quit", json!({}))?;
-        lab.l1.ended(guest_job(&mut guest))?.success().map(drop)
+        guest.quit(lab.l1)?.success().map(drop)
     })
-}
-
-fn guest_job(guest: &mut Live) -> &crate::l1::Job {
-    guest.shell().job()
 }
 
 /// Coming and going leaks nothing: every count is the same after each round.

@@ -100,8 +100,7 @@ fn virtio_mem(lab: &mut Lab) -> Result<()> {
         ensure!(now.iter().zip(&own).all(|(now, own)| now <= own), "{now:?} bytes are mapped after the reset");
         let wanted: Value = guest.qmp(l1, "qom-get", json!({ "path": "vm0", "property": "requested-size" }))?;
         ensure!(wanted == MORE, "{wanted} bytes are wanted");
-        guest.qmp(l1, "quit", json!({}))?;
-        Ok(())
+        guest.quit(l1)?.success().map(drop)
     })?;
     let after = lab.l1.ok(faults)?;
     ensure!(after == before, "{} faults of the IOMMU, {} before", after.trim(), before.trim());

@@ -114,8 +114,7 @@ fn devices(lab: &mut Lab) -> Result<()> {
     let panicked = guest.event(l1, "GUEST_PANICKED")?;
     ensure!(panicked["action"] == "pause", "{panicked}");
     status(&guest, l1, "guest-panicked")?;
-    guest.qmp(l1, "quit", json!({}))?;
-    Ok(())
+    guest.quit(l1)?.success().map(drop)
 }
 
 /// A device on a conventional bus is a transitional one there, and works.
