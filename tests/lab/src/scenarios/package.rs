@@ -52,7 +52,7 @@ fn install_and_purge(lab: &mut Lab) -> Result<()> {
     steps::provide_package(l1)?;
     steps::settled(l1)?;
     let before = Traces::before(l1)?;
-    l1.ok("dpkg --install /share/passthru.deb")?;
+    steps::dpkg(l1, "--install /share/passthru.deb")?;
 
     let which = l1.ok("command -v passthru && passthru --version")?;
     ensure!(which.contains("/usr/bin/passthru"), "{which}");
@@ -66,13 +66,13 @@ fn install_and_purge(lab: &mut Lab) -> Result<()> {
     // Twice: an upgrade takes nothing away.
     let former = steps::driver(l1, NIC)?;
     l1.ok(&format!("passthru bind {NIC}"))?;
-    l1.ok("dpkg --install /share/passthru.deb")?;
+    steps::dpkg(l1, "--install /share/passthru.deb")?;
     ensure!(steps::driver(l1, NIC)? == "vfio-pci", "an upgrade has given a device back");
 
     // Removal gives it back first.
-    l1.ok("dpkg --remove passthru")?;
+    steps::dpkg(l1, "--remove passthru")?;
     ensure!(steps::driver(l1, NIC)? == former, "removal has not given the device back");
     l1.fails("command -v passthru", 1)?;
-    l1.ok("dpkg --purge passthru")?;
+    steps::dpkg(l1, "--purge passthru")?;
     before.are_all(l1)
 }

@@ -62,6 +62,13 @@ pub fn provide_package(l1: &L1) -> Result<()> {
     Ok(())
 }
 
+/// Calls the package manager, which has systemd and udev do what takes them long on a busy machine.
+pub fn dpkg(l1: &mut L1, words: &str) -> Result<()> {
+    let output = l1.sh_within(&format!("cd / && dpkg {words}"), Duration::from_secs(240))?;
+    ensure!(output.code == 0, "dpkg {words}: {}{}", output.stdout, output.stderr);
+    Ok(())
+}
+
 /// Waits until the host's own NVMe driver shows the drive again.
 pub fn wait_for_drive(l1: &mut L1) -> Result<()> {
     l1.ok("for i in $(seq 100); do [ -b /dev/nvme0n1 ] && exit 0; sleep 0.1; done; exit 1")?;

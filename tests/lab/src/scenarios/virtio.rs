@@ -26,7 +26,9 @@ fn rng(lab: &mut Lab) -> Result<()> {
         .passes(NIC)
         .device("pcie-root-port,id=rp2")
         .device(&format!("virtio-rng-pci,id=rng0,bus=rp2,filename={ENTROPY}"));
-    let up = "modprobe virtio_pci; modprobe virtio-rng; cat /sys/class/misc/hw_random/rng_current";
+    // One that is put in is there some time after `device_add` has been answered.
+    let up = "modprobe virtio_pci; modprobe virtio-rng; cd /sys/class/misc/hw_random; i=0; \
+              until grep -q virtio_rng rng_current || [ $i -ge 200 ]; do sleep 0.1; i=$((i+1)); done; cat rng_current";
     // Only letters of the word, and as much as was asked for.
     let check = "dd if=/dev/hwrng of=/tmp/r bs=32 count=512 iflag=fullblock 2>/dev/null; \
                  echo LAB len=$(wc -c < /tmp/r) other=$(tr -d pashtru < /tmp/r | wc -c)";

@@ -145,17 +145,10 @@ fn forwards(l1: &mut L1, expected: bool) -> Result<()> {
     Ok(())
 }
 
-/// What the package's scripts have systemd do takes its time on a busy PC.
-fn dpkg(l1: &mut L1, words: &str) -> Result<()> {
-    let output = l1.sh_within(&format!("cd / && dpkg {words}"), SYSTEMCTL)?;
-    ensure!(output.code == 0, "dpkg {words}: {}{}", output.stdout, output.stderr);
-    Ok(())
-}
-
 fn install(l1: &mut L1) -> Result<()> {
     steps::settled(l1)?;
     steps::provide_package(l1)?;
-    dpkg(l1, "--install /share/passthru.deb")
+    steps::dpkg(l1, "--install /share/passthru.deb")
 }
 
 /// After the next boot the cards are on vfio-pci, and their driver has never seen them.

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{LAN, UNIT, WAN, dpkg, forwards, steps};
+use super::{LAN, UNIT, WAN, forwards, steps};
 use crate::l1::L1;
 use crate::scenarios::package::Traces;
 
@@ -26,14 +26,14 @@ pub fn installed(l1: &mut L1) -> Result<()> {
 pub fn upgraded(l1: &mut L1) -> Result<()> {
     let process = |l1: &mut L1| l1.ok(&format!("systemctl show -P MainPID,ActiveState {UNIT}"));
     let before = process(l1)?;
-    dpkg(l1, "--install /share/passthru.deb")?;
+    steps::dpkg(l1, "--install /share/passthru.deb")?;
     ensure!(process(l1)? == before, "an upgrade has ended the guest, or started it anew");
     forwards(l1, true)
 }
 
 /// The package goes, and with it the guest that runs; the cards are on the host's driver, as if there had never been a guest.
 pub fn removed(l1: &mut L1) -> Result<()> {
-    dpkg(l1, "--remove passthru")?;
+    steps::dpkg(l1, "--remove passthru")?;
     for bdf in [WAN, LAN] {
         let folder = format!("/sys/bus/pci/devices/0000:{bdf}");
         steps::eventually(l1, &format!("[ \"$(basename $(readlink {folder}/driver))\" = e1000e ]"))?;
@@ -45,7 +45,7 @@ pub fn removed(l1: &mut L1) -> Result<()> {
 
 /// And nothing of it stays.
 pub fn purged(l1: &mut L1, before: &Traces) -> Result<()> {
-    dpkg(l1, "--purge passthru")?;
+    steps::dpkg(l1, "--purge passthru")?;
     before.are_all(l1)?;
     steps::settled(l1)
 }
