@@ -9,5 +9,6 @@ pub mod disk;
 pub mod driver;
 pub mod guest;
 pub mod input;
+pub mod machine;
 pub mod seeds;
 pub mod wire;

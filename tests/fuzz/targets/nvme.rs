@@ -1,25 +1,15 @@
 //! An NVMe controller behind its registers, and a driver that writes into them, its queues and its lists what it likes.
 #![no_main]
 
-use std::path::Path;
 use std::sync::Arc;
 
 use fuzz::disk::Disk;
 use fuzz::input::Input;
+use fuzz::machine::Machine;
 use libfuzzer_sys::fuzz_target;
 use passthru::backends::Backends;
-use passthru::device::{Cx, Plug};
-use passthru::host::Host;
-use passthru::irq::Router;
-use passthru::machine::types::DEVICES;
-use passthru::memory::host::PageSize;
-use passthru::memory::room::Room;
-use passthru::memory::{Backing, HostMem, Memory, PRIORITY_PLATFORM, Region, Space};
-use passthru::object::Args;
-use passthru::pci::{Decode, Devfn, PciFunction, PciRoot, Slot};
-use passthru::vfio::space::Vfio;
+use passthru::memory::Space;
 
-const RAM: u64 = 1 << 16;
 const REGISTERS: u64 = 0xe000_0000;
 const MSIX: u32 = 0xe010_0000;
 /// Queues: of submissions and completions, the admin's and another pair.
@@ -28,59 +18,26 @@ const ENTRIES: u32 = 8;
 const MAX_STEPS: usize = 64;
 
 struct Guest {
-    memory: Arc<Memory>,
-    root: Arc<PciRoot>,
-    nvme: Arc<dyn PciFunction>,
+    machine: Machine,
 }
 
 impl Guest {
-    fn new() -> Option<(Guest, Slot)> {
-        let (memory, router) = (Memory::new(), Router::new());
-        let ram = Arc::new(HostMem::anonymous(RAM, PageSize::Small).ok()?);
-        let region = Region::whole("ram", RAM, PRIORITY_PLATFORM, Backing::Ram(ram.slice()));
-        memory.update(|layout| layout.add(Space::Mmio, 0, region)).ok()?;
-        let decode = Decode::new(memory.clone());
-        let root = PciRoot::new("pcie.0", &decode);
+    fn new() -> Option<Guest> {
         let backends = Backends::default();
         backends.nodes.add("d0".into(), "memory", Arc::new(Disk::new(&[0x5a; 64 << 10])), false).ok()?;
-        let mut args = Args::parse("--device", Some(DEVICES.key), "nvme,drive=d0,serial=x,max_ioqpairs=2").ok()?;
-        let of_type = DEVICES.take_type(&mut args).ok()?;
-        let cx = Cx {
-            id: "dev0".into(),
-            on_root_bus: false,
-            next_slot: 1,
-            memory: memory.clone(),
-            room: Room::new(0..0),
-            router,
-            decode,
-            vfio: Vfio::new(Host::copied_to(Path::new("/nonexistent")), memory.clone()),
-            backends: Arc::new(backends),
-            adds: "dev0".into(),
-            bus: None,
-            tell: Arc::new(|_, _| ()),
-        };
-        let Plug { device, .. } = of_type.create(&mut args, &cx).ok()?;
-        let nvme = device.as_function()?.clone();
-        let slot = root.bus().attach(nvme.clone(), Some("2")).ok()?;
-        let guest = Guest { memory, root, nvme };
+        let machine = Machine::new("nvme,drive=d0,serial=x,max_ioqpairs=2", backends)?;
         for (off, value) in [(0x10, REGISTERS as u32), (0x14, 0), (0x20, MSIX), (0x04, 6)] {
-            guest.config(off, value);
+            machine.config(off, value);
         }
-        Some((guest, slot))
-    }
-
-    fn config(&self, off: u16, value: u32) {
-        if let Some(devfn) = Devfn::new(2, 0) {
-            self.root.write(0, devfn, off & !3, &value.to_le_bytes());
-        }
+        Some(Guest { machine })
     }
 
     fn register(&self, offset: u64, value: u64, len: usize) {
-        self.memory.write(Space::Mmio, REGISTERS + offset, &value.to_le_bytes()[..len]);
+        self.machine.memory.write(Space::Mmio, REGISTERS + offset, &value.to_le_bytes()[..len]);
     }
 
     fn dword(&self, at: u64, value: u32) {
-        self.memory.write(Space::Mmio, at, &value.to_le_bytes());
+        self.machine.memory.write(Space::Mmio, at, &value.to_le_bytes());
     }
 
     /// A driver's way to a pair of queues besides the admin's.
@@ -104,11 +61,11 @@ impl Guest {
 // What is in memory, then a driver's steps.
 fuzz_target!(|data: &[u8]| {
     let mut input = Input::new(data);
-    let Some((guest, slot)) = Guest::new() else { panic!("it cannot be made") };
+    let Some(guest) = Guest::new() else { panic!("it cannot be made") };
     guest.start();
     for _ in 0..input.u8() % 32 {
         let (at, len) = (u64::from(input.u16()), usize::from(input.u8() % 64));
-        guest.memory.write(Space::Mmio, at, input.take(len));
+        guest.machine.memory.write(Space::Mmio, at, input.take(len));
     }
     for _ in 0..MAX_STEPS {
         if input.is_empty() {
@@ -117,15 +74,13 @@ fuzz_target!(|data: &[u8]| {
         let (kind, at, value, more) = (input.u8(), input.u16(), input.u32(), input.u8());
         match kind % 8 {
             0 => guest.register(u64::from(at & 0x1fff), value.into(), [4, 8][usize::from(more & 1)]),
-            1 => guest.memory.read(Space::Mmio, REGISTERS + u64::from(at & 0x1fff), &mut [0; 4]),
+            1 => guest.machine.memory.read(Space::Mmio, REGISTERS + u64::from(at & 0x1fff), &mut [0; 4]),
             2 | 3 => guest.dword(u64::from(at), value),
             4 | 5 => guest.register(0x1000 + 4 * u64::from(at % 6), u64::from(value % (ENTRIES + 1)), 4),
             6 => guest.start(),
-            _ if more & 1 == 0 => guest.config(at & 0xff, value),
-            _ => guest.nvme.reset(),
+            _ if more & 1 == 0 => guest.machine.config(at & 0xff, value),
+            _ => guest.machine.reset(),
         }
     }
-    guest.nvme.reset();
-    drop(slot);
-    guest.nvme.unplug();
+    guest.machine.end();
 });
