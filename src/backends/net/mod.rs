@@ -17,6 +17,8 @@ pub mod frames;
 pub mod socket;
 pub mod stream;
 pub mod tap;
+#[cfg(test)]
+pub mod testing;
 mod tun;
 pub mod user;
 pub mod vhost_user;

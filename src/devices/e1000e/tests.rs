@@ -1,4 +1,3 @@
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +8,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::function::{E1000e, Ids};
 use super::regs::*;
 use crate::backends::Backends;
+use crate::backends::net::testing::queue_pair;
 use crate::backends::net::{HEADER, MAX_PACKET, NetQueue, Netdev, Offloads};
 use crate::device::Device;
 use crate::memory::host::PageSize;
@@ -25,25 +25,6 @@ const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 
 /// A back end whose other end is the test's.
 struct Fake(Vec<Arc<dyn NetQueue>>);
-
-struct FakeQueue(UnixDatagram, Arc<OwnedFd>);
-
-impl NetQueue for FakeQueue {
-    fn watch(&self) -> &Arc<OwnedFd> {
-        &self.1
-    }
-    fn receive(&self, into: &mut [u8]) -> io::Result<Option<usize>> {
-        match self.0.recv(into) {
-            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(len) => Ok(Some(len)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-    fn send(&self, packet: &[u8]) -> io::Result<bool> {
-        self.0.send(packet).map(|_| true)
-    }
-}
 
 impl Netdev for Fake {
     fn pairs(&self) -> &[Arc<dyn NetQueue>] {
@@ -77,12 +58,8 @@ impl Driver {
         let ram = Arc::new(HostMem::anonymous(1 << 20, PageSize::Small).unwrap());
         let region = Region::whole("ram", 1 << 20, PRIORITY_PLATFORM, Backing::Ram(ram.slice()));
         bench.memory.update(|map| map.add(Space::Mmio, 0, region)).unwrap();
-        let (ours, wire) = UnixDatagram::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        wire.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let watch = Arc::new(OwnedFd::from(ours.try_clone().unwrap()));
+        let (queue, wire) = queue_pair();
         let backends = Arc::new(Backends::default());
-        let queue: Arc<dyn NetQueue> = Arc::new(FakeQueue(ours, watch));
         backends.netdevs.add("n0".into(), "tap", Arc::new(Fake(vec![queue])), false).unwrap();
         let claim = backends.netdevs.claim("n0", "nic0").unwrap();
         let ids = Ids { subsystem_vendor: 0x8086, subsystem: 0 };

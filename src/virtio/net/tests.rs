@@ -1,8 +1,8 @@
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 
 use super::config::{SHAPE, bit};
 use super::*;
+use crate::backends::net::testing::queue_pair;
 use crate::backends::net::{HEADER, MAX_PACKET, NetQueue};
 use crate::backends::table::Table;
 use crate::object::Kind;
@@ -19,25 +19,6 @@ const AT: u64 = 0x20000;
 struct Fake {
     pairs: Vec<Arc<dyn NetQueue>>,
     said: Mutex<Vec<String>>,
-}
-
-struct FakeQueue(UnixDatagram, Arc<OwnedFd>);
-
-impl NetQueue for FakeQueue {
-    fn watch(&self) -> &Arc<OwnedFd> {
-        &self.1
-    }
-    fn receive(&self, into: &mut [u8]) -> io::Result<Option<usize>> {
-        match self.0.recv(into) {
-            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(len) => Ok(Some(len)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-    fn send(&self, packet: &[u8]) -> io::Result<bool> {
-        self.0.send(packet).map(|_| true)
-    }
 }
 
 impl Netdev for Fake {
@@ -69,11 +50,8 @@ struct Wire {
 fn wire(shape: Shape, features: u64) -> Wire {
     let (mut pairs, mut ends): (Vec<Arc<dyn NetQueue>>, _) = (Vec::new(), Vec::new());
     for _ in 0..shape.pairs {
-        let (ours, theirs) = UnixDatagram::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        theirs.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
-        let watch = Arc::new(ours.try_clone().unwrap().into());
-        pairs.push(Arc::new(FakeQueue(ours, watch)));
+        let (queue, theirs) = queue_pair();
+        pairs.push(queue);
         ends.push(theirs);
     }
     let fake = Arc::new(Fake { pairs, said: Mutex::default() });
