@@ -345,6 +345,11 @@ codes! {
         "Hosts with several sockets, and some with one, have several memory nodes, and each device is near to one of them. What \
          of the guest's memory lies on another node its device and its CPUs reach through the link between them, which is \
          slower. Free memory or huge pages on that node, or use a slot of the other one. `passthru plan` shows CPUs and nodes.";
+    NoIoUring = 86, Host, "io_uring cannot be used",
+        "aio=io_uring, and aio=native which is done in the same way, have the kernel's io_uring do a disk's requests. The kernel \
+         may have it switched off (`sysctl kernel.io_uring_disabled`: 1 leaves it to root and a group, 2 to nobody), may be \
+         built without it, or a filter of system calls refuses it, as those of containers do. aio=threads, the default, does \
+         without.";
     VhostUserFailed = 90, Host, "the daemon of a vhost-user device cannot be used",
         "A vhost-user device is a program at a unix socket: it must be started before the guest (or --chardev has \
          reconnect-ms=), be of the device's type, know virtio 1.0, serve as many queues as the device has, and answer within \

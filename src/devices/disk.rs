@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vm_memory::VolatileSlice;
 
-use crate::backends::block::{BlockInfo, BlockNode};
+use crate::backends::block::{BlockInfo, BlockNode, Direction, Transfer};
 use crate::backends::table::Claim;
 use crate::device::{IoError, Tell, Word};
 use crate::error::{Code, Error, Result, explain_io};
@@ -181,6 +181,28 @@ impl Disk {
         self.changed(self.node.write(offset, from))
     }
 
+    /// How many transfers are worth making together.
+    pub fn depth(&self) -> usize {
+        self.node.depth()
+    }
+
+    /// Does several reads and writes, in whatever order; what became of each.
+    pub fn transfer(&self, transfers: &[Transfer]) -> Vec<Result<(), Undone>> {
+        let done = self.node.transfer(transfers);
+        let is_written = |(transfer, done): (&Transfer, &io::Result<()>)| is_write(transfer) && done.is_ok();
+        // Without a write cache one flush is for all of them.
+        let flushed = match transfers.iter().zip(&done).any(is_written) && !self.write_back() {
+            true => self.node.flush(),
+            false => Ok(()),
+        };
+        let settle = |(transfer, done): (&Transfer, io::Result<()>)| {
+            let write = is_write(transfer);
+            let done = done.and_then(|()| if write { again(&flushed) } else { Ok(()) });
+            self.settle(write, done)
+        };
+        transfers.iter().zip(done).map(settle).collect()
+    }
+
     /// All that was written is on the medium.
     pub fn flush(&self) -> Result<(), Undone> {
         match self.node.info().read_only {
@@ -238,6 +260,16 @@ impl Disk {
         facts.extend(self.options.bootindex.map(|index| ("bootindex", index.to_string())));
         facts
     }
+}
+
+fn is_write(transfer: &Transfer) -> bool {
+    transfer.direction == Direction::Write
+}
+
+/// An answer once more.
+fn again(done: &io::Result<()>) -> io::Result<()> {
+    let again = |error: &io::Error| error.raw_os_error().map_or(error.kind().into(), io::Error::from_raw_os_error);
+    done.as_ref().copied().map_err(again)
 }
 
 /// Sizes of blocks that a guest may be shown.
@@ -338,5 +370,25 @@ mod tests {
         assert!(disk.write(0, &slices).is_ok());
         assert_eq!(*heard.lock(), [(true, "stop"), (false, "report")]);
         assert_eq!(node.bytes()[..512], [7; 512]);
+    }
+
+    #[test]
+    fn of_several_transfers_each_has_its_own_end() {
+        let node = Arc::new(MemoryNode::new(vec![1; 1024]));
+        let (tell, heard) = listener();
+        let disk = Disk::new("disk0".into(), Drive::own(node.clone()), OPTIONS, tell);
+        node.full_after(1);
+        let mut bytes = [7; 512];
+        let buffers = [VolatileSlice::from(&mut bytes[..])];
+        let made = |direction, offset| Transfer { direction, offset, buffers: &buffers };
+        let done = disk.transfer(&[
+            made(Direction::Write, 0),
+            made(Direction::Write, 512),
+            made(Direction::Read, 512),
+            made(Direction::Read, 1024),
+        ]);
+        assert!(matches!(done[..], [Ok(()), Err(Undone::Stopped), Ok(()), Err(Undone::Failed(_))]), "{done:?}");
+        assert_eq!(*heard.lock(), [(true, "stop"), (false, "report")]);
+        assert_eq!(bytes, [1; 512]);
     }
 }

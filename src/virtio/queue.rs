@@ -11,6 +11,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 mod give;
+mod many;
 
 pub use give::Given;
 
@@ -149,12 +150,17 @@ impl VirtQueue {
     ///
     /// `serve` is called with the queue's lock held: it must not use the same queue.
     pub fn drain(&self, mut serve: impl FnMut(Chain<'_>) -> Served) -> Drained {
+        self.work(|ring, ram| ring.drain(ram, &self.halted, &mut serve, || self.interrupts.queue(self.index)))
+    }
+
+    /// Works on the ring, and does what that comes to.
+    fn work(&self, work: impl FnOnce(&mut Ring, &GuestMemoryMmap) -> Result<Drained, Broken>) -> Drained {
         let mut ring = self.ring.lock();
         if ring.broken {
             return Drained::Broken;
         }
         let drained = match self.ram.now() {
-            Ok(ram) => ring.drain(ram.memory(), &self.halted, &mut serve, || self.interrupts.queue(self.index)),
+            Ok(ram) => work(&mut ring, ram.memory()),
             Err(error) => Err(Broken::new(error.to_string())),
         };
         match drained {

@@ -13,10 +13,11 @@ use crate::object::{Create, OnOffAuto, TypeInfo, prop_enum, props};
 prop_enum! {
     /// How requests get to the host.
     pub enum Aio {
-        /// By the device's own threads.
+        /// By the device's own threads, each of which waits for its request.
         Threads = "threads",
-        /// QEMU's others, which there are not.
+        /// By the kernel past the page cache, as io_uring does it: one thread has many requests under way.
         Native = "native",
+        /// By the kernel's io_uring: one thread has many requests under way.
         IoUring = "io_uring",
     }
 }
@@ -44,7 +45,8 @@ macro_rules! host_props {
                 /// Go past the host's page cache (O_DIRECT)
                 #[name = "cache.direct"]
                 direct: bool = "off",
-                /// How requests get to the host: by the threads of the devices; there is no other way
+                /// How requests of virtio-blk-pci get to the host: one by one, or many at once by io_uring; native, for
+                /// cache.direct=on, is the same as io_uring
                 aio: Aio = "threads",
                 /// Lock it against other programs that write it, as QEMU does; auto: where that is possible
                 locking: OnOffAuto = "auto",
@@ -55,7 +57,7 @@ macro_rules! host_props {
 
         impl $Name {
             fn check(&self) -> Result<()> {
-                check_aio(self.aio)
+                check_aio(self.aio, self.direct)
             }
 
             fn options(self) -> Options {
@@ -65,6 +67,7 @@ macro_rules! host_props {
                     direct: self.direct,
                     locking: forced(self.locking),
                     unmap: self.discard == Discard::Unmap,
+                    uring: self.aio != Aio::Threads,
                 }
             }
         }
@@ -87,14 +90,12 @@ host_props! {
     }
 }
 
-/// Requests are done by the thread that serves the queue they come from: the kernel's own queues need memory that is handed
-/// over to it by address, and code for that which is not checked by the compiler.
-fn check_aio(aio: Aio) -> Result<()> {
+/// As QEMU has it: Linux' older interface, of which `native` is the name, waits where the page cache is between.
+fn check_aio(aio: Aio, direct: bool) -> Result<()> {
     match aio {
-        Aio::Threads => Ok(()),
-        Aio::Native | Aio::IoUring => Err(Error::new(Code::BadProperty, "there is no way to the host but aio=threads")
-            .evidence("each queue of a disk has a thread, which does its requests by itself")
-            .fix("leave aio= out, and give the disk more queues for more requests at a time")),
+        Aio::Native if !direct => Err(Error::new(Code::BadProperty, "aio=native needs cache.direct=on")
+            .fix("add cache.direct=on, or write aio=io_uring, which does without")),
+        Aio::Threads | Aio::Native | Aio::IoUring => Ok(()),
     }
 }
 

@@ -4,7 +4,7 @@
 //! | file | what |
 //! |---|---|
 //! | `file`, `host_device` | a file, a disk or partition of the host, on the descriptor of `host` |
-//! | `host` | one open descriptor: requests, alignment of direct I/O, holes; QEMU's locks |
+//! | `host` | one open descriptor: requests, alone or many at once by io_uring; alignment of direct I/O, holes; QEMU's locks |
 //! | `raw` | a part of another node |
 //! | `qcow2` | images: header, the crate imago on a node, their check |
 //! | `chain` | opening an image by its file's name, with its backing files |
@@ -75,6 +75,36 @@ pub enum Extent {
     Backing,
 }
 
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the node into memory.
+    Read,
+    /// From memory to the node.
+    Write,
+}
+
+/// A read or write that is made together with others.
+#[derive(Clone, Copy)]
+pub struct Transfer<'a> {
+    /// Which way.
+    pub direction: Direction,
+    /// Where its bytes are in the node.
+    pub offset: u64,
+    /// Where they are in memory.
+    pub buffers: &'a [VolatileSlice<'a>],
+}
+
+impl Transfer<'_> {
+    /// Does it by itself.
+    pub fn alone(&self, node: &(impl BlockNode + ?Sized)) -> std::io::Result<()> {
+        match self.direction {
+            Direction::Read => node.read(self.offset, self.buffers),
+            Direction::Write => node.write(self.offset, self.buffers),
+        }
+    }
+}
+
 /// A node of the graph.
 ///
 /// A request that leaves `0..len` fails with [`std::io::ErrorKind::InvalidInput`] and does nothing. One that fails otherwise may
@@ -89,6 +119,16 @@ pub trait BlockNode: Send + Sync {
 
     /// Writes `from` to `offset`. It need not be on the medium when this returns.
     fn write(&self, offset: u64, from: &[VolatileSlice]) -> std::io::Result<()>;
+
+    /// How many transfers it has under way at a time when it is given several; 1: it does one after the other.
+    fn depth(&self) -> usize {
+        1
+    }
+
+    /// Does several transfers, in whatever order, and says what became of each. All have ended when it returns.
+    fn transfer(&self, transfers: &[Transfer]) -> Vec<std::io::Result<()>> {
+        transfers.iter().map(|transfer| transfer.alone(self)).collect()
+    }
 
     /// Returns when all writes that have returned are on the medium.
     fn flush(&self) -> std::io::Result<()>;

@@ -10,7 +10,7 @@ use vm_memory::VolatileSlice;
 use super::file::Discard;
 use super::io::{range_len, read_only, total, within};
 use super::types::{claim, made};
-use super::{BlockInfo, BlockNode, Child, Extent};
+use super::{BlockInfo, BlockNode, Child, Direction, Extent, Transfer};
 use crate::backends::BackendCx;
 use crate::error::{Code, Error, Result};
 use crate::object::{Create, NodeRef, Size, TypeInfo, props};
@@ -116,6 +116,24 @@ impl BlockNode for Raw {
         self.file.node.write(self.place_change(offset, total(from))?.start, from)
     }
 
+    fn depth(&self) -> usize {
+        self.file.node.depth()
+    }
+
+    fn transfer(&self, transfers: &[Transfer]) -> Vec<io::Result<()>> {
+        let place = |transfer: &Transfer| match transfer.direction {
+            Direction::Read => self.place(transfer.offset, total(transfer.buffers)),
+            Direction::Write => self.place_change(transfer.offset, total(transfer.buffers)),
+        };
+        let placed: io::Result<Vec<Transfer>> =
+            transfers.iter().map(|transfer| Ok(Transfer { offset: place(transfer)?.start, ..*transfer })).collect();
+        match placed {
+            Ok(placed) => self.file.node.transfer(&placed),
+            // Each by itself: those that can be are done, and those that cannot are told so.
+            Err(_) => transfers.iter().map(|transfer| transfer.alone(self)).collect(),
+        }
+    }
+
     fn flush(&self) -> io::Result<()> {
         self.file.node.flush()
     }
@@ -191,6 +209,21 @@ mod tests {
         assert_eq!(raw.info().len, 50);
         raw.resize(60).unwrap();
         assert_eq!((raw.info().len, file.bytes().len()), (60, 210));
+    }
+
+    #[test]
+    fn several_at_a_time_are_placed_one_by_one() {
+        let (file, raw) = part(10, Some(20));
+        let raw = raw.unwrap();
+        let mut memory = [1, 2, 3, 4];
+        let (front, back) = memory.split_at_mut(2);
+        let buffers = [[VolatileSlice::from(front)], [VolatileSlice::from(back)]];
+        let write = |offset, buffers| Transfer { direction: Direction::Write, offset, buffers };
+        assert!(raw.transfer(&[write(0, &buffers[0]), write(18, &buffers[1])]).iter().all(io::Result::is_ok));
+        let done = raw.transfer(&[write(4, &buffers[0]), write(19, &buffers[1])]);
+        assert!(done[0].is_ok() && done[1].is_err(), "{done:?}");
+        let now = file.bytes();
+        assert_eq!((&now[9..16], &now[27..31]), (&[9, 1, 2, 12, 13, 1, 2][..], &[27, 3, 4, 30][..]));
     }
 
     #[test]

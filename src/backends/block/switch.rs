@@ -9,7 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use vm_memory::VolatileSlice;
 
 use super::io::{range_len, total};
-use super::{BlockInfo, BlockNode, Extent};
+use super::{BlockInfo, BlockNode, Direction, Extent, Transfer};
 
 /// Changed parts are remembered in units of this many bytes.
 pub const UNIT: u64 = 64 << 10;
@@ -139,6 +139,19 @@ impl BlockNode for Switch {
         let to = self.to.read();
         let done = to.write(offset, from);
         self.mark(offset, total(from));
+        done
+    }
+
+    fn depth(&self) -> usize {
+        self.to.read().depth()
+    }
+
+    fn transfer(&self, transfers: &[Transfer]) -> Vec<io::Result<()>> {
+        let to = self.to.read();
+        let done = to.transfer(transfers);
+        for change in transfers.iter().filter(|transfer| transfer.direction == Direction::Write) {
+            self.mark(change.offset, total(change.buffers));
+        }
         done
     }
 

@@ -101,6 +101,10 @@ prop_enum! {
     enum Aio {
         /// By the threads of the devices.
         Threads = "threads",
+        /// By the kernel past the page cache.
+        Native = "native",
+        /// By the kernel's io_uring.
+        IoUring = "io_uring",
     }
 }
 
@@ -171,6 +175,7 @@ fn node(drive: &Drive, id: &str) -> Result<Value> {
         "driver": if on_host { "host_device" } else { "file" },
         "filename": file,
         "cache.direct": matches!(drive.cache, Cache::None | Cache::Directsync),
+        "aio": drive.aio.to_string(),
         "discard": if matches!(drive.discard, Discard::Unmap | Discard::On) { "unmap" } else { "ignore" },
     });
     let read_only = drive.readonly || drive.read_only || drive.media == Some(Media::Cdrom);
@@ -222,13 +227,16 @@ mod tests {
         let mut devices = vec![device("virtio-blk-pci,drive=d0,werror=report")];
         let drives = vec![
             drive("file=/a.raw,format=raw,if=none,id=d0,cache=directsync,rerror=stop,werror=stop"),
-            drive("file=/b.qcow2,if=virtio,format=qcow2,discard=unmap,detect-zeroes=unmap,index=1,media=disk"),
+            drive(
+                "file=/b.qcow2,if=virtio,format=qcow2,discard=unmap,detect-zeroes=unmap,index=1,media=disk,aio=native",
+            ),
             drive("file=/dev/sda,format=raw,readonly=on,cache=none,aio=threads"),
         ];
         let nodes = apply(drives, "driver", &mut devices).unwrap();
         assert_eq!(
             entries(&nodes[0]),
             [
+                "aio=threads",
                 "cache.direct=on",
                 "detect-zeroes=off",
                 "discard=ignore",
@@ -244,6 +252,7 @@ mod tests {
                 "detect-zeroes=unmap",
                 "discard=unmap",
                 "driver=qcow2",
+                "file.aio=native",
                 "file.cache.direct=off",
                 "file.discard=unmap",
                 "file.driver=file",

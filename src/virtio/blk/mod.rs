@@ -121,7 +121,10 @@ struct Server {
 
 impl Serve for Server {
     fn ready(&mut self, _: usize) {
-        self.queue.drain(|chain| request::serve(&self.medium, self.features, chain));
+        match self.medium.disk.depth() {
+            0 | 1 => self.queue.drain(|chain| request::serve(&self.medium, self.features, chain)),
+            depth => self.queue.drain_many(depth, |chains| request::serve_many(&self.medium, self.features, chains)),
+        };
     }
 }
 

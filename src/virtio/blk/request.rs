@@ -9,6 +9,7 @@ use virtio_bindings::virtio_blk::{
 
 use super::Medium;
 use super::config::{MAX_RANGE, MAX_RANGES, SECTOR, bit};
+use crate::backends::block::{Direction, Transfer};
 use crate::devices::disk::Undone;
 use crate::virtio::{Buffers, Chain, Served};
 
@@ -38,33 +39,122 @@ impl From<Undone> for Failure {
     }
 }
 
-/// Serves one request of a driver that has agreed on `features`.
-pub fn serve(medium: &Medium, features: u64, mut chain: Chain<'_>) -> Served {
-    let total = chain.writable.len();
-    let Some(mut status) = chain.writable.split_last(1) else { return Served::Malformed("a request has no status") };
-    let Some(header) = chain.readable.read_array::<HEADER>() else {
-        return Served::Malformed("a request has no header");
-    };
-    let [a, b, c, d, _, _, _, _, sector @ ..] = header;
-    let (kind, sector) = (u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(sector));
-    let done = answer(medium, features, kind, sector, chain);
-    let Some(code) = code(done) else { return Served::Later };
-    status.write(&[code as u8]);
-    // A chain is less than 4 GiB long.
-    Served::Done(u32::try_from(total).unwrap_or(u32::MAX))
+/// A request without header and status.
+struct Request<'a> {
+    kind: u32,
+    sector: u64,
+    /// Its data.
+    chain: Chain<'a>,
+    status: Buffers<'a>,
+    /// Bytes that the device may write, the status among them.
+    total: u64,
 }
 
-fn answer(medium: &Medium, features: u64, kind: u32, sector: u64, mut chain: Chain<'_>) -> Result<(), Failure> {
-    match kind {
-        VIRTIO_BLK_T_IN => {
-            let offset = medium.place(sector, chain.writable.len())?.start;
-            Ok(medium.disk.read(offset, chain.writable.slices())?)
-        }
-        VIRTIO_BLK_T_OUT => {
-            let range = medium.place(sector, chain.readable.len())?;
+impl<'a> Request<'a> {
+    fn parse(mut chain: Chain<'a>) -> Result<Request<'a>, &'static str> {
+        let total = chain.writable.len();
+        let status = chain.writable.split_last(1).ok_or("a request has no status")?;
+        let header = chain.readable.read_array::<HEADER>().ok_or("a request has no header")?;
+        let [a, b, c, d, _, _, _, _, sector @ ..] = header;
+        let (kind, sector) = (u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(sector));
+        Ok(Request { kind, sector, chain, status, total })
+    }
+
+    /// Whether it is a read or a write.
+    fn is_transfer(&self) -> bool {
+        matches!(self.kind, VIRTIO_BLK_T_IN | VIRTIO_BLK_T_OUT)
+    }
+
+    /// It as a transfer of the disk, if it may be done: of a read if it is no write.
+    fn transfer(&self, medium: &Medium) -> Result<Transfer<'_>, Failure> {
+        let (direction, data) = match self.kind {
+            VIRTIO_BLK_T_OUT => (Direction::Write, &self.chain.readable),
+            _ => (Direction::Read, &self.chain.writable),
+        };
+        let offset = medium.place(self.sector, data.len())?.start;
+        if direction == Direction::Write {
             medium.changes()?;
-            Ok(medium.disk.write(range.start, chain.readable.slices())?)
         }
+        Ok(Transfer { direction, offset, buffers: data.slices() })
+    }
+
+    /// Tells the driver what became of it.
+    fn end(mut self, done: Result<(), Failure>) -> Served {
+        let Some(code) = code(done) else { return Served::Later };
+        self.status.write(&[code as u8]);
+        // A chain is less than 4 GiB long.
+        Served::Done(u32::try_from(self.total).unwrap_or(u32::MAX))
+    }
+}
+
+/// Serves one request of a driver that has agreed on `features`.
+pub fn serve(medium: &Medium, features: u64, chain: Chain<'_>) -> Served {
+    match Request::parse(chain) {
+        Ok(mut request) => {
+            let done = answer(medium, features, &mut request);
+            request.end(done)
+        }
+        Err(what) => Served::Malformed(what),
+    }
+}
+
+/// Serves several in their order, but those that read or write and follow each other together. Ends with the first that is
+/// not done.
+pub fn serve_many(medium: &Medium, features: u64, chains: Vec<Chain<'_>>) -> Vec<Served> {
+    let mut served = Vec::with_capacity(chains.len());
+    let mut together = Vec::new();
+    for chain in chains {
+        let one = match Request::parse(chain) {
+            Ok(request) if request.is_transfer() => {
+                together.push(request);
+                continue;
+            }
+            other => other,
+        };
+        served.extend(transfer(medium, std::mem::take(&mut together)));
+        if !served.iter().all(is_done) {
+            return served;
+        }
+        let one = one.map(|mut request| {
+            let done = answer(medium, features, &mut request);
+            request.end(done)
+        });
+        served.push(one.unwrap_or_else(Served::Malformed));
+        if !served.iter().all(is_done) {
+            return served;
+        }
+    }
+    served.extend(transfer(medium, together));
+    served
+}
+
+fn is_done(served: &Served) -> bool {
+    matches!(served, Served::Done(_))
+}
+
+/// Does reads and writes together.
+fn transfer(medium: &Medium, requests: Vec<Request<'_>>) -> Vec<Served> {
+    let asked: Vec<Result<Transfer<'_>, Failure>> = requests.iter().map(|request| request.transfer(medium)).collect();
+    let transfers: Vec<Transfer<'_>> = asked.iter().filter_map(|asked| asked.as_ref().ok().copied()).collect();
+    let mut ended = medium.disk.transfer(&transfers).into_iter();
+    // There is one for each transfer.
+    let mut end = || Ok(ended.next().unwrap_or_else(|| Err(Undone::Failed(std::io::ErrorKind::Other.into())))?);
+    let end = |asked: Result<Transfer<'_>, Failure>| asked.and_then(|_| end());
+    let done: Vec<Result<(), Failure>> = asked.into_iter().map(end).collect();
+    requests.into_iter().zip(done).map(|(request, done)| request.end(done)).collect()
+}
+
+fn answer(medium: &Medium, features: u64, request: &mut Request<'_>) -> Result<(), Failure> {
+    if request.is_transfer() {
+        let transfer = request.transfer(medium)?;
+        let done = match transfer.direction {
+            Direction::Read => medium.disk.read(transfer.offset, transfer.buffers),
+            Direction::Write => medium.disk.write(transfer.offset, transfer.buffers),
+        };
+        return Ok(done?);
+    }
+    let chain = &mut request.chain;
+    match request.kind {
         // A driver that has not agreed on it writes through, and need not be told.
         VIRTIO_BLK_T_FLUSH => Ok(medium.disk.flush()?),
         VIRTIO_BLK_T_GET_ID => {

@@ -1,4 +1,5 @@
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 use vm_memory::VolatileSlice;
@@ -30,6 +31,8 @@ struct Counted {
     memory: MemoryNode,
     info: BlockInfo,
     calls: Mutex<Vec<String>>,
+    /// How many transfers it takes together.
+    depth: AtomicUsize,
 }
 
 impl Counted {
@@ -37,7 +40,7 @@ impl Counted {
         let memory = MemoryNode::new((0..64u8).flat_map(|sector| [sector; 512]).collect());
         let mut info = memory.info();
         change(&mut info);
-        Arc::new(Counted { memory, info, calls: Mutex::default() })
+        Arc::new(Counted { memory, info, calls: Mutex::default(), depth: AtomicUsize::new(1) })
     }
     fn took(&self) -> Vec<String> {
         std::mem::take(&mut self.calls.lock())
@@ -57,6 +60,9 @@ impl BlockNode for Counted {
     fn write(&self, offset: u64, from: &[VolatileSlice]) -> std::io::Result<()> {
         self.call(format!("write {offset}"));
         self.memory.write(offset, from)
+    }
+    fn depth(&self) -> usize {
+        self.depth.load(Ordering::Relaxed)
     }
     fn flush(&self) -> std::io::Result<()> {
         self.call("flush".into());
@@ -226,6 +232,53 @@ fn a_request_that_stops_the_machine_waits_for_it_to_go_on() {
 }
 
 #[test]
+fn requests_that_are_there_together_are_done_together() {
+    let node = Counted::new(|_| ());
+    node.depth.store(4, Ordering::Relaxed);
+    let mut driver = start(&node, DiskOptions { write_cache: false, ..OPTIONS }, bit::FLUSH);
+    // They are there before the device runs: each with its header, status and data.
+    let begin = |driver: &mut Driver, requests: &[(u64, u64)]| {
+        driver.negotiate(bit::FLUSH);
+        driver.enable(0, 0xffff);
+        for (slot, (kind, sector)) in requests.iter().enumerate() {
+            let at = 0x200 * slot as u64;
+            driver.write(HEADER + at, *kind, 8);
+            driver.write(HEADER + at + 8, *sector, 8);
+            driver.write(STATUS + at, 0xee, 1);
+            let (header, status) = ((HEADER + at, 16, false), (STATUS + at, 1, true));
+            match kind {
+                4 => driver.submit(0, &[header, status]),
+                _ => driver.submit(0, &[header, (DATA + at, 512, *kind == 0), status]),
+            };
+        }
+        driver.driver_ok();
+    };
+    let status = |driver: &Driver, slot: u64| driver.read(STATUS + 0x200 * slot, 1);
+    begin(&mut driver, &[(1, 3), (1, 9)]);
+    for _ in 0..2 {
+        driver.used(0);
+    }
+    assert_eq!([status(&driver, 0), status(&driver, 1)], [0, 0]);
+    assert_eq!(node.took(), ["write 1536", "write 4608", "flush"], "one flush for both");
+
+    begin(&mut driver, &[(1, 3), (4, 0), (0, 64)]);
+    for _ in 0..3 {
+        driver.used(0);
+    }
+    assert_eq!([0, 1, 2].map(|slot| status(&driver, slot)), [0, 0, 1]);
+    assert_eq!(node.took(), ["write 1536", "flush", "flush"]);
+
+    node.memory.full_after(1);
+    begin(&mut driver, &[(1, 3), (1, 9)]);
+    driver.used(0);
+    assert_eq!((status(&driver, 0), status(&driver, 1)), (0, 0xee), "the second waits for room");
+    node.memory.full_after(u64::MAX);
+    crate::device::Device::resumed(&*driver.function);
+    driver.used(0);
+    assert_eq!(status(&driver, 1), 0);
+}
+
+#[test]
 fn a_request_without_its_parts_breaks_the_queue() {
     for buffers in [&[(HEADER, 16, false)][..], &[(HEADER, 15, false), (STATUS, 1, true)], &[(STATUS, 1, true)]] {
         let node = Counted::new(|_| ());
@@ -259,8 +312,10 @@ proptest! {
             (prop_oneof![0u32..16, any::<u32>()], prop_oneof![0u64..70, any::<u64>()], prop::collection::vec(any::<u8>(), 48), 1u32..1100, any::<bool>()),
             1..8,
         ),
+        depth in 1usize..3,
     ) {
         let node = Counted::new(|_| ());
+        node.depth.store(depth, Ordering::Relaxed);
         let mut driver = start(&node, OPTIONS, bit::FLUSH | bit::DISCARD | bit::WRITE_ZEROES);
         for (kind, sector, content, len, writable) in requests {
             driver.put(DATA, &content);

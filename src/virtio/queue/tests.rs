@@ -14,6 +14,8 @@ const INDIRECT: u16 = 4;
 struct Guest {
     memory: Arc<Memory>,
     queue: Arc<VirtQueue>,
+    /// Whether several requests are served at a time, and how many.
+    many: Option<usize>,
 }
 
 fn memory() -> Arc<Memory> {
@@ -34,7 +36,7 @@ fn queue(memory: &Arc<Memory>, rings: Rings, event_idx: bool) -> Result<Arc<Virt
 impl Guest {
     fn new(event_idx: bool) -> Guest {
         let memory = memory();
-        Guest { queue: queue(&memory, RINGS, event_idx).unwrap(), memory }
+        Guest { queue: queue(&memory, RINGS, event_idx).unwrap(), memory, many: None }
     }
     fn put(&self, addr: u64, value: u64, len: usize) {
         self.memory.write(Space::Mmio, addr, &value.to_le_bytes()[..len]);
@@ -61,10 +63,17 @@ impl Guest {
     /// The lengths of what is served.
     fn drain(&self) -> (Drained, Vec<(u64, u64)>) {
         let mut served = Vec::new();
-        let drained = self.queue.drain(|chain| {
+        let mut serve = |chain: Chain<'_>| {
             served.push((chain.readable.len(), chain.writable.len()));
             Served::Done(0)
-        });
+        };
+        let drained = match self.many {
+            None => self.queue.drain(serve),
+            Some(many) => self.queue.drain_many(many, |chains| {
+                assert!((1..=many).contains(&chains.len()));
+                chains.into_iter().map(&mut serve).collect()
+            }),
+        };
         (drained, served)
     }
 }
@@ -140,8 +149,8 @@ fn what_the_driver_gets_wrong_breaks_the_queue_for_good() {
         }),
         ("more requests than the queue is long", |guest| guest.put(RINGS.available + 2, 5, 2)),
     ];
-    for (what, wrong) in table {
-        let guest = Guest::new(false);
+    for ((what, wrong), many) in table.iter().flat_map(|row| [(row, None), (row, Some(3))]) {
+        let guest = Guest { many, ..Guest::new(false) };
         wrong(&guest);
         assert_eq!(guest.drain(), (Drained::Broken, vec![]), "{what}");
         assert_eq!(guest.u16(RINGS.used + 2), 0, "{what}");
@@ -161,6 +170,47 @@ fn what_cannot_be_served_now_stays_first() {
     assert_eq!(guest.queue.drain(|_| Served::Later), Drained::Waiting);
     assert_eq!(guest.u16(RINGS.used + 2), 0);
     assert_eq!(guest.drain().1.len(), 2);
+}
+
+#[test]
+fn of_several_those_in_front_of_what_must_wait_are_done() {
+    let several = |answers: &[Served]| {
+        let guest = Guest::new(false);
+        guest.descriptor(RINGS.descriptors, 0, (0x8000, 16, 0, 0));
+        guest.available(&[0, 0, 0, 0]);
+        let drained = guest.queue.drain_many(3, |chains| {
+            assert_eq!(chains.len(), 3);
+            answers.to_vec()
+        });
+        (drained, guest.u16(RINGS.used + 2), guest.drain().1.len())
+    };
+    use Served::{Done, Later, Malformed};
+    assert_eq!(several(&[Done(0), Later, Done(0)]), (Drained::Waiting, 1, 3));
+    assert_eq!(several(&[Later, Done(0), Done(0)]), (Drained::Waiting, 0, 4));
+    assert_eq!(several(&[Done(0), Done(0)]), (Drained::Waiting, 2, 2));
+    assert_eq!(several(&[Done(0), Malformed("wrong"), Done(0)]), (Drained::Broken, 1, 0));
+}
+
+#[test]
+fn of_several_those_in_front_of_what_is_wrong_are_done() {
+    let guest = Guest { many: Some(4), ..Guest::new(false) };
+    guest.descriptor(RINGS.descriptors, 0, (0x8000, 16, 0, 0));
+    guest.descriptor(RINGS.descriptors, 1, (0xfff8, 16, 0, 0));
+    guest.available(&[0, 0, 1, 0]);
+    assert_eq!((guest.drain(), guest.u16(RINGS.used + 2)), ((Drained::Broken, vec![(16, 0); 2]), 2));
+}
+
+#[test]
+fn a_halted_queue_gives_nothing() {
+    for many in [None, Some(2)] {
+        let guest = Guest { many, ..Guest::new(false) };
+        guest.descriptor(RINGS.descriptors, 0, (0x8000, 16, 0, 0));
+        guest.available(&[0, 0, 0]);
+        guest.queue.halt(true);
+        assert_eq!(guest.drain(), (Drained::Waiting, vec![]));
+        guest.queue.halt(false);
+        assert_eq!(guest.drain().1.len(), 3);
+    }
 }
 
 #[test]
@@ -185,8 +235,9 @@ proptest! {
         content in prop::collection::vec(prop_oneof![Just(0u8), any::<u8>(), Just(4u8), Just(1u8)], 0x40),
         ring in prop::collection::vec(0u8..8, 16),
         event_idx in any::<bool>(),
+        many in prop::option::of(1usize..6),
     ) {
-        let guest = Guest::new(event_idx);
+        let guest = Guest { many, ..Guest::new(event_idx) };
         guest.memory.write(Space::Mmio, RINGS.descriptors, &content);
         guest.memory.write(Space::Mmio, RINGS.available, &ring);
         for _ in 0..4 {

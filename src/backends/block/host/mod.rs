@@ -1,7 +1,10 @@
-//! One open file or block device of the host as a node: requests at offsets, by the calling thread.
+//! One open file or block device of the host as a node: requests at offsets, by the calling thread or, where there are
+//! several, by io_uring.
 
+mod batch;
 mod limits;
 pub mod lock;
+mod uring;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom};
@@ -21,9 +24,10 @@ use parking_lot::{Mutex, RwLock};
 use vm_memory::VolatileSlice;
 
 use super::io::{range_len, read_only, total, within, write_plain_zeroes};
-use super::{BlockInfo, BlockNode, Extent};
+use super::{BlockInfo, BlockNode, Extent, Transfer};
 use crate::error::{Code, Error, Result, explain_io};
 use lock::Refused;
+use uring::{DEPTH, Rings};
 
 /// The most buffers that preadv(2) and pwritev(2) take (UIO_MAXIOV).
 const MAX_BUFFERS: usize = 1024;
@@ -41,12 +45,14 @@ pub struct Options {
     pub locking: Option<bool>,
     /// Whether what is discarded is given back to the host.
     pub unmap: bool,
+    /// Whether requests that are made together are done together, by io_uring.
+    pub uring: bool,
 }
 
 impl Options {
     /// A file as a program's own, for reading or writing.
     pub fn plain(path: &Path, writable: bool) -> Options {
-        Options { path: path.to_owned(), read_only: !writable, direct: false, locking: None, unmap: true }
+        Options { path: path.to_owned(), read_only: !writable, direct: false, locking: None, unmap: true, uring: false }
     }
 }
 
@@ -75,13 +81,15 @@ pub struct HostFile {
     can_zero: AtomicBool,
     /// Held while the length changes.
     resizing: Mutex<()>,
+    /// What does requests together, if the user wants that.
+    rings: Option<Rings>,
 }
 
 impl HostFile {
     /// Opens what `options` name, which has to be a `kind`.
     ///
     /// # Errors
-    /// [`Code::FileUnusable`], [`Code::DiskInUse`].
+    /// [`Code::FileUnusable`], [`Code::DiskInUse`], [`Code::NoIoUring`].
     pub fn open(options: Options, kind: Kind) -> Result<HostFile> {
         let file = open_checked(&options, &options.path, kind, !options.read_only)?;
         lock(&file, &options, !options.read_only)?;
@@ -94,6 +102,7 @@ impl HostFile {
         }
         let len = length(&file).map_err(|error| unusable(&options.path, &error))?;
         let limits = limits::read(&file, options.direct);
+        let rings = options.uring.then(Rings::new).transpose()?;
         Ok(HostFile {
             kind,
             file: RwLock::new(file),
@@ -104,6 +113,7 @@ impl HostFile {
             can_discard: AtomicBool::new(true),
             can_zero: AtomicBool::new(true),
             resizing: Mutex::new(()),
+            rings,
             options,
         })
     }
@@ -130,24 +140,23 @@ impl HostFile {
         range.start / size * size..range.end.div_ceil(size) * size
     }
 
-    /// A buffer with the blocks that hold `range`, read from the file where `fill` says so.
-    fn bounce(&self, file: &File, blocks: &Range<u64>, fill: bool) -> io::Result<IoBuffer> {
+    /// A buffer for these blocks, with what the file has of them where `fill` says so, and how many bytes that is.
+    fn bounce(&self, file: &File, blocks: &Range<u64>, fill: bool) -> io::Result<(IoBuffer, usize)> {
         let size = usize::try_from(range_len(blocks)).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut buffer = IoBuffer::new(size, self.block_size as usize)?;
         let bytes = buffer.as_mut().into_slice();
-        if fill {
-            // The last block of a file may be there in part.
-            let got = read_some(file, &mut [IoSliceMut::new(bytes)], blocks.start)?;
-            bytes[got..].fill(0);
-        } else {
-            bytes.fill(0);
-        }
-        Ok(buffer)
+        // The last block of a file may be there in part.
+        let got = if fill { read_some(file, &mut [IoSliceMut::new(bytes)], blocks.start)? } else { 0 };
+        bytes[got..].fill(0);
+        Ok((buffer, got))
     }
 
     fn read_bounced(&self, range: &Range<u64>, into: &[VolatileSlice]) -> io::Result<()> {
         let blocks = self.blocks(range);
-        let mut buffer = self.bounce(&self.file.read(), &blocks, true)?;
+        let (mut buffer, got) = self.bounce(&self.file.read(), &blocks, true)?;
+        if blocks.start + (got as u64) < range.end {
+            return Err(shorter(blocks.start + got as u64));
+        }
         let mut from = &buffer.as_mut().into_slice()[(range.start - blocks.start) as usize..];
         for slice in into {
             let (part, rest) = from.split_at(slice.len());
@@ -161,7 +170,7 @@ impl HostFile {
         let blocks = self.blocks(range);
         // Nobody may write the rest of the first or last block between our reading and writing it.
         let file = self.file.write();
-        let mut buffer = self.bounce(&file, &blocks, blocks != *range)?;
+        let (mut buffer, _) = self.bounce(&file, &blocks, blocks != *range)?;
         let bytes = buffer.as_mut().into_slice();
         let mut into = &mut bytes[(range.start - blocks.start) as usize..];
         for slice in from {
@@ -204,11 +213,7 @@ impl BlockNode for HostFile {
         let (vector, _mapped) = IoVectorMut::from_volatile_slice(into);
         let mut buffers = vector.into_inner();
         let got = read_some(&self.file.read(), &mut buffers, offset)?;
-        if got as u64 == range_len(&range) {
-            return Ok(());
-        }
-        // Somebody has made the file shorter under us.
-        Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("the file ends at {}", offset + got as u64)))
+        if got as u64 == range_len(&range) { Ok(()) } else { Err(shorter(offset + got as u64)) }
     }
 
     fn write(&self, offset: u64, from: &[VolatileSlice]) -> io::Result<()> {
@@ -218,6 +223,14 @@ impl BlockNode for HostFile {
         }
         let (vector, _mapped) = IoVector::from_volatile_slice(from);
         write_all(&self.file.read(), &mut vector.into_inner(), offset)
+    }
+
+    fn depth(&self) -> usize {
+        if self.rings.is_some() { DEPTH } else { 1 }
+    }
+
+    fn transfer(&self, transfers: &[Transfer]) -> Vec<io::Result<()>> {
+        self.transfer_together(transfers)
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -394,6 +407,11 @@ fn unusable(path: &Path, error: &io::Error) -> Error {
 /// The length of a file or a block device, whose metadata have none.
 fn length(mut file: &File) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
+}
+
+/// Somebody has made the file shorter under us.
+fn shorter(end: u64) -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, format!("the file ends at {end}"))
 }
 
 fn to_off(value: u64) -> io::Result<i64> {

@@ -3,6 +3,7 @@ use std::io::Write;
 use proptest::prelude::*;
 use tempfile::NamedTempFile;
 
+use super::super::Direction;
 use super::super::io::{read_into, write_from};
 use super::*;
 
@@ -122,5 +123,46 @@ proptest! {
         }
         drop(node);
         prop_assert_eq!(std::fs::read(on_disk.path()).unwrap(), model);
+    }
+}
+
+/// What is done together is what is done one by one, also where the ring does not take it.
+#[test]
+fn transfers_are_done_together_or_alone() {
+    for (uring, direct) in [(false, false), (true, false), (true, true)] {
+        let on_disk = file(&[0; 64 << 10]);
+        let options = Options { uring, direct, ..Options::plain(on_disk.path(), true) };
+        let node = match HostFile::open(options, Kind::File) {
+            // A kernel without io_uring, a file system without direct I/O.
+            Err(_) if uring => continue,
+            node => node.unwrap(),
+        };
+        let mut memory: Vec<u8> = (0..16u8).flat_map(|block| [block + 1; 4096]).collect();
+        // Whole blocks and parts of them; the last lies behind the end.
+        let lens = [4096, 4096, 1000, 3096, 4096, 512, 4096];
+        let (mut left, mut at, mut slices) = (&mut memory[..], 0, Vec::new());
+        for len in lens {
+            let (part, rest) = left.split_at_mut(len);
+            slices.push((at, [VolatileSlice::from(part)]));
+            (left, at) = (rest, at + len as u64);
+        }
+        slices.last_mut().unwrap().0 = (64 << 10) - 512;
+        let transfers = |direction| -> Vec<Transfer> {
+            slices.iter().map(|(offset, buffers)| Transfer { direction, offset: *offset, buffers }).collect()
+        };
+        for direction in [Direction::Write, Direction::Read] {
+            let done = node.transfer(&transfers(direction));
+            assert!(done[..6].iter().all(io::Result::is_ok), "{uring} {direct}: {done:?}");
+            assert_eq!(done[6].as_ref().unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
+        let written: usize = lens[..6].iter().sum();
+        assert_eq!(std::fs::read(on_disk.path()).unwrap()[..written], memory[..written], "{uring} {direct}");
+        // Somebody makes it shorter.
+        on_disk.as_file().set_len(4096).unwrap();
+        let mut buffer = [1; 4096];
+        let buffers = [VolatileSlice::from(&mut buffer[..])];
+        let read = Transfer { direction: Direction::Read, offset: 8192, buffers: &buffers };
+        let ended: Vec<_> = node.transfer(&[read]).into_iter().map(|done| done.unwrap_err().kind()).collect();
+        assert_eq!(ended, [io::ErrorKind::UnexpectedEof]);
     }
 }
