@@ -60,6 +60,11 @@ impl BlockNode for Disk {
         })
     }
 
+    /// As one that has several transfers under way.
+    fn depth(&self) -> usize {
+        4
+    }
+
     fn flush(&self) -> Result<()> {
         Ok(())
     }

@@ -35,6 +35,8 @@ const ROOM: u64 = 4 << 30;
 /// Where the BAR with the registers is, below that with the MSI-X table.
 pub const COMMON: u64 = 0xe000_0000;
 const MSIX: u32 = 0xe010_0000;
+/// The upper half of where memory of the device's is, if it has any: behind [`ROOM`].
+const SHARED: u32 = 4;
 /// Rings are this far apart, from here on.
 const RINGS: u64 = 0x1000;
 /// Queues that the driver sets up.
@@ -92,7 +94,9 @@ impl Guest {
         unit.iter().cloned().try_for_each(Unit::attach).ok()?;
         let slot = root.bus().attach(device.clone(), Some("2")).ok()?;
         let guest = Guest { memory, root, device, unit, slot };
-        for (off, value) in [(0x10, PORTS), (0x14, MSIX), (0x20, COMMON as u32), (0x24, 0), (0x04, 7)] {
+        for (off, value) in
+            [(0x10, PORTS), (0x14, MSIX), (0x18, 0), (0x1c, SHARED), (0x20, COMMON as u32), (0x24, 0), (0x04, 7)]
+        {
             guest.config(off, value, 4);
         }
         Some(guest)

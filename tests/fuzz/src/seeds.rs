@@ -46,6 +46,7 @@ const LINES: &[&str] = &[
     "chost,+avx2,-svm",
     "-file:/tmp/x",
     "-stdio",
+    "kls -l\r\u{1}ha\u{1}cinfo status\r\u{1}\u{1}b\u{1}bm\u{1}t\u{1}zq\u{1}xy",
 ];
 
 fn arguments() -> Vec<Vec<u8>> {
@@ -281,7 +282,7 @@ fn virtio() -> Vec<Vec<u8>> {
     ]
     .concat();
     let seed = |device: u8| [&[device][..], &[0xff; 6], &[parts.len() as u8], &parts.concat(), &actions].concat();
-    (0..3).map(seed).collect()
+    [0, 1, 2, 7, 8].into_iter().map(seed).collect()
 }
 
 /// The device, how many of the daemon's decisions follow, all of which are to answer as it should, and a driver's steps.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use fuzz::disk::Disk;
 use fuzz::driver::{COMMON, Guest, PORTS, QUEUES};
 use fuzz::input::Input;
 use fuzz::wire::Wire;
@@ -14,8 +15,9 @@ use passthru::memory::host::PageSize;
 use passthru::memory::{HostMem, Space};
 use passthru::object::Size;
 
-/// Every virtio device, on back ends that hold nothing, some with the legacy interface, too.
-const LINES: [&str; 7] = [
+/// Every virtio device, on back ends that hold little or nothing, some with the legacy interface, too; the last serves
+/// several requests at a time.
+const LINES: [&str; 9] = [
     "virtio-blk-pci,drive=d0,num-queues=2,queue-size=8,serial=x",
     "virtio-net-pci,netdev=n0,rx_queue_size=64",
     "virtio-rng-pci,filename=/dev/zero,disable-legacy=off",
@@ -23,6 +25,8 @@ const LINES: [&str; 7] = [
     "virtio-balloon-pci,free-page-reporting=on,disable-legacy=off",
     "virtio-serial-pci,max_ports=2",
     "virtio-mem-pci,memdev=m0,requested-size=8M",
+    "virtio-pmem-pci,memdev=m1",
+    "virtio-blk-pci,drive=d1,queue-size=8,write-cache=off",
 ];
 const MAX_STEPS: usize = 64;
 
@@ -30,9 +34,12 @@ fn backends() -> Option<Arc<Backends>> {
     let backends = Backends::default();
     let null = Null::new(Props { size: Size(1 << 20), read_zeroes: true, read_only: false });
     backends.nodes.add("d0".into(), "null-co", Arc::new(null), false).ok()?;
+    backends.nodes.add("d1".into(), "memory", Arc::new(Disk::new(&[0x5a; 64 << 10])), false).ok()?;
     let nowhere = Arc::new(chardev::null::Null);
     backends.chardevs.add("c0".into(), "null", nowhere, false).ok()?;
     let blocks = Arc::new(HostMem::anonymous(16 << 20, PageSize::Small).ok()?);
+    let kept = Arc::new(HostMem::memfd("kept", 1 << 20, PageSize::Small).ok()?);
+    backends.memories.add("m1".into(), "memory-backend-file", kept, false).ok()?;
     backends.memories.add("m0".into(), "memory-backend-ram", blocks, false).ok()?;
     backends.netdevs.add("n0".into(), "wire", Arc::new(Wire::new()?), false).ok()?;
     Some(Arc::new(backends))
