@@ -2,6 +2,8 @@
 if [ "$1" = 0 ]; then
     if [ -d /run/systemd/system ]; then
         systemctl stop 'passthru@*.service' || :
+        # A unit that has failed is remembered, also without its file.
+        systemctl reset-failed 'passthru@*.service' 2> /dev/null || :
         if [ -e /usr/lib/systemd/system/passthru-recover.service ]; then
             systemctl disable --quiet passthru-recover.service || :
         fi
