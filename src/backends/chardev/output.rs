@@ -52,7 +52,7 @@ pub struct Output {
 struct Shared {
     name: String,
     queue: Mutex<Queue>,
-    /// Wakes the writer: there are bytes, or no reason to gather more.
+    /// Wakes the writer: there are bytes, or enough of them, or no reason to gather more.
     wake: Condvar,
     /// Wakes `flush`: everything is written, or the writer has ended.
     idle: Condvar,
@@ -76,6 +76,8 @@ struct Queue {
     writing: bool,
     /// The writer sleeps until there are bytes.
     sleeping: bool,
+    /// The writer lets bytes gather; many need not wait for more.
+    gathering: bool,
     /// Somebody waits for everything to be written: do not gather.
     hurry: bool,
     closing: bool,
@@ -176,11 +178,12 @@ impl Output {
             return;
         }
         let room = MAX_QUEUED.saturating_sub(queue.bytes.len());
-        queue.bytes.extend(data.iter().take(room));
-        let dropped = data.len().saturating_sub(room);
-        queue.dropped = queue.dropped.saturating_add(u64::try_from(dropped).unwrap_or(u64::MAX));
-        if queue.sleeping && !queue.bytes.is_empty() {
-            queue.sleeping = false;
+        let (taken, dropped) = data.split_at(room.min(data.len()));
+        queue.bytes.extend(taken);
+        queue.dropped = queue.dropped.saturating_add(u64::try_from(dropped.len()).unwrap_or(u64::MAX));
+        let enough = queue.gathering && queue.bytes.len() >= LOW_WATER;
+        if enough || queue.sleeping && !queue.bytes.is_empty() {
+            (queue.sleeping, queue.gathering) = (false, false);
             drop(queue);
             self.shared.wake.notify_one();
         }
@@ -305,8 +308,9 @@ impl Writer {
         }
         queue.sleeping = false;
         if !queue.hurry && !queue.closing && queue.bytes.len() < LOW_WATER {
-            // Only `flush` and `drop` wake this wait early.
+            queue.gathering = true;
             self.shared.wake.wait_for(queue, GATHER);
+            queue.gathering = false;
         }
     }
 
