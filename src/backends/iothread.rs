@@ -57,7 +57,7 @@ pub trait Serve: Send {
     /// The source with this index is ready. Eventfds were emptied before.
     fn ready(&mut self, source: usize);
 
-    /// Whether this source, a descriptor that becomes readable, is not waited for now. Asked after each call.
+    /// Whether this source, a descriptor that becomes readable or writable, is not waited for now. Asked after each call.
     fn paused(&self, _source: usize) -> bool {
         false
     }
@@ -77,13 +77,24 @@ pub enum Source {
     Event(Arc<EventFd>),
     /// Anything else that becomes readable.
     Readable(Arc<OwnedFd>),
+    /// What becomes writable.
+    Writable(Arc<OwnedFd>),
+}
+
+impl Source {
+    fn wanted(&self) -> EpollFlags {
+        match self {
+            Source::Event(_) | Source::Readable(_) => EpollFlags::EPOLLIN,
+            Source::Writable(_) => EpollFlags::EPOLLOUT,
+        }
+    }
 }
 
 impl AsFd for Source {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Source::Event(fd) => fd.as_fd(),
-            Source::Readable(fd) => fd.as_fd(),
+            Source::Readable(fd) | Source::Writable(fd) => fd.as_fd(),
         }
     }
 }
@@ -203,11 +214,11 @@ impl Active {
     /// Waits for what is wanted. A descriptor that is not is taken out: a hang-up would be told else.
     fn rearm(&mut self, epoll: &Epoll) -> io::Result<()> {
         for (index, (source, armed)) in self.sources.iter().zip(&mut self.armed).enumerate() {
-            let wanted = !matches!(source, Source::Readable(_)) || !self.serve.paused(index);
+            let wanted = matches!(source, Source::Event(_)) || !self.serve.paused(index);
             match (*armed, wanted) {
                 (false, true) => {
                     let name = u64::from(self.key) << 32 | index as u64;
-                    epoll.add(source, EpollEvent::new(EpollFlags::EPOLLIN, name))?;
+                    epoll.add(source, EpollEvent::new(source.wanted(), name))?;
                 }
                 (true, false) => epoll.delete(source)?,
                 _ => {}

@@ -1,11 +1,17 @@
 //! Buffers of a request in guest memory, as one row of bytes.
 
+use smallvec::SmallVec;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+
+/// Most parts that need no memory of their own: a small request, or a packet.
+const INLINE: usize = 4;
 
 /// Parts of guest memory, one after the other. Reading and writing consumes them from the front.
 #[derive(Default)]
 pub struct Buffers<'a> {
-    slices: Vec<VolatileSlice<'a>>,
+    slices: SmallVec<[VolatileSlice<'a>; INLINE]>,
+    /// So many of `slices` are consumed.
+    used: usize,
 }
 
 impl<'a> Buffers<'a> {
@@ -27,32 +33,33 @@ impl<'a> Buffers<'a> {
 
     /// The parts.
     pub fn slices(&self) -> &[VolatileSlice<'a>] {
-        &self.slices
+        &self.slices[self.used..]
     }
 
     /// Whether there is nothing left.
     pub fn is_empty(&self) -> bool {
-        self.slices.is_empty()
+        self.slices().is_empty()
     }
 
     /// Bytes in all. Whoever adds buffers bounds their number, and each is less than 4 GiB.
     pub fn len(&self) -> u64 {
-        self.slices.iter().map(|slice| slice.len() as u64).sum()
+        self.slices().iter().map(|slice| slice.len() as u64).sum()
     }
 
     /// Cuts off all behind the first `at` bytes, and gives it. Where there are fewer, that is nothing.
     pub fn split_off(&mut self, at: u64) -> Buffers<'a> {
         let mut rest = at;
-        for index in 0..self.slices.len() {
-            let len = self.slices[index].len() as u64;
+        for index in self.used..self.slices.len() {
+            let slice = self.slices[index];
+            let len = slice.len() as u64;
             if rest < len {
-                let mut behind = self.slices.split_off(index);
+                let mut behind: SmallVec<_> = self.slices.drain(index..).collect();
                 // `rest` is less than the slice's length, so this splits.
-                if let (true, Ok((before, after))) = (rest > 0, behind[0].split_at(rest as usize)) {
+                if let (true, Ok((before, after))) = (rest > 0, slice.split_at(rest as usize)) {
                     self.slices.push(before);
                     behind[0] = after;
                 }
-                return Buffers { slices: behind };
+                return Buffers { slices: behind, used: 0 };
             }
             rest -= len;
         }
@@ -65,11 +72,23 @@ impl<'a> Buffers<'a> {
         Some(self.split_off(at))
     }
 
+    /// The next part of the row, `most` bytes at most; `None`: there is nothing left.
+    fn next(&mut self, most: usize) -> Option<VolatileSlice<'a>> {
+        let slice = *self.slices.get(self.used)?;
+        if let Some((part, rest)) = slice.split_at(most).ok().filter(|(_, rest)| !rest.is_empty()) {
+            self.slices[self.used] = rest;
+            return Some(part);
+        }
+        self.used += 1;
+        Some(slice)
+    }
+
     /// Copies as many bytes as there are to the front of `data`, and says how many.
     pub fn read(&mut self, data: &mut [u8]) -> usize {
-        let behind = self.split_off(data.len() as u64);
         let mut done = 0;
-        for slice in std::mem::replace(&mut self.slices, behind.slices) {
+        while done < data.len()
+            && let Some(slice) = self.next(data.len() - done)
+        {
             done += slice.copy_to(&mut data[done..]);
         }
         done
@@ -77,12 +96,12 @@ impl<'a> Buffers<'a> {
 
     /// Copies as many bytes of `data` as there is room for, and says how many.
     pub fn write(&mut self, data: &[u8]) -> usize {
-        let behind = self.split_off(data.len() as u64);
         let mut done = 0;
-        for slice in std::mem::replace(&mut self.slices, behind.slices) {
-            let len = slice.len();
-            slice.copy_from(&data[done..done + len]);
-            done += len;
+        while done < data.len()
+            && let Some(slice) = self.next(data.len() - done)
+        {
+            slice.copy_from(&data[done..done + slice.len()]);
+            done += slice.len();
         }
         done
     }

@@ -1,23 +1,27 @@
 //! Packets in a stream of bytes, each behind its length in 32 bits, most significant first: what QEMU's `stream` and passt
 //! speak. Pure but for the socket.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{HEADER, MAX_PACKET, NetQueue};
+use super::{HEADER, MAX_PACKET, NetQueue, Sent};
 
 /// Bytes of a length.
 const LENGTH: usize = 4;
 /// What is taken from the socket at a time; more than one packet of any length.
 const ROOM: usize = 4 * (LENGTH + MAX_PACKET);
+/// Bytes to send that are gathered before a system call; with one more packet the most that wait.
+const GATHERED: usize = 64 << 10;
 
 /// A stream socket as a queue. Packets have no header on it: what would be in one is zero.
 pub struct Framed {
     watch: Arc<OwnedFd>,
+    /// The same once more: epoll waits for one thing by each descriptor.
+    room: Arc<OwnedFd>,
     socket: UnixStream,
     /// Only the thread that receives takes it.
     input: Mutex<Input>,
@@ -34,8 +38,9 @@ impl Framed {
         // std's type for one family serves all: it only reads and writes.
         let socket = UnixStream::from(socket);
         socket.set_nonblocking(true)?;
-        let watch = Arc::new(OwnedFd::from(socket.try_clone()?));
-        Ok(Framed { watch, socket, input: Mutex::default(), output: Mutex::default() })
+        let again = || Ok::<_, io::Error>(Arc::new(OwnedFd::from(socket.try_clone()?)));
+        let (watch, room) = (again()?, again()?);
+        Ok(Framed { watch, room, socket, input: Mutex::default(), output: Mutex::default() })
     }
 }
 
@@ -48,8 +53,16 @@ impl NetQueue for Framed {
         self.input.lock().receive(&mut &self.socket, into)
     }
 
-    fn send(&self, packet: &[u8]) -> io::Result<bool> {
+    fn send(&self, packet: &[u8]) -> io::Result<Sent> {
         self.output.lock().send(&mut &self.socket, packet)
+    }
+
+    fn flush(&self) -> io::Result<bool> {
+        self.output.lock().flush(&mut &self.socket)
+    }
+
+    fn room(&self) -> Option<&Arc<OwnedFd>> {
+        Some(&self.room)
     }
 }
 
@@ -100,37 +113,38 @@ impl Input {
     }
 }
 
-/// The end of a packet that the socket did not take at once.
+/// Packets that the socket has not got yet, each behind its length. Many small ones need one system call.
 #[derive(Default)]
-struct Output(Vec<u8>);
-
-impl Output {
-    fn send(&mut self, socket: &mut impl Write, packet: &[u8]) -> io::Result<bool> {
-        // The stream stays one of packets: what has begun is ended before the next.
-        while !self.0.is_empty() {
-            match write(|| socket.write(&self.0))? {
-                0 => return Ok(false),
-                count => drop(self.0.drain(..count)),
-            }
-        }
-        let frame = packet.get(HEADER..).unwrap_or_default();
-        let length = (frame.len() as u32).to_be_bytes();
-        let sent = write(|| socket.write_vectored(&[IoSlice::new(&length), IoSlice::new(frame)]))?;
-        if sent > 0 && sent < LENGTH + frame.len() {
-            self.0.extend(length.iter().chain(frame).skip(sent));
-        }
-        Ok(sent > 0)
-    }
+struct Output {
+    bytes: Vec<u8>,
+    /// So many of them are sent.
+    sent: usize,
 }
 
-/// How many bytes went; 0 if the socket has no room.
-fn write(mut once: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match once() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            done => return done,
+impl Output {
+    fn send(&mut self, socket: &mut impl Write, packet: &[u8]) -> io::Result<Sent> {
+        if self.bytes.len() >= GATHERED && !self.flush(socket)? {
+            return Ok(Sent::Later);
         }
+        let frame = packet.get(HEADER..).unwrap_or_default();
+        self.bytes.extend_from_slice(&(frame.len() as u32).to_be_bytes());
+        self.bytes.extend_from_slice(frame);
+        Ok(Sent::Taken)
+    }
+
+    /// Whether all is sent.
+    fn flush(&mut self, socket: &mut impl Write) -> io::Result<bool> {
+        while self.sent < self.bytes.len() {
+            match socket.write(&self.bytes[self.sent..]) {
+                Ok(count) => self.sent += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.bytes.clear();
+        self.sent = 0;
+        Ok(true)
     }
 }
 
@@ -151,7 +165,8 @@ mod tests {
     #[test]
     fn a_packet_follows_its_length() {
         let (queue, mut other) = pair();
-        assert!(queue.send(&packet(b"hello")).unwrap());
+        assert_eq!(queue.send(&packet(b"hello")).unwrap(), Sent::Taken);
+        assert!(queue.flush().unwrap());
         let mut wire = [0; 9];
         other.read_exact(&mut wire).unwrap();
         assert_eq!(&wire, b"\0\0\0\x05hello");
@@ -173,33 +188,44 @@ mod tests {
     }
 
     #[test]
-    fn a_full_socket_loses_whole_packets_only() {
+    fn many_packets_are_one_write() {
+        struct Count(usize, Vec<u8>);
+        impl Write for Count {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0 += 1;
+                self.1.write(bytes)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (mut output, mut wire) = (Output::default(), Count(0, Vec::new()));
+        for _ in 0..30 {
+            assert_eq!(output.send(&mut wire, &packet(&[7; 1514])).unwrap(), Sent::Taken);
+        }
+        assert!(output.flush(&mut wire).unwrap());
+        assert_eq!((wire.0, wire.1.len()), (1, 30 * (LENGTH + 1514)));
+    }
+
+    #[test]
+    fn a_full_socket_takes_no_packet_and_loses_none() {
         let (queue, mut other) = pair();
         let big = packet(&vec![7; 60000]);
-        let sent = (0..100).filter(|_| queue.send(&big).unwrap()).count();
-        assert!(sent < 100);
+        let taken = (0..100).take_while(|_| queue.send(&big).unwrap() == Sent::Taken).count();
+        assert!(taken < 100);
+        assert!(!queue.flush().unwrap());
+        let bound = GATHERED + LENGTH + MAX_PACKET;
+        assert!(queue.output.lock().bytes.len() <= bound);
         let reader = std::thread::spawn(move || {
             let mut all = Vec::new();
             other.read_to_end(&mut all).unwrap();
             all
         });
-        // The rest of the one that was cut goes before the next.
-        while !queue.send(&packet(&vec![7; 60000])).unwrap() {
-            std::thread::yield_now();
-        }
-        while !queue.output.lock().0.is_empty() && !queue.send(&packet(b"")).unwrap() {
+        while !queue.flush().unwrap() {
             std::thread::yield_now();
         }
         drop(queue);
-        let all = reader.join().unwrap();
-        let mut rest = &all[..];
-        while let Some((length, behind)) = rest.split_first_chunk::<LENGTH>() {
-            let (frame, next) = behind.split_at(u32::from_be_bytes(*length) as usize);
-            assert!(frame.is_empty() || frame.len() == 60000 && frame.iter().all(|byte| *byte == 7));
-            rest = next;
-        }
-        assert!(rest.is_empty());
-        assert_eq!(all.len() % 60004 % 4, 0);
+        assert_eq!(reader.join().unwrap().len(), taken * (LENGTH + 60000));
     }
 
     proptest! {

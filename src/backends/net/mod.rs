@@ -10,8 +10,8 @@
 //! | `frames` | packets in a stream of bytes |
 //! | `tun` | the requests of /dev/net/tun |
 //!
-//! A queue is called from one thread of the device at a time. It never blocks: a packet that there is no room for is lost,
-//! as on a wire.
+//! A queue is called from one thread of the device at a time. It never blocks: a packet that there is no room for now stays
+//! the driver's, and one that nobody takes is lost, as on a wire.
 
 pub mod frames;
 pub mod socket;
@@ -100,11 +100,33 @@ pub trait NetQueue: Send + Sync {
     /// Nothing will come any more.
     fn receive(&self, into: &mut [u8]) -> io::Result<Option<usize>>;
 
-    /// Sends a packet; `false`: there was no room for it.
+    /// Sends a packet, perhaps only with the next [`NetQueue::flush`].
     ///
     /// # Errors
     /// Nothing can be sent any more.
-    fn send(&self, packet: &[u8]) -> io::Result<bool>;
+    fn send(&self, packet: &[u8]) -> io::Result<Sent>;
+
+    /// Sends what waits; `false`: there is no room for all of it.
+    ///
+    /// # Errors
+    /// Those of [`NetQueue::send`].
+    fn flush(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    /// What becomes writable when there is room again; `None`: there always is.
+    fn room(&self) -> Option<&Arc<OwnedFd>> {
+        None
+    }
+}
+
+/// What became of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// It is on its way, or lost.
+    Taken,
+    /// There is no room for it now.
+    Later,
 }
 
 /// The types of `--netdev`.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use super::{BackendCx, HEADER, MAX_PAIRS, NetQueue, Netdev, Offloads, tun};
+use super::{BackendCx, HEADER, MAX_PAIRS, NetQueue, Netdev, Offloads, Sent, tun};
 use crate::error::{Code, Error, Result, explain_io};
 use crate::host::{Host, inherited, link};
 use crate::object::{Create, Int, Invalid, PropValue, TypeInfo, prop_enum, props};
@@ -302,9 +302,9 @@ impl NetQueue for Queue {
         }
     }
 
-    fn send(&self, packet: &[u8]) -> io::Result<bool> {
+    fn send(&self, packet: &[u8]) -> io::Result<Sent> {
         match (&self.file).write(packet) {
-            Ok(_) => Ok(true),
+            Ok(_) => Ok(Sent::Taken),
             // EIO: the interface is down. EINVAL: the guest's header contradicts the packet. Either loses the packet.
             Err(error)
                 if matches!(
@@ -312,7 +312,7 @@ impl NetQueue for Queue {
                     Some(libc::EAGAIN | libc::EINTR | libc::EBADFD | libc::EIO | libc::EINVAL)
                 ) =>
             {
-                Ok(false)
+                Ok(Sent::Taken)
             }
             Err(error) => Err(error),
         }

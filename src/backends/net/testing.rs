@@ -6,7 +6,7 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::NetQueue;
+use super::{NetQueue, Sent};
 
 /// How long a test waits for a packet.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -34,7 +34,7 @@ impl NetQueue for Pair {
             Err(error) => Err(error),
         }
     }
-    fn send(&self, packet: &[u8]) -> io::Result<bool> {
-        self.0.send(packet).map(|_| true)
+    fn send(&self, packet: &[u8]) -> io::Result<Sent> {
+        self.0.send(packet).map(|_| Sent::Taken)
     }
 }

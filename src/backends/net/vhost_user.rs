@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::{BackendCx, MAX_PAIRS, NetQueue, Netdev, Offloads};
+use super::{BackendCx, MAX_PAIRS, NetQueue, Netdev, Offloads, Sent};
 use crate::error::{Error, Result};
 use crate::object::{Create, Int, Kind, Refers, TypeInfo, props, reference};
 
@@ -90,7 +90,7 @@ impl NetQueue for Idle {
         Ok(None)
     }
 
-    fn send(&self, _: &[u8]) -> io::Result<bool> {
-        Ok(false)
+    fn send(&self, _: &[u8]) -> io::Result<Sent> {
+        Ok(Sent::Taken)
     }
 }

@@ -165,6 +165,10 @@ impl IoHandler for Shared {
     }
 }
 
+/// What the thread waits for, beside its bell: a packet, and room in the back end.
+const PACKET: usize = 1;
+const ROOM: usize = 2;
+
 /// The thread's side.
 struct Packets {
     shared: Arc<Shared>,
@@ -174,16 +178,37 @@ struct Packets {
     waiting: usize,
     outgoing: Vec<u8>,
     body: Vec<u8>,
+    /// The back end has no room.
+    full: bool,
 }
 
 impl Packets {
+    /// The driver's packets, as long as the back end has room at the beginning of a batch.
     fn transmit(&mut self) {
+        if !self.flush() {
+            return;
+        }
         for queue in 0..SENDERS {
-            let more = (0..BATCH).all(|_| self.transmit_some(queue));
+            let more = (0..BATCH).all(|_| {
+                let more = self.transmit_some(queue);
+                self.flush() && more
+            });
             if more {
                 self.shared.ring();
             }
         }
+    }
+
+    /// Has the back end send what it has; says whether it has room for more.
+    fn flush(&mut self) -> bool {
+        self.full = match self.back.flush() {
+            Ok(all) => !all,
+            Err(error) => {
+                self.shared.link_lost(&error);
+                false
+            }
+        };
+        !self.full
     }
 
     /// Says whether there is more.
@@ -284,15 +309,18 @@ impl Packets {
 
 impl Serve for Packets {
     fn ready(&mut self, source: usize) {
-        if source == 0 {
+        if source != PACKET {
             self.transmit();
         }
         self.receive();
     }
 
-    fn paused(&self, _: usize) -> bool {
-        // As long as the driver has no room, the packets wait in the back end; a link that is gone stays readable.
-        self.waiting > 0 || !self.listens()
+    fn paused(&self, source: usize) -> bool {
+        match source {
+            ROOM => !self.full,
+            // As long as the driver has no room, the packets wait in the back end; a link that is gone stays readable.
+            _ => self.waiting > 0 || !self.listens(),
+        }
     }
 }
 
@@ -332,7 +360,9 @@ impl E1000e {
             bell: Arc::new(bell),
             state: Mutex::new(State { registers: Registers::new(mac, nvm), senders: Default::default() }),
         });
-        let sources = vec![Source::Event(shared.bell.clone()), Source::Readable(back.watch().clone())];
+        let room = back.room().map(|room| Source::Writable(room.clone()));
+        let sources = [Source::Event(shared.bell.clone()), Source::Readable(back.watch().clone())];
+        let sources = sources.into_iter().chain(room).collect();
         let packets = Packets {
             shared: shared.clone(),
             back,
@@ -340,6 +370,7 @@ impl E1000e {
             waiting: 0,
             outgoing: Vec::new(),
             body: Vec::new(),
+            full: false,
         };
         let worker = Worker::start(&cx.id, sources, packets)?;
         Ok(Arc::new(E1000e { worker: Mutex::new(Some(worker)), shared, mac }))

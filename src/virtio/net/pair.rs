@@ -7,7 +7,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::Shared;
 use super::config::bit;
 use super::control;
-use crate::backends::net::{HEADER, MAX_PACKET, NetQueue};
+use crate::backends::net::{HEADER, MAX_PACKET, NetQueue, Sent};
 use crate::error::{Error, Result};
 use crate::virtio::{Buffers, Given, Serve, Served, Source, VirtQueue, feature};
 
@@ -37,11 +37,13 @@ pub struct Packets {
     /// Bytes of a packet that came and that the driver had no room for yet.
     waiting: usize,
     outgoing: Vec<u8>,
+    /// The back end has no room, and packets of the driver wait.
+    full: bool,
 }
 
 impl Default for Packets {
     fn default() -> Self {
-        Packets { incoming: vec![0; MAX_PACKET], waiting: 0, outgoing: vec![0; MAX_PACKET] }
+        Packets { incoming: vec![0; MAX_PACKET], waiting: 0, outgoing: vec![0; MAX_PACKET], full: false }
     }
 }
 
@@ -52,9 +54,10 @@ enum Event {
     Transmit,
     Packet,
     Control,
+    Room,
 }
 
-const EVENTS: [Event; 4] = [Event::Receive, Event::Transmit, Event::Packet, Event::Control];
+const EVENTS: [Event; 5] = [Event::Receive, Event::Transmit, Event::Packet, Event::Control, Event::Room];
 
 impl Pair {
     /// What the worker waits for: the order is that of [`EVENTS`], where a queue that is not served here has a descriptor
@@ -63,23 +66,32 @@ impl Pair {
     /// # Errors
     /// No descriptor is left.
     pub fn sources(&self) -> Result<Vec<Source>> {
+        let never = || {
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+                .map(|never| Source::Event(Arc::new(never)))
+                .map_err(|error| Error::system("make an eventfd", &error.into()))
+        };
         let kick = |queue: &Option<Arc<VirtQueue>>| match queue {
             Some(queue) => Ok(Source::Event(queue.kick().clone())),
-            None => EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-                .map(|never| Source::Event(Arc::new(never)))
-                .map_err(|error| Error::system("make an eventfd", &error.into())),
+            None => never(),
         };
         Ok(vec![
             kick(&self.receive)?,
             kick(&self.transmit)?,
             Source::Readable(self.back.watch().clone()),
             kick(&self.control)?,
+            self.back.room().map_or_else(never, |room| Ok(Source::Writable(room.clone())))?,
         ])
     }
 
-    /// Packets for the driver, as long as there are some and it has room.
+    /// Packets for the driver, as long as there are some and it has room. It is told once of all of them.
     fn receive(&mut self) {
-        let Some(queue) = &self.receive else { return };
+        let Some(queue) = self.receive.clone() else { return };
+        self.receive_some(&queue);
+        queue.tell();
+    }
+
+    fn receive_some(&mut self, queue: &VirtQueue) {
         let most = if self.features & bit::MRG_RXBUF != 0 { u16::MAX } else { 1 };
         for _ in 0..BATCH {
             let Packets { incoming, waiting, .. } = &mut self.buffers;
@@ -94,7 +106,7 @@ impl Pair {
             }
             let packet = &mut incoming[..*waiting];
             let header = header_len(self.features);
-            let given = queue.give((packet.len() - (HEADER - header)) as u64, most, |count, mut to| {
+            let given = queue.give((packet.len() - (HEADER - header)) as u64, most, |count, to| {
                 packet[NUM_BUFFERS..HEADER].copy_from_slice(&count.to_le_bytes());
                 // A short header ends where the packet begins.
                 packet.copy_within(..header, HEADER - header);
@@ -119,6 +131,13 @@ impl Pair {
         let (back, outgoing, shared) = (&self.back, &mut self.buffers.outgoing, &self.shared);
         let header = header_len(self.features);
         queue.drain(|chain| send(&**back, outgoing, shared, header, chain.readable));
+        self.buffers.full = match back.flush() {
+            Ok(all) => !all,
+            Err(error) => {
+                shared.link_lost(&error);
+                false
+            }
+        };
     }
 
     fn control(&mut self) {
@@ -140,8 +159,10 @@ fn send(back: &dyn NetQueue, outgoing: &mut [u8], shared: &Shared, header: usize
         let len = from.read(&mut outgoing[missing..]) + missing;
         outgoing.copy_within(missing..HEADER, 0);
         outgoing[header..HEADER].fill(0);
-        if let Err(error) = back.send(&outgoing[..len]) {
-            shared.link_lost(&error);
+        match back.send(&outgoing[..len]) {
+            Ok(Sent::Taken) => {}
+            Ok(Sent::Later) => return Served::Later,
+            Err(error) => shared.link_lost(&error),
         }
     }
     Served::Done(0)
@@ -151,16 +172,21 @@ impl Serve for Pair {
     fn ready(&mut self, source: usize) {
         match EVENTS.get(source) {
             Some(Event::Receive | Event::Packet) => self.receive(),
-            Some(Event::Transmit) => self.transmit(),
+            Some(Event::Transmit | Event::Room) => self.transmit(),
             Some(Event::Control) => self.control(),
             None => {}
         }
     }
 
     fn paused(&self, source: usize) -> bool {
-        // As long as the driver has no room, the packets wait in the back end; a link that is gone stays readable.
-        EVENTS.get(source) == Some(&Event::Packet)
-            && (self.buffers.waiting > 0 || self.receive.is_none() || !self.shared.is_up())
+        let Packets { waiting, full, .. } = self.buffers;
+        match EVENTS.get(source) {
+            // As long as the driver has no room, the packets wait in the back end; a link that is gone stays readable.
+            Some(Event::Packet) => waiting > 0 || self.receive.is_none() || !self.shared.is_up(),
+            // The end of a link is told as room: what waits is lost then.
+            Some(Event::Room) => !full,
+            _ => false,
+        }
     }
 }
 

@@ -2,12 +2,16 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use smallvec::SmallVec;
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestMemoryMmap};
 
 use super::{Ring, VirtQueue};
 use crate::memory::Buffers;
 use crate::virtio::chain::{Broken, Chain};
+
+/// Requests that bytes may need before their list needs memory of its own: a packet without offloads needs one.
+const INLINE: usize = 2;
 
 /// What became of bytes for the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,19 +29,38 @@ pub enum Given {
 impl VirtQueue {
     /// Gives the driver `len` bytes, in as many of its requests as they need and `most` at most. All of these are used at
     /// once, so that the driver never sees a part. `fill` is told their number and writes into their buffers, in order.
-    pub fn give(&self, len: u64, most: u16, fill: impl FnOnce(u16, Vec<Buffers<'_>>)) -> Given {
+    ///
+    /// The driver is not told: that is for [`VirtQueue::tell`], after the last of several.
+    pub fn give(&self, len: u64, most: u16, fill: impl FnOnce(u16, &mut [Buffers<'_>])) -> Given {
         let mut ring = self.ring.lock();
         if ring.broken {
             return Given::Broken;
         }
         let given = match self.ram.now() {
-            Ok(ram) => ring.give(ram.memory(), &self.halted, len, most, fill, || self.interrupts.queue(self.index)),
+            Ok(ram) => ring.give(ram.memory(), &self.halted, len, most, fill),
             Err(error) => Err(Broken::new(error.to_string())),
         };
         given.unwrap_or_else(|broken| {
             self.breaks(&mut ring, &broken);
             Given::Broken
         })
+    }
+
+    /// Interrupts the driver if it wants to hear of what it was given since it was last told.
+    pub fn tell(&self) {
+        let mut ring = self.ring.lock();
+        if ring.broken {
+            return;
+        }
+        let wants = match self.ram.now() {
+            Ok(ram) => ring.wants_interrupt(ram.memory()),
+            Err(error) => Err(Broken::new(error.to_string())),
+        };
+        match wants {
+            Ok(true) => self.interrupts.queue(self.index),
+            Ok(false) => {}
+            Err(broken) => self.breaks(&mut ring, &broken),
+        }
     }
 }
 
@@ -48,14 +71,15 @@ impl Ring {
         halted: &AtomicBool,
         len: u64,
         most: u16,
-        fill: impl FnOnce(u16, Vec<Buffers<'_>>),
-        interrupt: impl Fn(),
+        fill: impl FnOnce(u16, &mut [Buffers<'_>]),
     ) -> Result<Given, Broken> {
         let most = most.min(self.queue.size());
         let first = self.queue.next_avail();
         loop {
             self.queue.disable_notification(ram)?;
-            let (mut heads, mut buffers, mut room) = (Vec::new(), Vec::new(), 0);
+            let mut heads: SmallVec<[(u16, u64); INLINE]> = SmallVec::new();
+            let mut buffers: SmallVec<[Buffers<'_>; INLINE]> = SmallVec::new();
+            let mut room = 0;
             while room < len && heads.len() < usize::from(most) {
                 let Some(found) = self.queue.iter(ram)?.next() else { break };
                 let head = found.head_index();
@@ -70,11 +94,8 @@ impl Ring {
             }
             if room >= len {
                 // Not more than `most`.
-                fill(heads.len() as u16, buffers);
+                fill(heads.len() as u16, &mut buffers);
                 self.use_all(ram, &heads, len)?;
-                if self.wants_interrupt(ram)? {
-                    interrupt();
-                }
                 return Ok(Given::Done);
             }
             if heads.len() == usize::from(most) {

@@ -82,12 +82,13 @@ impl Events {
                 None => return,
             };
             let given = queue.give(LEN as u64, 1, |_, buffers| {
-                buffers.into_iter().for_each(|mut buffer| {
+                buffers.iter_mut().for_each(|buffer| {
                     buffer.write(&event);
                 });
             });
             match given {
                 Given::Done => {
+                    queue.tell();
                     waiting.events.pop_front();
                     waiting.missed = false;
                 }

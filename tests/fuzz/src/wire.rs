@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 
-use passthru::backends::net::{HEADER, NetQueue, Netdev, Offloads};
+use passthru::backends::net::{HEADER, NetQueue, Netdev, Offloads, Sent};
 
 /// Packets that come.
 const PACKETS: u32 = 4;
@@ -49,9 +49,9 @@ impl NetQueue for End {
         Ok(Some(len))
     }
 
-    fn send(&self, packet: &[u8]) -> io::Result<bool> {
+    fn send(&self, packet: &[u8]) -> io::Result<Sent> {
         assert!(packet.len() >= HEADER);
-        Ok(true)
+        Ok(Sent::Taken)
     }
 }
 
