@@ -115,7 +115,7 @@ struct DemoArgs {
 
 #[derive(Args)]
 struct TestArgs {
-    /// Run only the tests and scenarios with one of these in their name
+    /// Run only the tests and scenarios with one of these in their name, or, after `=`, with exactly that name
     #[arg(value_name = "FILTER")]
     filters: Vec<String>,
     /// Also run the scenarios that take long
@@ -242,9 +242,12 @@ fn run_demo(args: &DemoArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether `name` has one of `filters` in it; without filters everything is chosen.
+/// Whether `name` has one of `filters` in it, or is one that begins with `=`; without filters everything is chosen.
 pub fn is_chosen(name: &str, filters: &[String]) -> bool {
-    filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
+    let fits = |filter: &String| {
+        filter.strip_prefix('=').map_or_else(|| name.contains(filter.as_str()), |whole| name == whole)
+    };
+    filters.is_empty() || filters.iter().any(fits)
 }
 
 fn run_tests(args: &TestArgs) -> Result<ExitCode> {

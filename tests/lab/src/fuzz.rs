@@ -27,7 +27,7 @@ pub struct Search {
 
 /// An ordinary run makes the same choices each time: what fails in it is what the change has broken, not the luck of a run
 /// that has nothing to do with it.
-pub const SHORT: Search = Search { time: Duration::from_secs(30), seed: Some(1) };
+pub const SHORT: Search = Search { time: Duration::from_secs(20), seed: Some(1) };
 /// A campaign goes where none has been.
 pub const LONG: Search = Search { time: Duration::from_secs(600), seed: None };
 /// Targets at a time: each keeps one processor busy.

@@ -11,7 +11,7 @@ use anyhow::Result;
 use crate::pattern;
 
 /// How much is sent: what the issue asks for.
-const LENGTH: usize = 8 << 20;
+const LENGTH: usize = 4 << 20;
 const SEED: u64 = 0x5eed;
 
 /// A running server; it lives as long as the program.

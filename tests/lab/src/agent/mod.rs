@@ -2,6 +2,7 @@
 //! arrive as JSON lines on a virtio-serial port and answers on it.
 
 mod jobs;
+mod picture;
 pub mod protocol;
 mod qmp;
 mod server;

@@ -23,6 +23,8 @@ pub enum Op {
     Wait { job: u64, timeout_ms: u64 },
     /// Send a signal to a background command and its children.
     Kill { job: u64, signal: i32 },
+    /// What is there: drivers, processes, mounts.
+    Picture,
     /// Kill every background command that is left.
     KillAll,
     /// Connect to a guest's control socket.
@@ -64,6 +66,8 @@ pub enum Answer {
     Waited {
         code: Option<i32>,
     },
+    /// A line for each fact.
+    Picture(Vec<String>),
     /// A session with a control socket.
     Session(u64),
     /// What came over it; `None`: nothing did in time.

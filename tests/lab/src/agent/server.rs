@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use nix::sys::signal::Signal;
 use super::jobs::{self, Jobs};
 use super::protocol::{Answer, Op, Request, Response};
 use super::qmp::Sessions;
-use super::{PORT, waker};
+use super::{PORT, picture, waker};
 
 /// Serves the port until the machine goes down.
 pub fn serve() -> Result<()> {
@@ -70,6 +71,7 @@ fn perform(op: Op, jobs: &mut Jobs, sessions: &mut Sessions) -> Result<Answer> {
         Op::QmpEvent { session, name, timeout_ms } => {
             Answer::Json(sessions.event(session, &name, limit(timeout_ms))?)
         }
+        Op::Picture => Answer::Picture(picture::take(Path::new("/"))),
         Op::KillAll => {
             jobs.kill_all()?;
             Answer::Done
@@ -83,7 +85,7 @@ fn open_port() -> Result<File> {
         for entry in fs::read_dir("/sys/class/virtio-ports").into_iter().flatten().flatten() {
             let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
             if name.trim() == PORT {
-                let device = std::path::Path::new("/dev").join(entry.file_name());
+                let device = Path::new("/dev").join(entry.file_name());
                 return OpenOptions::new()
                     .read(true)
                     .write(true)

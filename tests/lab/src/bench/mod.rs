@@ -243,7 +243,7 @@ impl Bench<'_> {
     }
 
     fn guest(&self, vmm: Vmm) -> Guest {
-        Guest::new().vmm(vmm).memory(&self.plan.memory).passes(NIC).passes(DRIVE)
+        Guest::new().whole_start().vmm(vmm).memory(&self.plan.memory).passes(NIC).passes(DRIVE)
     }
 
     /// Does `work`, and does it again on a new L1 if this one stalls, or a guest in it does, which L0's emulation lets

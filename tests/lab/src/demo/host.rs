@@ -126,7 +126,7 @@ fn confirm(taken: &[&Member]) -> Result<()> {
 
 /// A guest that shows its devices and reads from its drives.
 fn guest(taken: &[&Member]) -> Guest {
-    let mut guest = Guest::new().memory("512M").fat();
+    let mut guest = Guest::new().whole_start().memory("512M").fat();
     for member in taken {
         guest = guest.passes(&member.bdf);
     }

@@ -39,7 +39,8 @@ pub fn run(image: &Image, programs: &Programs, folder: &Path, vmm: Vmm) -> Resul
     let before = drivers(&mut l1)?;
     output(&l1.ok(&format!("lspci -ks {NIC}; lspci -ks {DRIVE}"))?);
     let sum = steps::host_sum(&mut l1)?;
-    output(&format!("SHA-256 of the drive's first 64 MiB, read by the host: {sum}"));
+    let mib = l2::READ_MIB;
+    output(&format!("SHA-256 of the drive's first {mib} MiB, read by the host: {sum}"));
 
     step(4, "Take them from the host");
     for bdf in [NIC, DRIVE] {
@@ -54,17 +55,17 @@ pub fn run(image: &Image, programs: &Programs, folder: &Path, vmm: Vmm) -> Resul
     output(&l1.ok(&format!("lspci -ks {NIC}; lspci -ks {DRIVE}"))?);
 
     step(5, "Boot a guest that owns them (Debian's kernel, 256 MiB)");
-    let guest = Guest::new().vmm(vmm).fat().passes(NIC).passes(DRIVE);
+    let guest = Guest::new().whole_start().vmm(vmm).fat().passes(NIC).passes(DRIVE);
     let guest =
-        guest.script("echo '# lspci'; lspci -nn").script("echo '# the NIC: link, address, ping, 8 MiB over TCP'");
+        guest.script("echo '# lspci'; lspci -nn").script("echo '# the NIC: link, address, ping, 4 MiB over TCP'");
     let guest = guest
         .script(&l2::nic_up("e1000e"))
         .script(&l2::ping(4))
         .script("cat /tmp/ping")
         .script(&l2::fetch(server.port))
-        .script("echo '# the drive: read 64 MiB, write 8 MiB, read them back'")
+        .script(&format!("echo '# the drive: read {mib} MiB, write 8 MiB, read them back'"))
         .script(&l2::nvme_up())
-        .script(&l2::nvme_read(64))
+        .script(&l2::nvme_read(l2::READ_MIB))
         .script(&l2::nvme_write())
         .script("echo '# interrupts of both'; grep -E 'CPU0|eth0|nvme' /proc/interrupts");
     let command = l1.prepare(&guest)?;
@@ -92,8 +93,8 @@ pub fn run(image: &Image, programs: &Programs, folder: &Path, vmm: Vmm) -> Resul
 
     summary(&[
         format!("a stock Debian kernel booted in a guest with the host's devices {NIC} and {DRIVE}"),
-        "the guest's NIC answered 4 of 4 pings, and 8 MiB over TCP had the right SHA-256".into(),
-        "the guest read from the NVMe drive what the host reads (64 MiB, SHA-256)".into(),
+        "the guest's NIC answered 4 of 4 pings, and 4 MiB over TCP had the right SHA-256".into(),
+        format!("the guest read from the NVMe drive what the host reads ({mib} MiB, SHA-256)"),
         "the guest wrote 8 MiB to the drive; it and, afterwards, the host read them back unchanged".into(),
         format!("both devices are back on their drivers: {} and {}", after[0], after[1]),
     ]);

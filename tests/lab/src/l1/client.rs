@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -10,6 +10,11 @@ use crate::agent::protocol::{Answer, Op, Request, Response};
 
 /// Characters of a request that an error shows.
 const ASKED_SHOWN: usize = 300;
+
+/// In the environment: what is waited for is told with the time that it took.
+const TRACE: &str = "LAB_TRACE";
+/// What takes less is not told.
+const TRACED: Duration = Duration::from_millis(300);
 
 /// Said when L1 no longer answers: a stall, which is worth another try.
 #[derive(Debug)]
@@ -22,6 +27,14 @@ impl std::fmt::Display for Stalled {
 }
 
 impl std::error::Error for Stalled {}
+
+/// Tells what was waited for, if it took long and somebody wants to know.
+pub fn trace(started: Instant, what: &str) {
+    let took = started.elapsed();
+    if took >= TRACED && std::env::var_os(TRACE).is_some() {
+        eprintln!("lab: {:6.1} s {what}", took.as_secs_f32());
+    }
+}
 
 /// A connection to the agent.
 pub struct Client {
@@ -40,7 +53,9 @@ impl Client {
     /// [`Stalled`], with what was asked; or what the agent says.
     pub fn ask(&mut self, op: Op, limit: Duration) -> Result<Answer> {
         let asked = format!("{op:?}").chars().take(ASKED_SHOWN).collect::<String>();
+        let started = Instant::now();
         let result = self.answer(op, limit);
+        trace(started, &asked);
         if result.as_ref().is_err_and(|error| error.is::<Stalled>()) {
             return result.with_context(|| format!("no answer within {} s to {asked}", limit.as_secs()));
         }

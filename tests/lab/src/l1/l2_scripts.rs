@@ -39,11 +39,18 @@ pub fn nvme_up() -> String {
     format!("modprobe nvme\n{}", until("[ -b /dev/nvme0n1 ]"))
 }
 
+/// How much of the drive is read where it must hold what the host has read, MiB. Emulated processors need a second for the sum
+/// of each 16 MiB.
+pub const READ_MIB: u32 = 16;
+
+/// Writes the SHA-256 of the drive's first `mib` MiB.
+pub fn sum_of_drive(mib: u32) -> String {
+    format!("dd if=/dev/nvme0n1 bs=1M count={mib} iflag=direct 2>/dev/null | sha256sum | cut -d ' ' -f 1")
+}
+
 /// Reads the drive's first `mib` MiB; reports `nvme_read=SHA256`.
 pub fn nvme_read(mib: u32) -> String {
-    format!(
-        "echo LAB nvme_read=$(dd if=/dev/nvme0n1 bs=1M count={mib} iflag=direct 2>/dev/null | sha256sum | cut -d ' ' -f 1)"
-    )
+    format!("echo LAB nvme_read=$({})", sum_of_drive(mib))
 }
 
 /// Writes 8 MiB of random data behind the first 128 MiB and reads them back; reports

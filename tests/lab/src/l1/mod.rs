@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 pub use client::Stalled;
-pub use guest::{Ended, Guest, Kernel, Vmm};
+pub use guest::{Ended, Guest, Vmm};
 pub use session::Session;
 pub use state::State;
 
@@ -255,11 +255,13 @@ impl L1 {
 
     /// Waits until `text` stands on the background command's console `times` times.
     pub fn expect_times(&mut self, job: &Job, text: &str, times: usize, limit: Duration) -> Result<()> {
-        let end = Instant::now() + limit;
+        let started = Instant::now();
+        let end = started + limit;
         loop {
             let code = self.wait(job, Duration::from_millis(200))?;
             let console = job.text();
             if console.matches(text).count() >= times {
+                client::trace(started, text);
                 return Ok(());
             }
             if let Some(code) = code {
@@ -351,6 +353,14 @@ impl L1 {
     pub fn kill(&mut self, job: &Job, signal: nix::sys::signal::Signal) -> Result<()> {
         let op = Op::Kill { job: job.id, signal: signal as i32 };
         self.agent.ask(op, COMMAND_LIMIT).map(drop)
+    }
+
+    /// What there is in L1, a line for each fact.
+    fn picture(&mut self) -> Result<Vec<String>> {
+        match self.agent.ask(Op::Picture, COMMAND_LIMIT)? {
+            Answer::Picture(lines) => Ok(lines),
+            other => bail!("the agent answered {other:?}"),
+        }
     }
 
     /// Ends every background command.

@@ -11,29 +11,16 @@ use super::L1;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State(BTreeSet<String>);
 
-/// One line for each fact. Kernel threads and the agent's own children are left out.
-const PICTURE: &str = r#"
-for d in /sys/bus/pci/devices/*; do
-    [ -e "$d/driver" ] && driver=$(readlink "$d/driver") || driver=none
-    echo "driver ${d##*/} ${driver##*/} override $(cat "$d/driver_override")"
-done
-for p in /proc/[0-9]*; do
-    exe=$(readlink "$p/exe") || continue
-    pid=${p##*/}
-    [ "$pid" = $$ ] || echo "process $pid ${exe##*/}"
-done
-awk '{ if ($2 != "/sys/kernel/tracing") print "mount", $2 }' /proc/mounts
-grep -sH . /sys/module/vfio_pci/refcnt /sys/module/kvm_amd/refcnt || true
-"#;
-
 impl State {
     /// Takes the picture.
     pub fn of(l1: &mut L1) -> Result<Self> {
-        let text = l1.ok(PICTURE)?;
-        // The picture's own helpers come and go.
-        let lines =
-            text.lines().filter(|l| !l.ends_with(" readlink") && !l.ends_with(" gawk") && !l.ends_with(" mawk"));
-        Ok(Self(lines.map(str::to_owned).collect()))
+        Ok(Self(l1.picture()?.into_iter().collect()))
+    }
+
+    /// The driver of the device at `bdf` of domain 0, or `none`.
+    pub fn driver(&self, bdf: &str) -> Option<&str> {
+        let prefix = format!("driver 0000:{bdf} ");
+        self.0.iter().find_map(|line| line.strip_prefix(&prefix)?.split(' ').next())
     }
 
     /// What `later` has too much or too little, in words.
@@ -48,9 +35,21 @@ impl State {
 mod tests {
     use super::*;
 
+    fn state(lines: &[&str]) -> State {
+        State(lines.iter().map(|line| (*line).to_owned()).collect())
+    }
+
+    #[test]
+    fn a_driver_is_found_by_its_device() {
+        let state =
+            state(&["driver 0000:01:00.0 e1000e override (null)", "driver 0000:01:00.1 none override vfio-pci"]);
+        assert_eq!(state.driver("01:00.0"), Some("e1000e"));
+        assert_eq!(state.driver("01:00.1"), Some("none"));
+        assert_eq!(state.driver("02:00.0"), None);
+    }
+
     #[test]
     fn differences_name_both_sides() {
-        let state = |lines: &[&str]| State(lines.iter().map(|l| (*l).to_owned()).collect());
         let before = state(&["driver 01 e1000e", "process 5 lab"]);
         let after = state(&["driver 01 vfio-pci", "process 5 lab"]);
         assert_eq!(before.differences(&after), ["no longer: driver 01 e1000e", "left behind: driver 01 vfio-pci"]);

@@ -53,7 +53,7 @@ fn moves(lab: &mut Lab) -> Result<()> {
         .script(&l2::nvme_up())
         .script(MOVE)
         .script(&l2::nvme_up())
-        .script(&l2::nvme_read(64));
+        .script(&l2::nvme_read(l2::READ_MIB));
     let ended = steps::with_bound(lab, &[NIC, DRIVE], |lab| lab.l1.guest(&guest)?.success())?;
     let version = ended.value("version")?;
     ensure!(version.starts_with("0x00010") && version != "0x00000000", "NVMe's version register reads {version}");

@@ -46,7 +46,7 @@ fn unbound(lab: &mut Lab) -> Result<()> {
         // sysfs forgets the driver at once; the write returns when vfio-pci has let go of the device.
         let unbound = lab.l1.wait(&unbind, UNBIND_LIMIT)?;
         ensure!(unbound == Some(0), "the unbinding ended with {unbound:?}");
-        guest.sh(lab.l1, &l2::nvme_read(64))?;
+        guest.sh(lab.l1, &l2::nvme_read(l2::READ_MIB))?;
         ensure!(guest.value("nvme_read")? == read, "the drive reads differently");
         guest.power_off(lab.l1)?.success().map(drop)
     })
@@ -122,7 +122,7 @@ fn aer_policy(lab: &mut Lab, policy: &str, read: &str) -> Result<()> {
             ensure!(stopped.is_none(), "the guest was stopped");
         }
     }
-    guest.sh(lab.l1, &l2::nvme_read(64))?;
+    guest.sh(lab.l1, &l2::nvme_read(l2::READ_MIB))?;
     ensure!(guest.value("nvme_read")? == read, "{policy}: the drive reads differently");
     if policy == "detach" {
         // Linux' virtio driver waits for ever for the reset of a card that has gone, and the guest's shutdown for it.

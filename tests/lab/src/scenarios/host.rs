@@ -60,7 +60,7 @@ fn with_chosen_method(lab: &mut Lab, read: &str, chosen: &str, sum: &str) -> Res
     ensure!(now.trim() == chosen, "the kernel has {now}");
     let plan = inspect(lab.l1, DRIVE)?["reset"]["verdict"].clone();
     ensure!(plan["reset"] == "function" && plan["method"] == chosen, "{plan}");
-    let guest = Guest::new().passes(DRIVE).script(&l2::nvme_up()).script(&l2::nvme_read(64));
+    let guest = Guest::new().passes(DRIVE).script(&l2::nvme_up()).script(&l2::nvme_read(l2::READ_MIB));
     let ended = lab.l1.guest(&guest)?.success()?;
     ensure!(ended.value("nvme_read")? == sum, "the guest reads other data from the drive than the host");
     Ok(())

@@ -41,7 +41,7 @@ fn nic_and_nvme(lab: &mut Lab) -> Result<()> {
             ensure!(guest.value("tcp")? == lab.server.sum, "round {round}: wrong data over TCP");
             guest.plug(lab.l1, "nvme0", DRIVE, "port2")?;
             guest.sh(lab.l1, &l2::nvme_up())?;
-            guest.sh(lab.l1, &l2::nvme_read(64))?;
+            guest.sh(lab.l1, &l2::nvme_read(l2::READ_MIB))?;
             ensure!(guest.value("nvme_read")? == read, "round {round}: the drive reads differently");
             guest.sh(lab.l1, &l2::nvme_write())?;
             ensure!(guest.value("nvme_wrote")? == guest.value("nvme_reread")?, "round {round}: not what was written");

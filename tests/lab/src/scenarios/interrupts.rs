@@ -97,7 +97,7 @@ fn shared_line(lab: &mut Lab) -> Result<()> {
         .script(&l2::nic_up("e1000e"))
         .script(&l2::nvme_up())
         .script("ping -c 100 -i 0.02 -W 5 10.0.2.2 > /tmp/ping &")
-        .script(&l2::nvme_read(64))
+        .script(&l2::nvme_read(l2::READ_MIB))
         .script("wait; echo LAB ping=$(sed -n 's/.* \\([0-9]*\\) packets received.*/\\1/p' /tmp/ping)")
         .script("echo LAB line=$(grep -c 'IO-APIC.*nvme.*eth0\\|IO-APIC.*eth0.*nvme' /proc/interrupts)")
         .script("grep -e eth0 -e nvme /proc/interrupts");

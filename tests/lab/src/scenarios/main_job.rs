@@ -4,13 +4,13 @@ use anyhow::{Result, ensure};
 
 use super::steps::{self, DRIVE, NIC};
 use crate::l0::machines;
-use crate::l1::{Guest, Kernel, l2_scripts as l2};
+use crate::l1::{Guest, l2_scripts as l2};
 use crate::scenario::{Lab, Scenario};
 
 pub static SCENARIOS: &[Scenario] = &[
-    Scenario::new("main-job-1-vcpu", |lab| main_job(lab, Guest::new())),
-    Scenario::new("main-job-4-vcpus", |lab| main_job(lab, Guest::new().cpus(4))),
-    Scenario::new("main-job-elf-kernel", |lab| main_job(lab, Guest::new().kernel(Kernel::Elf))),
+    Scenario::new("main-job-1-vcpu", |lab| main_job(lab, Guest::new().whole_start())),
+    Scenario::new("main-job-4-vcpus", |lab| main_job(lab, Guest::new().whole_start().cpus(4))),
+    Scenario::new("main-job-elf-kernel", |lab| main_job(lab, Guest::new())),
     Scenario::new("main-job-thp-off", |lab| main_job(lab, Guest::new().memory("size=256M,hugepages=off"))).long(),
     Scenario::new("main-job-exclusive-msix-bar", |lab| main_job(lab, Guest::new())).on(&machines::NVME_EXCLUSIVE),
     Scenario::new("guest-without-devices", no_devices),
@@ -41,6 +41,7 @@ fn no_devices(lab: &mut Lab) -> Result<()> {
 /// Linux must find nothing to complain about, and see the devices' extended capabilities.
 fn clean_hardware(lab: &mut Lab) -> Result<()> {
     let guest = Guest::new()
+        .whole_start()
         .fat()
         .cpus(3)
         .passes(NIC)

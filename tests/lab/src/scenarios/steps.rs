@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::l1::live::Live;
-use crate::l1::{Ended, Guest, L1, l2_scripts as l2};
+use crate::l1::{Ended, Guest, L1, State, l2_scripts as l2};
 use crate::package;
 use crate::scenario::Lab;
 
@@ -15,9 +15,8 @@ pub const DRIVE: &str = "02:00.0";
 
 /// Name of the driver that holds a device, or `none`.
 pub fn driver(l1: &mut L1, bdf: &str) -> Result<String> {
-    let text =
-        l1.ok(&format!("d=/sys/bus/pci/devices/0000:{bdf}/driver; [ -e $d ] && basename $(readlink $d) || echo none"))?;
-    Ok(text.trim().to_owned())
+    let found = State::of(l1)?.driver(bdf).map(str::to_owned);
+    found.with_context(|| format!("there is no device {bdf} in L1"))
 }
 
 /// Binds the devices, does `work`, releases the devices whatever came of it, and checks
@@ -75,10 +74,10 @@ pub fn wait_for_drive(l1: &mut L1) -> Result<()> {
     Ok(())
 }
 
-/// SHA-256 of the drive's first 64 MiB, read by the host.
+/// SHA-256 of the drive's first [`l2::READ_MIB`], read by the host.
 pub fn host_sum(l1: &mut L1) -> Result<String> {
     wait_for_drive(l1)?;
-    let sum = l1.ok("dd if=/dev/nvme0n1 bs=1M count=64 iflag=direct 2>/dev/null | sha256sum | cut -d ' ' -f 1")?;
+    let sum = l1.ok(&l2::sum_of_drive(l2::READ_MIB))?;
     Ok(sum.trim().to_owned())
 }
 
@@ -89,7 +88,7 @@ pub fn working_guest(guest: Guest, port: u16) -> Guest {
         .script(&l2::ping(4))
         .script(&l2::fetch(port))
         .script(&l2::nvme_up())
-        .script(&l2::nvme_read(64))
+        .script(&l2::nvme_read(l2::READ_MIB))
         .script(&l2::nvme_write())
 }
 

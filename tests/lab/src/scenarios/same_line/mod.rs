@@ -6,17 +6,18 @@ use anyhow::{Context, Result, ensure};
 
 use self::table::{Line, TABLE};
 use super::steps;
+use crate::l1::guest::LEFT_OUT;
 use crate::l1::{Ended, Guest, L1};
 use crate::scenario::{Lab, Scenario};
 
 pub static SCENARIOS: &[Scenario] = &[
-    Scenario::new("same-line-a", |lab| same(lab, 0)).limit(1800).long(),
-    Scenario::new("same-line-b", |lab| same(lab, 1)).limit(1800).long(),
+    Scenario::new("same-line-a", |lab| same(lab, 0)).limit(1800),
+    Scenario::new("same-line-b", |lab| same(lab, 1)).limit(1800),
 ];
 
 /// What all lines begin with, after the program's name.
 const COMMON: &str = "-M q35 -accel kvm -cpu host -m 256M -nodefaults -display none -serial stdio -no-reboot \
-                      -kernel /images/bzImage -append 'console=ttyS0 panic=-1 rdinit=/init quiet'";
+                      -kernel /images/vmlinux";
 
 /// The guest's drivers of all that the lines name.
 const DRIVERS: &str =
@@ -53,7 +54,8 @@ fn compare(lab: &mut Lab, line: &Line) -> Result<()> {
     let guest = Guest::new().fat().script(&format!("modprobe -a {DRIVERS} 2>/dev/null; {there}; {VIEW}"));
     let initrd = lab.l1.initrd(&guest)?;
     let seen = steps::with_bound(lab, line.passes, |lab| {
-        let words = format!("{COMMON} -initrd {initrd} {}", line.words);
+        let append = format!("console=ttyS0 panic=-1 rdinit=/init quiet {LEFT_OUT}");
+        let words = format!("{COMMON} -append '{append}' -initrd {initrd} {}", line.words);
         let qemu = run(lab.l1, "qemu-system-x86_64", &words).context("under QEMU")?;
         let passthru = run(lab.l1, "passthru run", &words).context("under passthru")?;
         Ok([qemu, passthru])

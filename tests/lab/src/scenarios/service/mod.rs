@@ -28,7 +28,7 @@ pub static SCENARIOS: &[Scenario] = &[
 
 /// Parts of one subject that need not wait for each other: each has a PC of its own, which it breaks at will.
 const fn on_its_pc(name: &'static str, run: fn(&mut Lab) -> Result<()>) -> Scenario {
-    Scenario::new(name, run).on(&machines::SERVICE).exclusive().limit(1800).without_passthru().long()
+    Scenario::new(name, run).on(&machines::SERVICE).exclusive().limit(1800).without_passthru()
 }
 
 /// The twins that the guest gets.
