@@ -6,6 +6,7 @@ use super::busy::busy_error;
 use super::change::{Change, VFIO_PCI};
 use super::journal::{Entry, Journal, Step};
 use super::setting::{Request, Setting};
+use super::usage::cures;
 use super::viable::Verdict;
 use super::{Host, PciDevice, Use};
 use crate::bdf::Bdf;
@@ -314,7 +315,7 @@ fn in_use_error(device: &PciDevice, uses: &[Use], companions: &[Verdict]) -> Err
     let others = companions.iter().flat_map(|verdict| verdict.uses.iter().map(|used| (&verdict.member.name, used)));
     others
         .fold(error, |error, (name, used)| error.evidence(format!("{name}, of the same IOMMU group: {used}")))
-        .fix("stop that use first (unmount, swapoff, move the route to another interface, end the program)")
+        .fix(cures(uses))
 }
 
 /// `Code::NoVfio` if it cannot be loaded.
@@ -416,11 +417,66 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_with_an_address_only_is_not_refused() {
+    fn an_interface_is_taken_when_it_has_no_route_or_is_down() {
         let tree = tree();
         tree.net(NIC, "eth0");
         tree.route("eth0", "0000A8C0", "00FFFFFF");
+        let error = refusal(&tree, false);
+        assert_eq!(error.code(), Code::InUse);
+        assert_eq!(error.fix_text(), Some("`ip link set eth0 down`"));
+        std::fs::write(tree.sys("class/net/eth0/flags"), "0x1002\n").unwrap();
         assert!(bind(&tree.host(), bdf(NIC), &BindOptions::default()).unwrap().changed);
+    }
+
+    #[test]
+    fn each_use_of_a_disk_is_refused() {
+        type Make = fn(&TestTree);
+        const DRIVE: &str = NIC;
+        let uses: [(Make, &str, &str); 4] = [
+            (|tree| tree.mount(1, "/data", "ext4", "/dev/nvme0n1p1"), "nvme0n1p1 mounted on /data", "`umount /data`"),
+            (
+                |tree| tree.append("proc/swaps", "/dev/nvme0n1p1 partition\t8\t0\t-2\n"),
+                "nvme0n1p1 is swap space",
+                "`swapoff /dev/nvme0n1p1`",
+            ),
+            (
+                |tree| tree.mapper("nvme0n1p1", "dm-0", "vg-data", 50),
+                "nvme0n1p1 is part of dm-0 (vg-data)",
+                "take dm-0 (vg-data) down (`vgchange -an`, `cryptsetup close`, `mdadm --stop`)",
+            ),
+            (
+                |tree| {
+                    let array = tree.sys("devices/virtual/block/md127");
+                    tree.disk_at(&array, 0, 60);
+                    tree.link(tree.sys("class/block/nvme0n1p1/holders/md127"), array);
+                },
+                "nvme0n1p1 is part of md127",
+                "take md127 down (`vgchange -an`, `cryptsetup close`, `mdadm --stop`)",
+            ),
+        ];
+        for (make, seen, fix) in uses {
+            let tree = tree();
+            tree.disk(DRIVE, "nvme/nvme0/nvme0n1", 1, 0);
+            assert!(bind(&tree.host(), bdf(DRIVE), &BindOptions::default()).is_ok(), "a disk that is idle");
+            let tree = self::tree();
+            tree.disk(DRIVE, "nvme/nvme0/nvme0n1", 1, 0);
+            make(&tree);
+            let error = refusal(&tree, false);
+            assert_eq!((error.code(), error.evidence_lines()), (Code::InUse, &[seen.to_owned()][..]));
+            assert_eq!(error.fix_text(), Some(fix));
+        }
+    }
+
+    #[test]
+    fn a_card_whose_virtual_functions_are_in_use_stays() {
+        let tree = tree();
+        tree.attribute(NIC, "sriov_numvfs", "1\n");
+        tree.pci("0000:01:10.0").driver("vfio-pci").group(9).add();
+        tree.link(tree.pci_path(NIC).join("virtfn0"), "../0000:01:10.0");
+        tree.process(42, "passthru", &[&tree.host().group_node(9)]);
+        let error = refusal(&tree, false);
+        assert_eq!(error.code(), Code::InUse);
+        assert_eq!(error.evidence_lines(), ["its virtual function 0000:01:10.0: passthru (process 42) has it"]);
     }
 
     #[test]

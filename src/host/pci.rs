@@ -186,6 +186,13 @@ impl Host {
         }
     }
 
+    /// The virtual functions of a function that are on.
+    pub(super) fn virtual_functions(&self, device: &PciDevice) -> Vec<Bdf> {
+        let folder = self.device_path(device.bdf);
+        let link = |number| read::link_name(folder.join(format!("virtfn{number}")))?.parse().ok();
+        (0..device.virtual_functions).filter_map(link).collect()
+    }
+
     /// The driver that is bound now.
     pub fn driver(&self, bdf: Bdf) -> Option<String> {
         read::link_name(self.device_path(bdf).join("driver"))

@@ -279,6 +279,7 @@ fn sriov_server() -> TestTree {
         tree.attribute(&address, "reset_method", "flr\n");
         tree.attribute(&address, "numa_node", "1\n");
         tree.link(tree.pci_path(&address).join("physfn"), "../0000:c1:00.0");
+        tree.link(tree.pci_path(card).join(format!("virtfn{number}")), format!("../{address}"));
     }
     tree.process(4242, "passthru", &[&tree.host().group_node(40)]);
     tree

@@ -11,13 +11,16 @@ use std::path::{Component, Path};
 
 use serde::Serialize;
 
-use super::Host;
 use super::busy::Process;
+use super::{Host, PciDevice};
 use crate::bdf::Bdf;
 
 mod block;
+mod cure;
 mod net;
 mod nodes;
+
+pub(super) use cure::cures;
 
 /// How many processes a use names; the others are counted.
 const MAX_NAMED: usize = 2;
@@ -58,7 +61,7 @@ pub enum Use {
         /// Bonds, bridges and VLANs on top of it up to the one that has the route.
         through: Vec<String>,
     },
-    /// An interface of the function is up and has an address, but not the default route.
+    /// An interface of the function is up and has an address, and with it a route, but not the default one.
     InterfaceUp {
         /// The interface of the function.
         interface: String,
@@ -77,6 +80,13 @@ pub enum Use {
         /// Who.
         processes: Vec<Process>,
     },
+    /// One of its virtual functions is in use, and goes with the physical function's driver.
+    VirtualFunction {
+        /// The virtual function.
+        function: Bdf,
+        /// By whom or for what.
+        used: String,
+    },
 }
 
 impl Use {
@@ -84,7 +94,7 @@ impl Use {
     pub fn is_vital(&self) -> bool {
         match self {
             // `bind` takes the consoles off a display, and a picture that nobody else draws is the console's.
-            Use::InterfaceUp { .. } | Use::Display { .. } => false,
+            Use::Display { .. } => false,
             Use::Opened { node, .. } => !node.starts_with(SOUND_NODES),
             _ => true,
         }
@@ -111,6 +121,7 @@ impl fmt::Display for Use {
                     more => write!(f, " and {more} more"),
                 }
             }
+            Use::VirtualFunction { function, used } => write!(f, "its virtual function {function}: {used}"),
         }
     }
 }
@@ -138,10 +149,34 @@ impl Uses<'_> {
         let mut uses = self.by_name(&bdf.to_string());
         if let Ok(device) = self.host.device(bdf) {
             uses.extend(nodes::uses(self.host, &self.open, &device));
+            uses.extend(self.of_virtual_functions(&device));
         }
         uses.sort();
         uses.dedup();
         uses
+    }
+
+    /// What the virtual functions of a function are used for: its host driver takes them all away when it is unbound.
+    fn of_virtual_functions(&self, device: &PciDevice) -> Vec<Use> {
+        if device.driver.is_none() || device.on_vfio() {
+            return Vec::new();
+        }
+        let functions = self.host.virtual_functions(device).into_iter();
+        functions.filter_map(|function| self.of_virtual_function(&self.host.device(function).ok()?)).collect()
+    }
+
+    fn of_virtual_function(&self, device: &PciDevice) -> Option<Use> {
+        let nodes = self.host.vfio_nodes(device);
+        let holder = nodes.iter().flat_map(|node| self.holders(node)).next();
+        let used = match holder {
+            Some(Process { pid, name }) => format!("{name} (process {pid}) has it"),
+            None => {
+                let mut uses = self.by_name(&device.bdf.to_string());
+                uses.extend(nodes::uses(self.host, &self.open, device));
+                uses.iter().find(|used| used.is_vital())?.to_string()
+            }
+        };
+        Some(Use::VirtualFunction { function: device.bdf, used })
     }
 
     /// The same of any device by its name in sysfs and its folder: a USB device.
@@ -222,6 +257,31 @@ mod tests {
         assert_eq!(texts("02:00.0"), ["nvme0n1p1 mounted on /"]);
         assert_eq!(texts("00:1c.0"), texts("02:00.0"));
         assert!(texts("03:00.0").is_empty());
+    }
+
+    #[test]
+    fn a_card_has_the_uses_of_its_virtual_functions() {
+        let tree = TestTree::new();
+        tree.pci("0000:04:00.0").driver("igb").group(1).add();
+        tree.attribute("0000:04:00.0", "sriov_numvfs", "2\n");
+        for (number, driver) in [(0, "vfio-pci"), (1, "igbvf")] {
+            let address = format!("0000:04:10.{number}");
+            tree.pci(&address).driver(driver).group(10 + number).add();
+            tree.link(tree.pci_path("0000:04:00.0").join(format!("virtfn{number}")), format!("../{address}"));
+        }
+        let texts = || tree.host().uses(bdf("04:00.0")).iter().map(Use::to_string).collect::<Vec<_>>();
+        assert!(texts().is_empty(), "that they are there is no use");
+        tree.process(42, "passthru", &[&tree.host().group_node(10)]);
+        tree.net("0000:04:10.1", "eth1");
+        tree.route("eth1", "0000A8C0", "00FFFFFF");
+        assert_eq!(
+            texts(),
+            [
+                "its virtual function 0000:04:10.0: passthru (process 42) has it",
+                "its virtual function 0000:04:10.1: eth1 is up and has an address",
+            ]
+        );
+        assert!(tree.host().uses(bdf("04:00.0")).iter().all(Use::is_vital));
     }
 
     #[test]

@@ -173,12 +173,14 @@ mod tests {
     }
 
     #[test]
-    fn an_address_without_the_default_route_is_told_but_not_vital() {
+    fn an_interface_that_is_up_with_an_address_is_in_use() {
         let tree = nic();
         tree.route("eth0", "0000A8C0", "00FFFFFF");
         let uses = tree.host().uses(bdf(NIC));
         assert_eq!(uses, [Use::InterfaceUp { interface: "eth0".into() }]);
-        assert!(!uses[0].is_vital());
+        assert!(uses[0].is_vital());
+        std::fs::write(tree.sys("class/net/eth0/flags"), "0x1002\n").unwrap();
+        assert!(texts(&tree).is_empty(), "it is down");
 
         let tree = nic();
         tree.file("proc/net/if_inet6", "fe80000000000000021b21fffe3f11aa 02 40 20 80     eth0\n");

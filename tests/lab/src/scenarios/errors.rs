@@ -137,14 +137,16 @@ fn bind_in_use(lab: &mut Lab) -> Result<()> {
     lab.l1.ok("swapoff /dev/nvme0n1 && dd if=/dev/zero of=/dev/nvme0n1 bs=1M count=1 2>/dev/null")?;
     let interface = lab.l1.ok(&format!("ls /sys/bus/pci/devices/0000:{NIC}/net"))?;
     let interface = interface.trim();
-    lab.l1.ok(&format!(
-        "ip link set {interface} up && ip addr add 10.0.2.15/24 dev {interface} && ip route add default via 10.0.2.2"
-    ))?;
+    lab.l1.ok(&format!("ip link set {interface} up && ip addr add 10.0.2.15/24 dev {interface}"))?;
+    let mend = format!("ip link set {interface} down");
+    let address = refused(lab, &format!("passthru bind {NIC}"), "PT013", &[&format!("`{mend}`")]);
+    lab.l1.ok("ip route add default via 10.0.2.2")?;
     let route = refused(lab, &format!("passthru bind {NIC}"), "PT013", &[interface, "route"]);
-    lab.l1.ok(&format!("ip addr flush dev {interface} && ip link set {interface} down"))?;
     ensure!(steps::driver(lab.l1, DRIVE)? == "nvme", "the drive has lost its driver");
     ensure!(steps::driver(lab.l1, NIC)? == "e1000e", "the NIC has lost its driver");
-    mounted.and(swap).and(route).map(drop)
+    mounted.and(swap).and(address).and(route)?;
+    // What the error names is all that is to be done.
+    lab.l1.ok(&format!("{mend} && passthru bind {NIC} && passthru release {NIC}")).map(drop)
 }
 
 fn explain(lab: &mut Lab) -> Result<()> {
