@@ -40,7 +40,7 @@ pub(super) fn execute(args: &ExplainArgs) -> Result<()> {
     }
 }
 
-fn find(text: &str) -> Result<Code> {
+pub(super) fn find(text: &str) -> Result<Code> {
     Code::parse(text).ok_or_else(|| {
         Error::new(Code::Usage, format!("there is no error code `{text}`")).fix("`passthru explain` lists the codes")
     })
@@ -50,7 +50,7 @@ fn list() -> String {
     Code::ALL.iter().map(|code| format!("{code}  {}\n", code.entry().title)).collect()
 }
 
-fn page(code: Code) -> String {
+pub(super) fn page(code: Code) -> String {
     let entry = code.entry();
     let text = output::wrap(entry.text, WIDTH);
     let (_, who) = meaning(entry.class);

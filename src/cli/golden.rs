@@ -1,11 +1,13 @@
 //! What the commands that show a host say of whole made-up hosts, compared with the files of tests/cli/hosts;
 //! `UPDATE_GOLDEN=1 cargo test --lib cli::golden` writes them.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use super::style::Style;
-use super::{check as check_command, devices};
+use super::{check as check_command, devices, explain};
+use crate::host::findings::{Finding, Level};
 use crate::host::testtree::TestTree;
 use crate::host::testtree::hosts;
 
@@ -43,15 +45,27 @@ fn pictures_of_every_host() {
     check("svg", |tree| devices::picture(&tree.host().survey()));
 }
 
-/// Every function that is no bridge is looked at.
+/// What is found when every function that is no bridge is looked at.
+fn findings(tree: &TestTree) -> Vec<Finding> {
+    let host = tree.host();
+    let devices = host.devices();
+    let devices = devices.iter().filter(|device| !device.bridge && device.class >> 16 != 6);
+    let devices: Vec<_> = devices.map(|device| device.bdf).collect();
+    check_command::of_host(&host, &devices, false)
+}
+
 #[test]
 fn checks_of_every_host() {
-    check("check.txt", |tree| {
-        let host = tree.host();
-        let devices = host.devices();
-        let devices = devices.iter().filter(|device| !device.bridge && device.class >> 16 != 6);
-        let devices: Vec<_> = devices.map(|device| device.bdf).collect();
-        check_command::text(&check_command::of_host(&host, &devices, false), Style::of_width(100))
+    check("check.txt", |tree| check_command::text(&findings(tree), Style::of_width(100)));
+}
+
+/// What a user reads who asks about each code that is not well.
+#[test]
+fn explanations_of_what_is_wrong_with_every_host() {
+    check("explain.txt", |tree| {
+        let wrong = findings(tree).into_iter().filter(|finding| finding.level != Level::Pass);
+        let codes: BTreeSet<String> = wrong.map(|finding| finding.code.to_string()).collect();
+        codes.iter().map(|code| format!("{}\n", explain::page(explain::find(code).unwrap()))).collect()
     });
 }
 

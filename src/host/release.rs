@@ -287,7 +287,8 @@ mod tests {
                 if let Err(error) = result {
                     assert_eq!(error.code(), Code::Stuck, "{error}");
                     assert!(error.cause().contains(NIC), "{error}");
-                    assert!(tree.host().journal_entry(bdf(NIC)).unwrap().is_some(), "the journal keeps the step");
+                    let noted = tree.host().journal_entry(bdf(NIC)).unwrap().expect("the journal keeps the step");
+                    assert!(error.cause().contains(&noted.step.to_string()), "the step has no name: {error}");
                     assert_eq!(tree.kernel().writes().len(), asked + number, "nothing more was asked of it");
                     (reached, steps) = (true, steps + 1);
                 }

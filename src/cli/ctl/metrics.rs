@@ -153,14 +153,18 @@ mod tests {
         let mut vm = vm();
         vm["name"] = "ro\"ut\\er\n".into();
         let text = text(&vm);
-        let (mut seen, mut typed) = (BTreeSet::new(), BTreeSet::new());
+        let (mut seen, mut typed, mut helped) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for line in text.lines() {
-            if let Some(comment) = line.strip_prefix("# TYPE ") {
+            if let Some(comment) = line.strip_prefix("# HELP ") {
+                let (name, help) = comment.split_once(' ').unwrap();
+                assert!(helped.insert(name.to_owned()) && !help.is_empty(), "{name} is explained twice");
+            } else if let Some(comment) = line.strip_prefix("# TYPE ") {
                 let (name, kind) = comment.split_once(' ').unwrap();
+                assert!(helped.contains(name), "{name} has no help");
                 assert!(["gauge", "counter"].contains(&kind));
                 assert_eq!(kind == "counter", name.ends_with("_total"), "{name}");
                 assert!(typed.insert(name.to_owned()), "{name} is typed twice");
-            } else if !line.starts_with("# HELP ") {
+            } else {
                 let (name, labels, _) = sample(line);
                 assert!(typed.contains(&name), "{name} before its type");
                 assert_eq!(labels[0], ("vm".to_owned(), "ro\"ut\\er\n".to_owned()));

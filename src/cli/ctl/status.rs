@@ -112,6 +112,11 @@ mod tests {
              BAR 0: mapped directly 0x0-0x1fff; trapped 0x2000-0x2fff\n  BAR 3: mapped directly 0x0-0xfff\n  \
              last reset: done, 1 h 10 s ago\n"
         );
+        let mut vm = vm();
+        vm["devices"][1]["last-error"] = "uncorrectable: data link protocol".into();
+        vm["devices"][1]["last-error-at"] = "1700003600".into();
+        let told = text(&vm, 1_700_003_660);
+        assert!(told.ends_with("  last error: uncorrectable: data link protocol, 1 min ago\n"), "{told}");
         // Whatever a process says is shown, and nothing is relied on.
         text(&Value::Null, 0);
     }

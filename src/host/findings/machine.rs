@@ -195,6 +195,32 @@ mod tests {
     }
 
     #[test]
+    fn vfio_pci_is_built_in_loaded_a_file_or_nowhere() {
+        use Level::{Fail, Pass, Warn};
+        let (built_in, file) = ("kernel/drivers/vfio/pci/vfio-pci.ko\n", "kernel/drivers/vfio/pci/vfio-pci.ko.xz:\n");
+        // The driver is there; modules.builtin; modules.dep.
+        for (driver, in_kernel, files, level, what) in [
+            (true, "", file, Pass, "vfio-pci is loaded"),
+            (true, built_in, "", Pass, "vfio-pci is built into the kernel"),
+            (false, built_in, "", Pass, "vfio-pci is part of the kernel"),
+            (false, "", file, Pass, "vfio-pci is a module that `passthru bind` loads"),
+            (false, "", "kernel/fs/xfs/xfs.ko:\n", Fail, "the kernel has no vfio-pci"),
+            (false, "", "", Warn, "it is not known whether the kernel has vfio-pci"),
+        ] {
+            let tree = TestTree::new();
+            if !driver {
+                std::fs::remove_dir_all(tree.sys("bus/pci/drivers/vfio-pci")).unwrap();
+            }
+            tree.file("proc/sys/kernel/osrelease", "6.12.0\n");
+            tree.file("lib/modules/6.12.0/modules.builtin", in_kernel);
+            tree.file("lib/modules/6.12.0/modules.dep", files);
+            let finding = tree.host().check_vfio();
+            assert_eq!((finding.level, finding.what.as_str()), (level, what));
+            assert_eq!(finding.fix.is_some(), level != Pass);
+        }
+    }
+
+    #[test]
     fn interrupt_remapping_is_seen_in_the_list_of_interrupts() {
         let tree = TestTree::new();
         assert_eq!(tree.host().check_remapping().level, Level::Warn);

@@ -201,6 +201,25 @@ mod tests {
     }
 
     #[test]
+    fn memory_that_may_be_locked_is_told_with_what_a_guest_needs() {
+        let tree = tree();
+        let limits = |limit: &str| {
+            tree.file(
+                "proc/self/limits",
+                &format!("Limit Soft Hard Units\nMax locked memory  {limit}  {limit}  bytes\n"),
+            );
+            let finding = tree.host().check_lock_rights();
+            assert_eq!(finding.code, Code::Memlock);
+            finding
+        };
+        let small = limits("8388608");
+        assert_eq!(small.level, Level::Warn);
+        let text = format!("{} {}", small.what, small.evidence.join(" "));
+        assert!(text.contains("8 MiB") && text.contains("1 GiB"), "{text}");
+        assert_eq!((limits("17179869184").level, limits("unlimited").level), (Level::Pass, Level::Pass));
+    }
+
+    #[test]
     fn who_is_given_the_nodes_need_not_have_them_yet() {
         let tree = tree();
         let (host, device) = (tree.host(), bdf("01:00.0"));
