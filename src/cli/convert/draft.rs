@@ -27,11 +27,18 @@ impl fmt::Display for Left {
 
 /// One option of the file.
 #[derive(Debug)]
-struct Setting {
-    option: String,
+pub(super) struct Setting {
+    pub(super) option: String,
     /// None for a flag.
-    value: Option<String>,
+    pub(super) value: Option<String>,
     repeated: bool,
+}
+
+impl Setting {
+    /// One that may stand several times.
+    pub(super) fn repeated(option: &str, value: String) -> Setting {
+        Setting { option: option.to_owned(), value: Some(value), repeated: true }
+    }
 }
 
 /// A VM file in the making.
@@ -39,7 +46,7 @@ pub struct Draft<'a> {
     /// `passthru` with its subcommands.
     syntax: &'a Command,
     platform: &'a dyn Platform,
-    settings: Vec<Setting>,
+    pub(super) settings: Vec<Setting>,
     left: Vec<Left>,
 }
 
@@ -68,6 +75,23 @@ impl<'a> Draft<'a> {
         netdevs.filter_map(|setting| of_type(setting.value.as_deref()?)).collect()
     }
 
+    /// The properties of a setting that has a type.
+    pub(super) fn properties(&self, setting: &Setting) -> Option<Args> {
+        let key = catalogue(self.platform, &setting.option)?.key();
+        Args::parse("--", Some(key), setting.value.as_deref()?).ok()
+    }
+
+    /// What [`Draft::properties`] gave, without some of them.
+    pub(super) fn without(&self, option: &str, args: &Args, keys: &[&str]) -> Option<String> {
+        let key = catalogue(self.platform, option)?.key();
+        Some(written(args.entries().filter(|(name, _)| !keys.contains(name)), Some(key)))
+    }
+
+    /// Whether `passthru run` takes the option in this form.
+    pub(super) fn takes(&self, option: &str, value: &str) -> bool {
+        self.check(option, Some(value)).is_ok()
+    }
+
     /// Notes what cannot be carried over, once.
     pub fn leave(&mut self, what: impl Into<String>, why: impl Into<String>) {
         let left = Left { what: what.into(), why: why.into() };
@@ -84,8 +108,11 @@ impl<'a> Draft<'a> {
         let long = option.get_long().unwrap_or(name).to_owned();
         let repeated = matches!(option.get_action(), ArgAction::Append);
         let value = value.map(|text| self.known_properties(what, &long, text));
-        match self.check(&long, value.as_deref()) {
-            Ok(()) => {
+        match self.agreed(&long, value) {
+            Ok((value, refused)) => {
+                for Refused { key, value, why } in refused {
+                    self.leave(format!("{key}={value} of {}", short(what)), why);
+                }
                 if !repeated {
                     self.settings.retain(|setting| setting.option != long);
                 }
@@ -109,22 +136,60 @@ impl<'a> Draft<'a> {
             args.entries().partition(|(key, _)| *key == catalogue.key() || known.contains(key));
         for (key, value) in unknown {
             let of_type = args.peek(catalogue.key()).unwrap_or_default();
-            self.leave(format!("{key}={value} of {what}"), format!("`{of_type}` has no such property"));
+            self.leave(format!("{key}={value} of {}", short(what)), format!("`{of_type}` has no such property"));
         }
-        let words = kept.iter().map(|(key, value)| {
-            let value = value.replace(',', ",,");
-            if *key == catalogue.key() { value } else { format!("{key}={value}") }
-        });
-        words.collect::<Vec<_>>().join(",")
+        written(kept.into_iter(), Some(catalogue.key()))
     }
 
-    /// Whether `passthru run` takes the option, as far as this host does not matter.
-    fn check(&self, option: &str, value: Option<&str>) -> Result<()> {
-        run::check(OsString::from(Word { option: option.to_owned(), value: value.map(str::to_owned) }), self.platform)?;
-        if let (Some(catalogue), Some(value)) = (catalogue(self.platform, option), value) {
-            catalogue.check(&Args::parse("--", Some(catalogue.key()), value)?)?;
+    /// The value without those of its properties that are refused.
+    ///
+    /// # Errors
+    /// Why it is refused as a whole.
+    fn agreed(&self, option: &str, value: Option<String>) -> Result<(Option<String>, Vec<Refused>)> {
+        let (mut value, mut refused) = (value, Vec::new());
+        let mut first_error = None;
+        loop {
+            let Err(error) = self.check(option, value.as_deref()) else { return Ok((value, refused)) };
+            let args = match (value.as_deref(), self.first_key(option)) {
+                (Some(text), Some(FirstKey(first))) => Args::parse("--", first, text).ok().map(|args| (args, first)),
+                _ => None,
+            };
+            let culprit = args.as_ref().and_then(|(args, first)| {
+                let mut entries = args.entries().filter(|(key, _)| Some(*key) != *first && !ESSENTIAL.contains(key));
+                entries.find(|(key, value)| is_about(error.cause(), key, value))
+            });
+            let (Some((args, first)), Some((key, of_key))) = (&args, culprit) else {
+                return Err(first_error.unwrap_or(error));
+            };
+            value = Some(written(args.entries().filter(|(other, _)| *other != key), *first));
+            refused.push(Refused { key: key.to_owned(), value: of_key.to_owned(), why: error.cause().to_owned() });
+            first_error.get_or_insert(error);
         }
-        Ok(())
+    }
+
+    /// Whether `passthru run` takes the option, as far as this host does not matter: files need not be there.
+    fn check(&self, option: &str, value: Option<&str>) -> Result<()> {
+        let Some(catalogue) = catalogue(self.platform, option) else { return self.check_form(option, value) };
+        let Some(value) = value else { return self.check_form(option, None) };
+        let args = Args::parse("--", Some(catalogue.key()), value)?;
+        let of_form = args.entries().filter(|(key, _)| !OF_FILES.contains(key));
+        let text = written(of_form, Some(catalogue.key()));
+        self.check_form(option, Some(&text))?;
+        catalogue.check(&Args::parse("--", Some(catalogue.key()), &text)?)
+    }
+
+    fn check_form(&self, option: &str, value: Option<&str>) -> Result<()> {
+        run::check(OsString::from(Word { option: option.to_owned(), value: value.map(str::to_owned) }), self.platform)
+    }
+
+    /// The key of a first value that has none, of an option with a list of properties.
+    fn first_key(&self, option: &str) -> Option<FirstKey> {
+        match option {
+            "drive" => Some(FirstKey(None)),
+            "smp" => Some(FirstKey(Some("cpus"))),
+            "memory" => Some(FirstKey(Some("size"))),
+            other => Some(FirstKey(Some(catalogue(self.platform, other)?.key()))),
+        }
     }
 
     /// The VM file.
@@ -162,6 +227,50 @@ impl<'a> Draft<'a> {
         }
         out
     }
+}
+
+/// The key of a first value that has none, if there is one.
+struct FirstKey(Option<&'static str>);
+
+/// A property that was left out of an option.
+struct Refused {
+    key: String,
+    value: String,
+    why: String,
+}
+
+/// Properties without which an option would mean something else: a disk that is to stay as it is would be written.
+const ESSENTIAL: &[&str] = &["if", "file", "format", "media", "readonly", "read-only", "snapshot"];
+/// Properties that name files, which `passthru check` looks at on the machine that runs the guest.
+const OF_FILES: &[&str] = &["rom", "romfile"];
+
+/// Whether an error's cause names this property.
+fn is_about(cause: &str, key: &str, value: &str) -> bool {
+    /// Shorter values are found in any sentence.
+    const TELLING: usize = 4;
+    cause.contains(&format!("`{key}`"))
+        || cause.contains(&format!("{key}=`"))
+        || (value.len() >= TELLING && cause.contains(value))
+}
+
+/// Enough of an option to find it again.
+fn short(what: &str) -> String {
+    /// Properties that are shown.
+    const SHOWN: usize = 3;
+    let words: Vec<&str> = what.split(',').collect();
+    match words.get(..SHOWN) {
+        Some(first) if words.len() > SHOWN => format!("{},...", first.join(",")),
+        _ => what.to_owned(),
+    }
+}
+
+/// Properties as an option takes them.
+fn written<'t>(entries: impl Iterator<Item = (&'t str, &'t str)>, first: Option<&str>) -> String {
+    let words = entries.map(|(key, value)| {
+        let value = value.replace(',', ",,");
+        if Some(key) == first { value } else { format!("{key}={value}") }
+    });
+    words.collect::<Vec<_>>().join(",")
 }
 
 /// The types that `option` chooses from.

@@ -6,7 +6,6 @@ use super::draft::Draft;
 
 /// Elements of a domain that say how libvirt manages it, not what the guest is.
 const UNNEEDED: &[&str] = &[
-    "uuid",
     "title",
     "description",
     "metadata",
@@ -14,14 +13,17 @@ const UNNEEDED: &[&str] = &[
     "on_poweroff",
     "on_crash",
     "resource",
-    "features",
     "pm",
-    "clock",
     "seclabel",
-    "memtune",
+    // The vCPUs' places: see `placement`.
+    "cputune",
 ];
-/// The same, of its devices.
-const UNNEEDED_DEVICES: &[&str] = &["emulator", "controller", "console", "input", "audio", "memballoon", "watchdog"];
+/// The same, of its devices: their buses are made as they are needed, and a serial console is a `<serial>` as well.
+const UNNEEDED_DEVICES: &[&str] = &["emulator", "controller"];
+/// Of any device: what libvirt calls it, where it is in the guest, and how it is managed.
+const OF_EVERY_DEVICE: &[&str] = &["alias", "address", "boot"];
+/// Features that every guest has, or none.
+const FEATURES: &[&str] = &["acpi", "apic", "pae", "vmport", "smm"];
 
 /// Takes over what the domain in `text` says.
 ///
@@ -34,6 +36,9 @@ pub fn read(text: &str, draft: &mut Draft) -> Result<(), String> {
     if !domain.has_tag_name("domain") {
         return Err(format!("its root is <{}>, not <domain>", domain.tag_name().name()));
     }
+    if let Some(tuning) = child(domain, "cputune") {
+        placement(tuning, draft);
+    }
     for element in domain.children().filter(Node::is_element) {
         match element.tag_name().name() {
             "name" => draft.set("<name>", "name", Some(&content(element).replace(',', ",,"))),
@@ -44,6 +49,12 @@ pub fn read(text: &str, draft: &mut Draft) -> Result<(), String> {
             "os" => os(element, draft),
             "on_reboot" if content(element) == "destroy" => draft.set("<on_reboot>", "no-reboot", None),
             "on_reboot" => {}
+            "uuid" => draft.set("<uuid>", "uuid", Some(content(element))),
+            "features" => rest(element, "<features>", FEATURES, draft),
+            "clock" if element.attribute("offset").unwrap_or("utc") != "utc" => {
+                draft.leave("<clock>", "the guest's clock has UTC");
+            }
+            "clock" => {}
             "devices" => element.children().filter(Node::is_element).for_each(|device| self::device(device, draft)),
             name if UNNEEDED.contains(&name) => {}
             name => draft.leave(format!("<{name}>"), "passthru has no such setting"),
@@ -58,6 +69,34 @@ fn content<'a>(element: Node<'a, '_>) -> &'a str {
 
 fn child<'a, 'i>(element: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
     element.children().find(|node| node.has_tag_name(name))
+}
+
+/// Notes the children of `element` that are none of `known`.
+fn rest(element: Node, what: &str, known: &[&str], draft: &mut Draft) {
+    for child in element.children().filter(Node::is_element) {
+        let name = child.tag_name().name();
+        if !known.contains(&name) {
+            draft.leave(format!("{what}<{name}>"), "passthru has no such setting");
+        }
+    }
+}
+
+/// The CPUs of the host that the virtual ones are pinned to, if each has its own.
+fn placement(tuning: Node, draft: &mut Draft) {
+    rest(tuning, "<cputune>", &["vcpupin"], draft);
+    let pins = tuning.children().filter(|node| node.has_tag_name("vcpupin"));
+    let cpus: Option<Vec<u32>> = pins.map(|pin| pin.attribute("cpuset")?.parse().ok()).collect();
+    match cpus {
+        Some(cpus) if cpus.is_empty() => {}
+        Some(cpus) => {
+            let list: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+            draft.set("<vcpupin>", "cpu-placement", Some(&list.join(",")));
+        }
+        None => draft.leave(
+            "<vcpupin>",
+            "a virtual CPU has one CPU: `cpu-placement = \"auto\"` chooses, `passthru plan` shows it",
+        ),
+    }
 }
 
 /// A size with libvirt's unit, as `-m` takes it; KiB is the default there.
@@ -178,8 +217,19 @@ fn device(element: Node, draft: &mut Draft) {
             }
         }
         "interface" if element.attribute("type") == Some("bridge") => bridged(element, draft),
+        "interface" if element.attribute("type") == Some("network") => draft.leave(
+            "<interface type='network'>",
+            "name the network's bridge, which `virsh net-info` shows: `<interface type='bridge'>`",
+        ),
         "disk" => disk(element, draft),
         "serial" => serial(element, draft),
+        "console" if child(element, "target").is_none_or(|it| it.attribute("type") != Some("virtio")) => {}
+        "rng" => rng(element, draft),
+        "watchdog" => watchdog(element, draft),
+        "memballoon" if element.attribute("model") == Some("none") => {}
+        "memballoon" => draft.set("<memballoon>", "device", Some("virtio-balloon-pci")),
+        "input" if element.attribute("bus") == Some("ps2") => {}
+        "audio" if element.attribute("type") == Some("none") => {}
         name if UNNEEDED_DEVICES.contains(&name) => {}
         name => {
             let of_type = element.attribute("type").or(element.attribute("device")).unwrap_or_default();
@@ -242,7 +292,34 @@ fn disk(element: Node, draft: &mut Draft) {
     if child(element, "readonly").is_some() {
         value += ",readonly=on";
     }
+    let known = [OF_EVERY_DEVICE, &["driver", "source", "target", "readonly", "backingStore"]].concat();
+    rest(element, "<disk>", &known, draft);
     draft.set(&what, "drive", Some(&value));
+}
+
+/// Random numbers of the host.
+fn rng(element: Node, draft: &mut Draft) {
+    let backend = child(element, "backend").and_then(|backend| backend.attribute("model"));
+    match backend {
+        Some("random" | "builtin") => {
+            rest(element, "<rng>", &[OF_EVERY_DEVICE, &["backend"]].concat(), draft);
+            draft.set("<rng>", "device", Some("virtio-rng-pci"));
+        }
+        _ => draft.leave("<rng>", "random numbers come from the host's kernel"),
+    }
+}
+
+fn watchdog(element: Node, draft: &mut Draft) {
+    let what = "<watchdog>";
+    match element.attribute("model") {
+        Some("i6300esb") => {
+            draft.set(what, "device", Some("i6300esb"));
+            let action = element.attribute("action").unwrap_or("reset");
+            draft.set(what, "action", Some(&format!("watchdog={action}")));
+        }
+        // Every q35 of libvirt's has one, whether the guest uses it or not.
+        _ => draft.leave(what, "the watchdog of passthru is the i6300esb"),
+    }
 }
 
 /// A virtio network device on a bridge of the host.
@@ -253,6 +330,7 @@ fn bridged(element: Node, draft: &mut Draft) {
         return draft.leave(what, "network devices on virtio are carried over");
     };
     let id = format!("net{}", draft.netdev_types().len());
+    rest(element, what, &[OF_EVERY_DEVICE, &["source", "model", "mac", "target"]].concat(), draft);
     draft.set(what, "netdev", Some(&format!("tap,id={id},br={bridge}")));
     let mac = attribute("mac", "address").map_or(String::new(), |mac| format!(",mac={mac}"));
     draft.set(what, "device", Some(&format!("virtio-net-pci,netdev={id}{mac}")));
@@ -264,7 +342,7 @@ fn serial(element: Node, draft: &mut Draft) {
     match (of_type, path) {
         ("file", Some(path)) => draft.set("<serial>", "serial", Some(&format!("file:{path}"))),
         ("stdio", _) => draft.set("<serial>", "serial", Some("stdio")),
-        ("null", _) => draft.set("<serial>", "serial", Some("null")),
-        _ => draft.leave(format!("<serial> {of_type}"), "the serial port goes to stdio, a file, or nowhere"),
+        ("null" | "pty", _) => draft.set("<serial>", "serial", Some(of_type)),
+        _ => draft.leave(format!("<serial> {of_type}"), "`passthru run --serial` says where it can go"),
     }
 }

@@ -3,6 +3,9 @@
 mod draft;
 mod libvirt;
 mod qemu;
+#[cfg(test)]
+mod real;
+mod whole;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -56,6 +59,7 @@ pub(super) fn execute(args: &ConvertArgs, syntax: &Command, platform: &dyn Platf
             }
         }
     }
+    whole::complete(&mut draft);
     if args.json {
         return output::print_json(&Converted { file: draft.file(), left_out: draft.left() });
     }
@@ -163,7 +167,7 @@ id = "i""#
     #[test]
     fn a_domain_of_libvirt() {
         let xml = r#"<domain type='kvm'>
-          <name>router</name><uuid>1</uuid><memory unit='KiB'>4194304</memory>
+          <name>router</name><title>a router</title><memory unit='KiB'>4194304</memory>
           <memoryBacking><hugepages/><source type='memfd'/></memoryBacking><vcpu>4</vcpu>
           <os><type machine='pc-q35-9.2'>hvm</type><kernel>/k</kernel><cmdline>quiet</cmdline><loader>x</loader></os>
           <cpu mode='host-passthrough'><topology sockets='1' cores='2' threads='2'/><feature policy='disable' name='avx512f'/></cpu>

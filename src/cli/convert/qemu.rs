@@ -13,7 +13,7 @@ pub fn read(words: &[String], draft: &mut Draft) {
     let mut words = words.iter().skip_while(|word| !word.starts_with('-')).peekable();
     while let Some(word) = words.next() {
         let Some(name) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
-            draft.leave(word, "a disk image without an option: passthru has no disks of its own yet");
+            draft.leave(word, "a disk image without an option: `--drive file=PATH,format=FORMAT,if=virtio` is one");
             continue;
         };
         let option = draft.option(name);
@@ -30,12 +30,13 @@ pub fn read(words: &[String], draft: &mut Draft) {
     }
 }
 
-/// QEMU's versioned machine types (`pc-q35-9.2`) are all the one that passthru has, and KVM is what it runs by.
+/// QEMU's versioned machine types (`pc-q35-9.2`, Proxmox's `q35+pve0`) are all the one that passthru has, and KVM is what it
+/// runs by.
 fn machine(value: &str) -> String {
     let words = value.split(',').filter(|word| *word != "accel=kvm");
     let words = words.map(|word| {
         let name = word.strip_prefix("type=").unwrap_or(word);
-        if name.starts_with("pc-q35-") { "q35" } else { word }
+        if name.starts_with("pc-q35-") || name.starts_with("q35+") { "q35" } else { word }
     });
     words.collect::<Vec<_>>().join(",")
 }
