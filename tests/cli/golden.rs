@@ -99,3 +99,17 @@ fn a_difference_shows_only_what_differs() {
     assert_eq!(difference("a\nb\nc\n", "a\nx\ny\nc\n"), "  from line 2:\n  - b\n  + x\n  + y\n");
     assert_eq!(difference("a\n", "a\na\n"), "  from line 2:\n  + a\n");
 }
+
+/// What is printed is written for people: nothing of it is how the program sees its own values.
+#[test]
+fn no_message_shows_the_insides_of_the_program() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli");
+    let all: Vec<PathBuf> = ["golden", "hosts", "convert"].iter().flat_map(|name| files(&root.join(name))).collect();
+    assert!(all.len() > 100, "only {} files", all.len());
+    for file in all {
+        let text = fs::read_to_string(&file).expect("a golden file");
+        for inside in ["Error(", "Err(", "Some(", "Os {", "ErrorKind", "PathBuf"] {
+            assert!(!text.contains(inside), "{}: {inside}", file.display());
+        }
+    }
+}

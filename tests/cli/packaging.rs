@@ -46,11 +46,38 @@ fn assert_well(output: &Output) {
 #[test]
 fn systemd_understands_the_units() {
     let folder = units();
-    let units = ["./passthru@.service", "./passthru-recover.service"];
+    let units = ["./passthru@.service", "./passthru-interrupts@.service", "./passthru-recover.service"];
     if let Some(output) = system("systemd-analyze", &[&["verify", "--man=no"], &units[..]].concat(), folder.path()) {
         assert_well(&output);
         assert_eq!(String::from_utf8_lossy(&output.stderr), "", "not even a warning");
     }
+}
+
+/// What the manual promises of the service, and systemd would not miss.
+#[test]
+fn the_service_is_what_was_agreed() {
+    let unit = fs::read_to_string(repository("packaging/systemd/passthru@.service")).expect("the unit");
+    for line in [
+        "Type=notify",
+        "User=passthru",
+        "ExecStartPre=+/usr/bin/passthru bind --vm %i --grant passthru",
+        "ExecStopPost=+/usr/bin/passthru release --vm %i",
+        "KillMode=mixed",
+        "WatchdogSec=30s",
+        "Restart=on-failure",
+        "LimitMEMLOCK=infinity",
+        "CapabilityBoundingSet=",
+        "AmbientCapabilities=",
+        "NoNewPrivileges=yes",
+    ] {
+        assert_eq!(unit.lines().filter(|it| it == &line).count(), 1, "{line}");
+    }
+    // A wrong VM file and a host that is not ready: those codes, and no others, are not tried again.
+    let exit_code = |words: &[&str]| crate::golden::passthru().args(words).status().expect("it runs").code();
+    let wrong = exit_code(&["run", "--no-such-option"]).expect("a code");
+    let absent = exit_code(&["check", "--sysroot", "/nonexistent"]).expect("a code");
+    let prevented = format!("RestartPreventExitStatus={wrong} {absent}");
+    assert!(unit.lines().any(|line| line == prevented), "{prevented}");
 }
 
 #[test]
