@@ -10,7 +10,7 @@ use super::{Platform, output, vm_file};
 use crate::bdf::Bdf;
 use crate::error::Result;
 use crate::host::Host;
-use crate::host::findings::{self, Finding, Level, Subject};
+use crate::host::findings::{self, Finding, Level, LockRights, Subject};
 use crate::host::names::DeviceRef;
 
 /// Find out whether a guest could run, before anything is tried
@@ -56,8 +56,8 @@ pub(super) fn execute(args: CheckArgs, platform: &dyn Platform) -> Result<u8> {
     let addressed: Option<DeviceRef> =
         args.run.vm().filter(|word| vm_file::is_device(word, platform.host())).and_then(|word| word.parse().ok());
     let vm = args.run.vm().filter(|_| addressed.is_none()).map(vm_file::vm_name).transpose()?;
-    let (options, kernel) = run::described(args.run, platform)?;
-    let of_guest = platform.examine(&options, kernel, &host)?;
+    let (options, has_kernel) = run::described(args.run, platform)?;
+    let of_guest = platform.examine(&options, has_kernel, &host)?;
     let passed = options.devices.iter().filter_map(|device| device.peek("host")?.parse().ok());
     let named: Vec<DeviceRef> = addressed.into_iter().chain(passed).collect();
     let devices = output::functions(&named, &host, |addr| host.functions(addr))?;
@@ -71,6 +71,10 @@ pub(super) fn execute(args: CheckArgs, platform: &dyn Platform) -> Result<u8> {
     let mut findings = of_host(&host, &devices, prepared);
     findings.extend(of_guest);
     if let Some(vm) = &vm {
+        if !has_kernel {
+            // Of options it is asked what they would do; a VM is asked for as a whole.
+            findings.push(Finding::fail(Subject::Host, &run::no_kernel()));
+        }
         let narrow = vm_file::too_narrow(&vm.to_string(), options.netdev_types(), &files, &host);
         findings.extend(narrow.iter().map(|error| Finding::warn(Subject::Session, error)));
     }
@@ -78,7 +82,11 @@ pub(super) fn execute(args: CheckArgs, platform: &dyn Platform) -> Result<u8> {
         if let Some(user) = &args.user {
             findings::become_user(user)?;
         }
-        findings.extend(host.check_session(&devices, &files, prepared));
+        let locks = match &vm {
+            Some(vm) if prepared && vm_file::locks_any_memory(&vm.to_string(), &host) => LockRights::OfTheService,
+            _ => LockRights::OfTheProcess,
+        };
+        findings.extend(host.check_session(&devices, &files, prepared, locks));
     } else {
         // Who may open what on another machine cannot be asked here.
         findings.retain(|finding| finding.subject != Subject::Session);

@@ -143,7 +143,8 @@ impl Host {
                         None => format!("{driver} is built into the kernel, or is no module of this name"),
                     })
                     .fix(format!(
-                        "`passthru bind {}` takes it now; for the next boot put the rules of passthru into the initramfs",
+                        "`passthru bind {}` takes it now; for the next boot `update-initramfs -u`, or whatever makes the \
+                         initramfs of this system with the rules of passthru",
                         one.name
                     )),
             )

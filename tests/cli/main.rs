@@ -93,6 +93,7 @@ const CASES: &[(&str, &[&str])] = &[
     ("plan-help", &["plan", "--help"]),
     ("plan-of-nothing", &["plan", "--sysroot", "/nonexistent", "--smp", "2"]),
     ("plan-bad-list", &["plan", "--sysroot", "/nonexistent", "--cpu-placement", "3-2"]),
+    ("check-of-a-vm-without-kernel", &["check", "tests/cli/vm/no-kernel.toml", "--sysroot", "/nonexistent"]),
     ("check-bad-option", &["check", "--device", "vfio-pci,hots=01:00.0"]),
     ("devices-svg-to-nowhere", &["devices", "--sysroot", "/nonexistent", "--svg", "/nonexistent/x.svg"]),
     ("devices-usb-of-nothing", &["devices", "--usb", "--sysroot", "/nonexistent"]),

@@ -73,7 +73,7 @@ fn the_service_is_what_was_agreed() {
         assert_eq!(unit.lines().filter(|it| it == &line).count(), 1, "{line}");
     }
     // A wrong VM file and a host that is not ready: those codes, and no others, are not tried again.
-    let exit_code = |words: &[&str]| crate::golden::passthru().args(words).status().expect("it runs").code();
+    let exit_code = |words: &[&str]| crate::golden::passthru().args(words).output().expect("it runs").status.code();
     let wrong = exit_code(&["run", "--no-such-option"]).expect("a code");
     let absent = exit_code(&["check", "--sysroot", "/nonexistent"]).expect("a code");
     let prevented = format!("RestartPreventExitStatus={wrong} {absent}");

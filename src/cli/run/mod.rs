@@ -190,6 +190,11 @@ pub(super) fn described(mut args: RunArgs, platform: &dyn Platform) -> Result<(R
     Ok((Given::read(&args, platform)?.options(args, platform.devices().key())?, kernel))
 }
 
+/// The error for a guest that is described without a kernel.
+pub(super) fn no_kernel() -> Error {
+    Error::new(Code::Usage, "`passthru run` needs the guest's kernel").fix("give it with `--kernel FILE`")
+}
+
 impl RunArgs {
     /// The positional argument, which can be a device's address where it is no VM file's name.
     pub(super) fn vm(&self) -> Option<&str> {
@@ -310,7 +315,7 @@ impl Given {
         self.back_ends.entry(Kind::Chardev).or_default().extend(chardevs);
         self.devices.extend(devices);
         let kernel = args.kernel.ok_or_else(|| {
-            Error::new(Code::Usage, "`passthru run` needs the guest's kernel").fix("give it with `--kernel FILE`")
+            no_kernel()
         })?;
         Ok(RunOptions {
             kernel,

@@ -20,7 +20,7 @@ use crate::host::Host;
 use crate::host::names::{DeviceRef, Name};
 use crate::machine::options::RunOptions;
 use crate::vfio::front_end::NAME as VFIO_PCI;
-pub(super) use service::{service_user, too_narrow};
+pub(super) use service::{locks_any_memory, service_user, too_narrow};
 pub(super) use words::{Word, has_properties, options};
 
 /// The positional argument of `run` that names a file.

@@ -66,6 +66,11 @@ pub(in crate::cli) fn service_user(vm: &str, host: &Host) -> String {
     values(&host.drop_in_lines(UNIT, vm), "User").next_back().unwrap_or(UNIT).to_owned()
 }
 
+/// Whether the VM `vm` may lock any memory as a service: the unit says so, unless a drop-in says otherwise.
+pub(in crate::cli) fn locks_any_memory(vm: &str, host: &Host) -> bool {
+    values(&host.drop_in_lines(UNIT, vm), "LimitMEMLOCK").next_back().is_none_or(|limit| limit == "infinity")
+}
+
 /// The values that these lines give a setting.
 fn values<'a>(lines: &'a [String], setting: &'a str) -> impl DoubleEndedIterator<Item = &'a str> {
     lines.iter().filter_map(move |line| Some(line.trim().strip_prefix(setting)?.trim_start().strip_prefix('=')?.trim()))
@@ -165,6 +170,9 @@ mod tests {
         assert_eq!(seen("a", &["tap"]), 1, "the last one counts");
         tree.file("etc/systemd/system/passthru@.service.d/all.conf", "[Service]\nPrivateNetwork=false\n");
         assert_eq!(seen("b", &["tap"]), 0);
+        assert!(locks_any_memory("a", &tree.host()));
+        tree.file("etc/systemd/system/passthru@a.service.d/less.conf", "[Service]\nLimitMEMLOCK=1G\n");
+        assert!(!locks_any_memory("a", &tree.host()) && locks_any_memory("b", &tree.host()));
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod machine;
 mod modules;
 mod session;
 
-pub use session::become_user;
+pub use session::{LockRights, become_user};
 
 /// How it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -18,13 +18,28 @@ use crate::host::limits::{UNLIMITED, size_text};
 /// Guests of less memory than this are rare.
 const SMALL_GUEST: u64 = 1 << 30;
 
+/// Who says how much memory may be locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockRights {
+    /// The limits of this process, which the guest's would have as well.
+    OfTheProcess,
+    /// The unit that runs the guest, which sets none.
+    OfTheService,
+}
+
 /// How a file is opened.
 type MayOpen = fn(&Path, AccessFlags) -> nix::Result<()>;
 
 impl Host {
     /// Whether this process's user may open what a guest with these devices and files needs. `granted`: root gives the user all
     /// nodes before the guest runs (`passthru bind --vm --grant`).
-    pub fn check_session(&self, devices: &[Bdf], files: &[FileUse], granted: bool) -> Vec<Finding> {
+    pub fn check_session(
+        &self,
+        devices: &[Bdf],
+        files: &[FileUse],
+        granted: bool,
+        locks: LockRights,
+    ) -> Vec<Finding> {
         let ask: MayOpen = |path, mode| access(path, mode);
         let (nodes, files): (Vec<_>, Vec<_>) = files.iter().cloned().partition(|file| self.is_node(&file.path));
         let mut findings = Vec::new();
@@ -36,7 +51,13 @@ impl Host {
             findings.extend(nodes.iter().flat_map(|node| ways_to_open(&[vec![node.path.clone()]], mode(node), ask)));
         }
         findings.extend(check_files(&files, ask));
-        findings.push(self.check_lock_rights());
+        findings.push(match locks {
+            LockRights::OfTheProcess => self.check_lock_rights(),
+            LockRights::OfTheService => {
+                let what = "its service may lock any memory (LimitMEMLOCK=infinity)";
+                Finding::pass(Subject::Session, Code::Memlock, what)
+            }
+        });
         findings
     }
 
@@ -224,8 +245,9 @@ mod tests {
         let tree = tree();
         let (host, device) = (tree.host(), bdf("01:00.0"));
         let disk = FileUse { path: host.dev("sdb"), write: true, made: false };
-        let findings = host.check_session(&[device], &[disk], true);
+        let findings = host.check_session(&[device], &[disk], true, LockRights::OfTheService);
         assert!(findings.iter().all(|finding| finding.level != Level::Fail), "{findings:?}");
         assert_eq!(findings.iter().filter(|finding| finding.code == Code::NotPermitted).count(), 1);
+        assert!(findings.iter().all(|finding| finding.level != Level::Warn), "the unit lets it lock all: {findings:?}");
     }
 }
