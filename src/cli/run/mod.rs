@@ -314,9 +314,7 @@ impl Given {
         let (chardevs, devices) = serial::more(&args.serial, device_key)?;
         self.back_ends.entry(Kind::Chardev).or_default().extend(chardevs);
         self.devices.extend(devices);
-        let kernel = args.kernel.ok_or_else(|| {
-            no_kernel()
-        })?;
+        let kernel = args.kernel.ok_or_else(no_kernel)?;
         Ok(RunOptions {
             kernel,
             initrd: args.initrd,

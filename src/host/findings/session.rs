@@ -33,13 +33,7 @@ type MayOpen = fn(&Path, AccessFlags) -> nix::Result<()>;
 impl Host {
     /// Whether this process's user may open what a guest with these devices and files needs. `granted`: root gives the user all
     /// nodes before the guest runs (`passthru bind --vm --grant`).
-    pub fn check_session(
-        &self,
-        devices: &[Bdf],
-        files: &[FileUse],
-        granted: bool,
-        locks: LockRights,
-    ) -> Vec<Finding> {
+    pub fn check_session(&self, devices: &[Bdf], files: &[FileUse], granted: bool, locks: LockRights) -> Vec<Finding> {
         let ask: MayOpen = |path, mode| access(path, mode);
         let (nodes, files): (Vec<_>, Vec<_>) = files.iter().cloned().partition(|file| self.is_node(&file.path));
         let mut findings = Vec::new();
