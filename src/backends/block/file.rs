@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::BlockNode;
-use super::host::{HostFile, Kind, Options};
+use super::host::{HostFile, Kind, Options, Together};
 use super::types::made;
 use crate::backends::BackendCx;
 use crate::error::{Code, Error, Result};
@@ -46,8 +46,8 @@ macro_rules! host_props {
                 #[name = "cache.direct"]
                 direct: bool = "off",
                 /// How requests of virtio-blk-pci get to the host: one by one, or many at once by io_uring; native, for
-                /// cache.direct=on, is the same as io_uring
-                aio: Aio = "threads",
+                /// cache.direct=on, is the same as io_uring. Left out: io_uring where the host's kernel gives it
+                aio: Option<Aio>,
                 /// Lock it against other programs that write it, as QEMU does; auto: where that is possible
                 locking: OnOffAuto = "auto",
                 /// Whether what the guest discards is given back to the host
@@ -67,7 +67,11 @@ macro_rules! host_props {
                     direct: self.direct,
                     locking: forced(self.locking),
                     unmap: self.discard == Discard::Unmap,
-                    uring: self.aio != Aio::Threads,
+                    together: match self.aio {
+                        None => Together::IfPossible,
+                        Some(Aio::Threads) => Together::No,
+                        Some(Aio::Native | Aio::IoUring) => Together::Yes,
+                    },
                 }
             }
         }
@@ -91,11 +95,11 @@ host_props! {
 }
 
 /// As QEMU has it: Linux' older interface, of which `native` is the name, waits where the page cache is between.
-fn check_aio(aio: Aio, direct: bool) -> Result<()> {
+fn check_aio(aio: Option<Aio>, direct: bool) -> Result<()> {
     match aio {
-        Aio::Native if !direct => Err(Error::new(Code::BadProperty, "aio=native needs cache.direct=on")
+        Some(Aio::Native) if !direct => Err(Error::new(Code::BadProperty, "aio=native needs cache.direct=on")
             .fix("add cache.direct=on, or write aio=io_uring, which does without")),
-        Aio::Threads | Aio::Native | Aio::IoUring => Ok(()),
+        _ => Ok(()),
     }
 }
 

@@ -34,7 +34,7 @@ props! {
         /// What becomes of writes of zeros
         detect_zeroes: DetectZeroes = "off",
         /// How requests get to the host
-        aio: Aio = "threads",
+        aio: Option<Aio>,
         /// After a failed read, as rerror= of the device
         rerror: Option<ErrorPolicy>,
         /// After a failed write, as werror= of the device
@@ -175,9 +175,11 @@ fn node(drive: &Drive, id: &str) -> Result<Value> {
         "driver": if on_host { "host_device" } else { "file" },
         "filename": file,
         "cache.direct": matches!(drive.cache, Cache::None | Cache::Directsync),
-        "aio": drive.aio.to_string(),
         "discard": if matches!(drive.discard, Discard::Unmap | Discard::On) { "unmap" } else { "ignore" },
     });
+    if let Some(aio) = drive.aio {
+        host["aio"] = aio.to_string().into();
+    }
     let read_only = drive.readonly || drive.read_only || drive.media == Some(Media::Cdrom);
     let mut top = match drive.format {
         Format::Raw => host,
@@ -236,7 +238,6 @@ mod tests {
         assert_eq!(
             entries(&nodes[0]),
             [
-                "aio=threads",
                 "cache.direct=on",
                 "detect-zeroes=off",
                 "discard=ignore",

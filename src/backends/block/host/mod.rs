@@ -32,6 +32,17 @@ use uring::{DEPTH, Rings};
 /// The most buffers that preadv(2) and pwritev(2) take (UIO_MAXIOV).
 const MAX_BUFFERS: usize = 1024;
 
+/// Whether requests that are made together are done together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Together {
+    /// One after the other.
+    No,
+    /// Where the kernel gives us io_uring.
+    IfPossible,
+    /// By io_uring, and not otherwise.
+    Yes,
+}
+
 /// How a file is opened.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -46,13 +57,20 @@ pub struct Options {
     /// Whether what is discarded is given back to the host.
     pub unmap: bool,
     /// Whether requests that are made together are done together, by io_uring.
-    pub uring: bool,
+    pub together: Together,
 }
 
 impl Options {
     /// A file as a program's own, for reading or writing.
     pub fn plain(path: &Path, writable: bool) -> Options {
-        Options { path: path.to_owned(), read_only: !writable, direct: false, locking: None, unmap: true, uring: false }
+        Options {
+            path: path.to_owned(),
+            read_only: !writable,
+            direct: false,
+            locking: None,
+            unmap: true,
+            together: Together::No,
+        }
     }
 }
 
@@ -102,7 +120,11 @@ impl HostFile {
         }
         let len = length(&file).map_err(|error| unusable(&options.path, &error))?;
         let limits = limits::read(&file, options.direct);
-        let rings = options.uring.then(Rings::new).transpose()?;
+        let rings = match options.together {
+            Together::No => None,
+            Together::IfPossible => Rings::new().ok(),
+            Together::Yes => Some(Rings::new()?),
+        };
         Ok(HostFile {
             kind,
             file: RwLock::new(file),

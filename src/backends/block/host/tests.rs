@@ -129,12 +129,12 @@ proptest! {
 /// What is done together is what is done one by one, also where the ring does not take it.
 #[test]
 fn transfers_are_done_together_or_alone() {
-    for (uring, direct) in [(false, false), (true, false), (true, true)] {
+    for (together, direct) in [(Together::No, false), (Together::Yes, false), (Together::Yes, true)] {
         let on_disk = file(&[0; 64 << 10]);
-        let options = Options { uring, direct, ..Options::plain(on_disk.path(), true) };
+        let options = Options { together, direct, ..Options::plain(on_disk.path(), true) };
         let node = match HostFile::open(options, Kind::File) {
             // A kernel without io_uring, a file system without direct I/O.
-            Err(_) if uring => continue,
+            Err(_) if together == Together::Yes => continue,
             node => node.unwrap(),
         };
         let mut memory: Vec<u8> = (0..16u8).flat_map(|block| [block + 1; 4096]).collect();
@@ -152,11 +152,11 @@ fn transfers_are_done_together_or_alone() {
         };
         for direction in [Direction::Write, Direction::Read] {
             let done = node.transfer(&transfers(direction));
-            assert!(done[..6].iter().all(io::Result::is_ok), "{uring} {direct}: {done:?}");
+            assert!(done[..6].iter().all(io::Result::is_ok), "{together:?} {direct}: {done:?}");
             assert_eq!(done[6].as_ref().unwrap_err().kind(), io::ErrorKind::InvalidInput);
         }
         let written: usize = lens[..6].iter().sum();
-        assert_eq!(std::fs::read(on_disk.path()).unwrap()[..written], memory[..written], "{uring} {direct}");
+        assert_eq!(std::fs::read(on_disk.path()).unwrap()[..written], memory[..written], "{together:?} {direct}");
         // Somebody makes it shorter.
         on_disk.as_file().set_len(4096).unwrap();
         let mut buffer = [1; 4096];
