@@ -121,9 +121,13 @@ fn check_files(files: &[FileUse], may: MayOpen) -> Vec<Finding> {
         match answer {
             Ok(()) => Finding::pass(Subject::Session, Code::FileUnusable, format!("{path} can be {verb}")),
             Err(errno) => {
+                let fix = match errno {
+                    nix::Error::ENOENT => "put the file there, or name the one that is meant".to_owned(),
+                    _ => format!("give the user {access} to the file, and search access (x) to every folder above it"),
+                };
                 let error = Error::new(Code::FileUnusable, format!("{path} cannot be {verb}"))
                     .evidence(explain_io(&io::Error::from(errno)))
-                    .fix(format!("give the user {access} to the file, and search access (x) to every folder above it"));
+                    .fix(fix);
                 Finding::fail(Subject::Session, &error)
             }
         }
@@ -211,6 +215,10 @@ mod tests {
             (file(true, false), absent, fail, "/srv/a cannot be read and written"),
         ] {
             assert_eq!(seen(file, may), (level, what.to_owned()));
+        }
+        for (may, mend) in [(absent, "put the file there"), (read_only, "give the user that access")] {
+            let fix = check_files(&[file(true, false)], may).remove(0).fix.expect("what mends it");
+            assert!(fix.starts_with(mend), "{fix}");
         }
         assert!(become_user("nobody-of-this-name").is_err());
     }
