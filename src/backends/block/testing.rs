@@ -9,10 +9,35 @@ use parking_lot::Mutex;
 use vm_memory::VolatileSlice;
 
 use super::io::{fill_zero, range_len, total, within};
+use super::throttle::Group;
+use super::types::{BLOCKDEVS, Common, expand};
 use super::{BlockInfo, BlockNode};
+use crate::backends::table::Table;
+use crate::backends::{BackendCx, Backends};
+use crate::error::Result;
+use crate::event_loop::EventLoop;
+use crate::object::{Args, Props};
 
 /// Where the disk is full, bytes.
 const MAX_LEN: u64 = 64 << 20;
+
+/// Makes the nodes of `lines` as a machine does that has a throttle group `t0`.
+pub(crate) fn graph(lines: &[&str]) -> Result<Arc<Table<dyn BlockNode>>> {
+    let event_loop = EventLoop::new(|_, _| {}).unwrap().handle();
+    let backends = Arc::new(Backends::default());
+    backends.throttles.add("t0".into(), "throttle-group", Arc::new(Group::unlimited()), true).unwrap();
+    let nodes = backends.nodes.clone();
+    let lines: Vec<Args> = lines.iter().map(|text| Args::parse("--blockdev", Some("driver"), text).unwrap()).collect();
+    for mut args in expand(&lines)? {
+        let of_type = BLOCKDEVS.take_type(&mut args)?;
+        let name: Arc<str> = Common::parse(&mut args)?.node_name.as_str().into();
+        let (event_loop, backends) = (event_loop.clone(), backends.clone());
+        let node = of_type.create(&mut args, &BackendCx { name: name.clone(), event_loop, backends })?;
+        let shared = node.info().read_only;
+        nodes.add(name, of_type.name(), node, shared)?;
+    }
+    Ok(nodes)
+}
 
 /// Bytes in memory.
 pub(crate) struct MemoryNode {

@@ -102,11 +102,9 @@ pub fn remove(nodes: &Table<dyn BlockNode>, name: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backends::Backends;
     use crate::backends::block::io::{read_into, write_from};
-
+    use crate::backends::block::testing::graph;
     use crate::error::Code;
-    use crate::event_loop::EventLoop;
     use crate::object::testing::check_registry;
 
     #[test]
@@ -156,28 +154,11 @@ mod tests {
 
     #[test]
     fn a_node_goes_with_what_was_made_inside_it() {
-        let nodes = make(&["null-co,node-name=n", "raw,node-name=a,file.driver=raw,file.file=n"]).unwrap();
+        let nodes = graph(&["null-co,node-name=n", "raw,node-name=a,file.driver=raw,file.file=n"]).unwrap();
         assert_eq!(remove(&nodes, "a.file").unwrap_err().code(), Code::BackendInUse);
         remove(&nodes, "a").unwrap();
         let left: Vec<_> = nodes.list().into_iter().map(|node| (node.name.to_string(), node.users.len())).collect();
         assert_eq!(left, [("n".to_owned(), 0)], "what has a name of its own stays");
-    }
-
-    /// Makes the nodes of `lines` as a machine does.
-    fn make(lines: &[&str]) -> Result<Arc<Table<dyn BlockNode>>> {
-        let event_loop = EventLoop::new(|_, _| {}).unwrap().handle();
-        let backends = Arc::new(Backends::default());
-        let nodes = backends.nodes.clone();
-        let lines: Vec<Args> = lines.iter().map(|text| line(text)).collect();
-        for mut args in expand(&lines)? {
-            let of_type = BLOCKDEVS.take_type(&mut args)?;
-            let name: Arc<str> = Common::parse(&mut args)?.node_name.as_str().into();
-            let (event_loop, backends) = (event_loop.clone(), backends.clone());
-            let node = of_type.create(&mut args, &BackendCx { name: name.clone(), event_loop, backends })?;
-            let shared = node.info().read_only;
-            nodes.add(name, of_type.name(), node, shared)?;
-        }
-        Ok(nodes)
     }
 
     #[test]
@@ -186,7 +167,7 @@ mod tests {
         let disk = folder.path().join("disk");
         std::fs::write(&disk, [7; 8192]).unwrap();
         let disk = disk.display();
-        let nodes = make(&[
+        let nodes = graph(&[
             &format!("file,node-name=f,filename={disk}"),
             "raw,node-name=r,file=f,offset=4096,size=512",
             "copy-on-read,node-name=c,file=r",
@@ -207,8 +188,8 @@ mod tests {
             (&["qcow2,node-name=q,file.driver=null-co"], Code::ImageUnusable),
             (&["file,node-name=f,filename=/nothing/there"], Code::FileUnusable),
         ] {
-            assert_eq!(make(lines).map(drop).unwrap_err().code(), code, "{lines:?}");
+            assert_eq!(graph(lines).map(drop).unwrap_err().code(), code, "{lines:?}");
         }
-        make(&["null-co,node-name=n,read-only=on", "raw,node-name=a,file=n", "raw,node-name=b,file=n"]).unwrap();
+        graph(&["null-co,node-name=n,read-only=on", "raw,node-name=a,file=n", "raw,node-name=b,file=n"]).unwrap();
     }
 }

@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use vm_memory::VolatileSlice;
 
 use super::*;
-use crate::backends::block::testing::MemoryNode;
+use crate::backends::block::qcow2::create::{New, create};
+use crate::backends::block::testing::{MemoryNode, graph};
 use crate::backends::block::{BlockInfo, BlockNode};
 use crate::devices::disk::testing::{OPTIONS, listener};
 use crate::devices::disk::{DiskOptions, Drive, ErrorPolicy};
@@ -322,5 +323,45 @@ proptest! {
             prop_assert!(request(&mut driver, kind, sector, &[(DATA, len, writable)]) <= 2);
         }
         prop_assert_eq!(node.memory.bytes().len(), 64 * 512);
+    }
+}
+
+/// What a guest is offered on a disk of each driver, and of each that stands on another.
+#[test]
+fn each_driver_offers_what_it_can_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (raw, image) = (path("raw"), path("image"));
+    std::fs::write(&raw, [0; 65536]).unwrap();
+    std::fs::write(&image, []).unwrap();
+    let file = graph(&[&format!("file,node-name=i,filename={image}")]).unwrap().claim("i", "img").unwrap();
+    create(file.back().clone(), &New::of(1 << 20)).unwrap();
+    drop(file);
+    let (raw, image) = (format!("file,node-name=f,filename={raw}"), format!("file,node-name=f,filename={image}"));
+    let always = bit::SEG_MAX | bit::BLK_SIZE | bit::TOPOLOGY;
+    let (cache, zeroes, both) = (bit::FLUSH | bit::CONFIG_WCE, bit::WRITE_ZEROES, bit::DISCARD | bit::WRITE_ZEROES);
+    let unmap = ",discard=unmap";
+    for (below, top, offered) in [
+        ("null-co,node-name=f".to_owned(), "", both),
+        ("null-co,node-name=f,read-only=on".to_owned(), "", bit::RO),
+        (raw.clone(), "", cache | zeroes),
+        (format!("{raw}{unmap}"), "", cache | both),
+        (format!("{raw}{unmap},read-only=on"), "", bit::RO),
+        (raw.clone(), "raw", cache | zeroes),
+        (format!("{raw}{unmap}"), "raw", cache | both),
+        (format!("{raw}{unmap}"), "raw,discard=ignore", cache | zeroes),
+        (format!("{raw}{unmap}"), "throttle,throttle-group=t0", cache | both),
+        (format!("{raw}{unmap}"), "copy-on-read", cache | both),
+        (image.clone(), "qcow2", cache | zeroes),
+        (image.clone(), "qcow2,discard=unmap", cache | both),
+        (format!("{image},read-only=on"), "qcow2,read-only=on", bit::RO),
+        (format!("{image}{unmap}"), "qcow2,discard=unmap,read-only=on", bit::RO),
+    ] {
+        let over = format!("{top},node-name=top,file=f");
+        let lines: Vec<&str> = std::iter::once(&*below).chain((!top.is_empty()).then_some(&*over)).collect();
+        let nodes = graph(&lines).unwrap();
+        let name = if top.is_empty() { "f" } else { "top" };
+        let info = nodes.claim(name, "disk0").unwrap().info();
+        assert_eq!(config::features(&SHAPE, &info), always | offered, "{lines:?}");
     }
 }
