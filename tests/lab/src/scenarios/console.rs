@@ -1,4 +1,5 @@
-//! Character back ends: serial ports by socket and pseudo-terminal with checked data, the console by a mux, and QMP.
+//! Character back ends: serial ports and a virtio console by sockets of both kinds and a pseudo-terminal, with checked data;
+//! the console by a mux.
 
 use std::time::Duration;
 
@@ -14,19 +15,24 @@ pub static SCENARIOS: &[Scenario] = &[Scenario::new("console-back-ends", back_en
 const IN: u32 = 6000;
 const OUT: u32 = 20_000;
 
-/// What a guest gets by a serial port and sends by it is what the program at the other end sends and gets.
-fn exchange(l1: &mut L1, guest: &mut Live, device: &str, peer: &str) -> Result<()> {
+/// The guest's serial port at a PCI address.
+fn pci_port(l1: &mut L1, guest: &mut Live, device: &str) -> Result<String> {
     let tty = guest.sh(
         l1,
         &format!("ls -d /sys/bus/pci/devices/0000:00:{device}/*/*/tty/* /sys/bus/pci/devices/0000:00:{device}/tty/* 2>/dev/null | head -n 1"),
     )?;
     let tty = tty.trim().rsplit('/').next().unwrap_or_default().to_owned();
     ensure!(tty.starts_with("ttyS"), "the guest has no serial port at {device}: `{tty}`");
-    // Opened before the first byte comes: opening empties the receiver.
+    Ok(tty)
+}
+
+/// What a guest gets by a terminal and sends by it is what the program at the other end sends and gets.
+fn exchange(l1: &mut L1, guest: &mut Live, tty: &str, peer: &str) -> Result<()> {
+    // Opened before the first byte comes: opening empties the receiver. The last close forgets the settings of some.
     guest.sh(
         l1,
         &format!(
-            "stty -F /dev/{tty} raw -echo\n(exec 3<>/dev/{tty}; touch /tmp/open-{tty}; head -c {IN} <&3 > /tmp/in-{tty}; \
+            "rm -f /tmp/open-{tty} /tmp/done-{tty}\n(exec 3<>/dev/{tty}; stty -F /dev/{tty} raw -echo; touch /tmp/open-{tty}; head -c {IN} <&3 > /tmp/in-{tty}; \
              head -c {OUT} /dev/urandom > /tmp/out-{tty}; cat /tmp/out-{tty} >&3; stty -F /dev/{tty} raw; touch /tmp/done-{tty}; \
              sleep 20) > /dev/null 2>&1 &\n\
              i=0; until [ -e /tmp/open-{tty} ] || [ $i -ge 100 ]; do sleep 0.1; i=$((i+1)); done"
@@ -53,14 +59,34 @@ fn exchange(l1: &mut L1, guest: &mut Live, device: &str, peer: &str) -> Result<(
 
 fn back_ends(lab: &mut Lab) -> Result<()> {
     let guest = Guest::new()
+        .fat()
         .option("--chardev socket,id=a,path=/tmp/a.sock,server=on,wait=off")
         .device("pci-serial,chardev=a,id=first,addr=5")
         .option("--chardev pty,id=b,path=/tmp/pty")
         .device("pci-serial,chardev=b,id=second,addr=6")
+        .option("--chardev socket,id=c,host=127.0.0.1,port=7003,server=on,wait=off")
+        .device("isa-serial,chardev=c,id=com2")
+        .option("--chardev socket,id=d,host=127.0.0.1,port=7004,reconnect-ms=100")
+        .device("virtio-serial-pci,id=vser0,addr=7")
+        .device("virtconsole,chardev=d,id=console")
         .option("--chardev ringbuf,id=ring,size=4K");
+    lab.l1.ok("ip link set lo up")?;
     let mut guest = lab.l1.live(&guest)?;
-    exchange(lab.l1, &mut guest, "05.0", "UNIX-CONNECT:/tmp/a.sock")?;
-    exchange(lab.l1, &mut guest, "06.0", "/tmp/pty,raw,echo=0")?;
+    guest.sh(
+        lab.l1,
+        "modprobe -a virtio_pci virtio_console; i=0; until [ -e /dev/hvc0 ] || [ $i -ge 100 ]; do sleep 0.1; i=$((i+1)); done",
+    )?;
+    let (first, second) = (pci_port(lab.l1, &mut guest, "05.0")?, pci_port(lab.l1, &mut guest, "06.0")?);
+    exchange(lab.l1, &mut guest, &first, "UNIX-CONNECT:/tmp/a.sock")?;
+    exchange(lab.l1, &mut guest, &second, "/tmp/pty,raw,echo=0")?;
+    // The next client is served as the first was.
+    for _ in 0..2 {
+        exchange(lab.l1, &mut guest, "ttyS1", "TCP:127.0.0.1:7003")?;
+    }
+    // Its server comes after the guest, and again after it has gone.
+    for _ in 0..2 {
+        exchange(lab.l1, &mut guest, "hvc0", "TCP-LISTEN:7004,bind=127.0.0.1,reuseaddr")?;
+    }
 
     let listed = guest.qmp(lab.l1, "query-chardev", json!({}))?;
     let pty = listed.as_array().into_iter().flatten().find(|row| row["label"] == "b");
