@@ -8,12 +8,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd::gettid;
 use parking_lot::Mutex;
 
 use crate::device::ObjectCx;
@@ -106,6 +108,8 @@ pub struct IoThread {
 }
 
 struct Shared {
+    /// The kernel's number of the thread; 0 until it runs.
+    id: AtomicI32,
     epoll: Epoll,
     changed: EventFd,
     served: Mutex<Served>,
@@ -144,6 +148,11 @@ impl IoThread {
         let of_thread = shared.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || run(&of_thread)).map_err(failed)?;
         Ok(IoThread { shared, thread: Some(thread) })
+    }
+
+    /// The kernel's number of the thread; 0 until it runs.
+    pub fn thread_id(&self) -> i32 {
+        self.shared.id.load(Ordering::Relaxed)
     }
 
     /// Has the thread serve this, too, until [`IoThread::end`]. It finds every source ready once at first: what came before
@@ -193,7 +202,7 @@ impl Shared {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let changed = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         epoll.add(&changed, EpollEvent::new(EpollFlags::EPOLLIN, CHANGED))?;
-        Ok(Shared { epoll, changed, served: Mutex::default() })
+        Ok(Shared { id: AtomicI32::new(0), epoll, changed, served: Mutex::default() })
     }
 
     fn tell(&self) {
@@ -254,6 +263,7 @@ impl Active {
 }
 
 fn run(shared: &Shared) {
+    shared.id.store(gettid().as_raw(), Ordering::Relaxed);
     let Some(mut served) = shared.list() else { return };
     let mut events = [EpollEvent::empty(); BATCH];
     loop {

@@ -9,12 +9,14 @@ use uuid::Uuid;
 use super::back_ends::Makes;
 use super::inbox::Task;
 use super::options::action::{OnPanic, OnWatchdog};
-use super::types::{DEVICES, OBJECTS};
+use super::types::{DEVICES, MACHINES, OBJECTS};
 use super::{End, Machine};
 use crate::backends::block::{BLOCKDEVS, BlockNode, overlay};
 use crate::backends::chardev::{CHARDEVS, Chardev};
+use crate::backends::iothread::IoThread;
 use crate::backends::net::{NETDEVS, Netdev};
 use crate::backends::table::Table;
+use crate::cpu::topology::MAX_APIC_ID;
 use crate::device::Device;
 use crate::monitor::control::{
     Control, CpuView, DeviceView, DmaView, MemoryView, Removal, Resources, Status, Ticket, VmView,
@@ -95,7 +97,8 @@ impl Control for Machine {
     }
 
     fn properties(&self, of_type: &str) -> Result<Vec<&'static Prop>, Failure> {
-        Ok(DEVICES.props_of(DEVICES.find(of_type)?).into_iter().flatten().collect())
+        let found = DEVICES.find(of_type).map_err(|_| Failure::no_device(of_type))?;
+        Ok(DEVICES.props_of(found).into_iter().flatten().collect())
     }
 
     fn types(&self) -> Vec<(&'static str, &'static str)> {
@@ -105,6 +108,14 @@ impl Control for Machine {
         let nodes = BLOCKDEVS.types.iter().map(|of_type| (of_type.name(), "blockdev"));
         let netdevs = NETDEVS.types.iter().map(|of_type| (of_type.name(), "netdev"));
         devices.chain(objects).chain(chardevs).chain(nodes).chain(netdevs).collect()
+    }
+
+    fn machines(&self) -> Vec<(&'static str, u32)> {
+        MACHINES.types.iter().map(|of_type| (of_type.name(), MAX_APIC_ID + 1)).collect()
+    }
+
+    fn iothreads(&self) -> Arc<Table<IoThread>> {
+        self.backends.iothreads.clone()
     }
 
     fn chardevs(&self) -> Arc<Table<dyn Chardev>> {

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::message::Failure;
 use crate::backends::block::BlockNode;
 use crate::backends::chardev::Chardev;
+use crate::backends::iothread::IoThread;
 use crate::backends::net::Netdev;
 use crate::backends::table::Table;
 use crate::object::{Args, Kind, Prop};
@@ -210,6 +211,10 @@ pub trait Control {
     fn properties(&self, of_type: &str) -> Result<Vec<&'static Prop>, Failure>;
     /// The types that there are, each with the kind that it is of.
     fn types(&self) -> Vec<(&'static str, &'static str)>;
+    /// The machine types, each with the most processors that it can have.
+    fn machines(&self) -> Vec<(&'static str, u32)>;
+    /// The threads that serve several devices.
+    fn iothreads(&self) -> Arc<Table<IoThread>>;
     /// The character back ends.
     fn chardevs(&self) -> Arc<Table<dyn Chardev>>;
     /// The network back ends.

@@ -47,6 +47,10 @@ pub fn wrap(node: Arc<dyn BlockNode>, how: DetectZeroes) -> Result<Arc<dyn Block
 }
 
 impl BlockNode for Detect {
+    fn detect_zeroes(&self) -> DetectZeroes {
+        if self.unmap { DetectZeroes::Unmap } else { DetectZeroes::On }
+    }
+
     fn info(&self) -> BlockInfo {
         self.node.info()
     }

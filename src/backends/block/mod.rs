@@ -42,6 +42,7 @@ use vm_memory::VolatileSlice;
 pub use types::{BLOCKDEVS, Common, expand, remove};
 
 use super::table::Claim;
+use detect_zeroes::DetectZeroes;
 use switch::Switch;
 
 /// What a node is.
@@ -166,6 +167,11 @@ pub trait BlockNode: Send + Sync {
     /// What an overlay stands on.
     fn backing(&self) -> Option<Arc<dyn BlockNode>> {
         None
+    }
+
+    /// What becomes of a write of zeros, where its line says so.
+    fn detect_zeroes(&self) -> DetectZeroes {
+        DetectZeroes::Off
     }
 
     /// The switch that the node is.

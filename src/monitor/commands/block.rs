@@ -1,5 +1,6 @@
 //! Block nodes: what there is, snapshots as overlays, commits.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,6 +13,9 @@ use crate::backends::block::{self, BlockNode, overlay};
 use crate::backends::table::{Listed, Table};
 use crate::error::{Code, Error};
 use crate::object::{self, Args};
+
+/// The unit in which the host counts what a file takes (stat(2)).
+const SECTOR: u64 = 512;
 
 /// The commands of this file.
 pub static COMMANDS: &[Command] = &[
@@ -28,7 +32,7 @@ pub static COMMANDS: &[Command] = &[
                 let users = node.users.iter().filter(|user| !nodes.contains(user));
                 users.map(move |user| {
                     json!({ "device": "", "qdev": &**user, "type": "unknown", "locked": false, "removable": false,
-                            "inserted": described(node) })
+                            "io-status": "ok", "inserted": described(node) })
                 })
             });
             Ok(disks.collect::<Value>().into())
@@ -105,7 +109,8 @@ pub static COMMANDS: &[Command] = &[
         ],
         open: false,
         run: |control, arguments| {
-            let node = find(&control.nodes(), arguments.text("device"))?;
+            let node = find(&control.nodes(), arguments.text("device"));
+            let node = node.map_err(|_| Failure::no_device(arguments.text("device")))?;
             let job = Some(arguments.text("job-id")).filter(|id| !id.is_empty()).unwrap_or(&node.name).to_owned();
             control.block_commit(node.back, job)?;
             Ok(nothing())
@@ -128,14 +133,20 @@ fn fixed(name: &str) -> Failure {
     Error::new(Code::BackingChain, format!("what is below `{name}` cannot be exchanged")).into()
 }
 
-/// A node as QEMU describes one.
+/// A node as QEMU describes one. A node that is throttled is one of its own, so there are no limits here, and nothing is
+/// encrypted.
 fn described(node: &Listed<dyn BlockNode>) -> Value {
     let info = node.back.info();
     let file = node.back.filename().map(|file| file.display().to_string()).unwrap_or_default();
+    let on_disk = node.back.filename().and_then(|file| file.metadata().ok()).map_or(0, |file| file.blocks() * SECTOR);
     let depth = std::iter::successors(node.back.backing(), |below| below.backing()).count();
     json!({
         "node-name": &*node.name, "drv": node.of_type, "ro": info.read_only, "file": file, "backing_file_depth": depth,
-        "image": { "filename": file, "format": node.of_type, "virtual-size": info.len },
+        "image": { "filename": file, "format": node.of_type, "virtual-size": info.len, "actual-size": on_disk },
+        "active": true, "encrypted": false, "write_threshold": 0, "detect_zeroes": node.back.detect_zeroes().to_string(),
+        "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0,
+        // Only a file without the host's cache has blocks that cost less than others.
+        "cache": { "writeback": info.write_back, "direct": info.block_size > 1, "no-flush": false },
         "children": node.back.children().iter().map(|child| json!({ "node-name": &**child })).collect::<Value>(),
     })
 }

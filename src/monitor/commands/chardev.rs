@@ -105,7 +105,7 @@ fn with_ring(
 ) -> Result<super::Reply, Failure> {
     let name = arguments.text("device");
     let row = control.chardevs().list().into_iter().find(|row| &*row.name == name);
-    let row = row.ok_or_else(|| Failure::no_device(name))?;
+    let row = row.ok_or_else(|| Failure::generic(format!("Device '{name}' not found")))?;
     let done = run(&*row.back).ok_or_else(|| Failure::generic(format!("{name} is not a ringbuf device")))?;
     Ok(done.into())
 }

@@ -4,10 +4,12 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::super::control::{Control, CpuView, DeviceView, Removal, Ticket};
+use super::super::control::{Control, CpuView, DeviceView, MemoryView, Removal, Status, Ticket};
 use super::super::message::Failure;
 use super::{Command, Later, Reply, param};
+use crate::backends::block::BlockNode;
 use crate::backends::chardev::Chardev;
+use crate::backends::iothread::IoThread;
 use crate::backends::net::Netdev;
 use crate::backends::table::Listed;
 use crate::object::{Args, Kind};
@@ -60,6 +62,44 @@ static LINES: &[Line] = &[
         },
     },
     Line {
+        words: "info block",
+        doc: "the disks and their nodes",
+        run: |control, _| Ok(disks(&control.nodes().list()).into()),
+    },
+    Line {
+        words: "info name",
+        doc: "the guest's name",
+        run: |control, _| Ok(format!("{}\n", control.identity().0).into()),
+    },
+    Line {
+        words: "info uuid",
+        doc: "the number that the guest is known by",
+        run: |control, _| Ok(format!("{}\n", control.identity().1.unwrap_or_default()).into()),
+    },
+    Line {
+        words: "info version",
+        doc: "the version of passthru",
+        run: |_, _| Ok(concat!("passthru ", env!("CARGO_PKG_VERSION"), "\n").to_owned().into()),
+    },
+    Line {
+        words: "info kvm",
+        doc: "whether KVM runs the guest",
+        run: |_, _| Ok("kvm support: enabled\n".to_owned().into()),
+    },
+    Line {
+        words: "info iothreads",
+        doc: "the threads of --object iothread",
+        run: |control, _| {
+            let line = |row: Listed<IoThread>| format!("{}:\n  thread_id={}\n", row.name, row.back.thread_id());
+            Ok(control.iothreads().list().into_iter().map(line).collect::<String>().into())
+        },
+    },
+    Line {
+        words: "info memory-devices",
+        doc: "the memory devices, and how much of each the guest has",
+        run: |control, _| Ok(control.memory_devices().iter().map(memory).collect::<String>().into()),
+    },
+    Line {
         words: "info cpus",
         doc: "the guest's processors and the threads that run them",
         run: |control, _| {
@@ -102,7 +142,13 @@ static LINES: &[Line] = &[
     Line {
         words: "info status",
         doc: "whether the guest runs",
-        run: |control, _| Ok(format!("VM status: {}\n", control.status().name()).into()),
+        run: |control, _| {
+            let said = match control.status() {
+                status @ (Status::Running | Status::Paused) => status.name().to_owned(),
+                other => format!("paused ({})", other.name()),
+            };
+            Ok(format!("VM status: {said}\n").into())
+        },
     },
     Line {
         words: "device_add",
@@ -305,6 +351,32 @@ fn branch(devices: &[DeviceView], bus: &str, depth: usize, out: &mut String) {
             branch(devices.get(index + 1..).unwrap_or_default(), adds, depth + 2, out);
         }
     }
+}
+
+/// A node whose user is a node is not the guest's.
+fn disks(nodes: &[Listed<dyn BlockNode>]) -> String {
+    let mut out = String::new();
+    for node in nodes {
+        for user in node.users.iter().filter(|user| nodes.iter().all(|node| node.name != **user)) {
+            let info = node.back.info();
+            let file = node.back.filename().map(|file| file.display().to_string()).unwrap_or_default();
+            let only = if info.read_only { ", read-only" } else { "" };
+            let mode = if info.write_back { "writeback" } else { "writethrough" };
+            let direct = if info.block_size > 1 { ", direct" } else { "" };
+            let _ = writeln!(out, "{}: {file} ({}{only})", node.name, node.of_type);
+            let _ = writeln!(out, "    Attached to:      {user}");
+            let _ = writeln!(out, "    Cache mode:       {mode}{direct}");
+        }
+    }
+    out
+}
+
+fn memory(device: &MemoryView) -> String {
+    let MemoryView { id, backend, node, address, most, requested, plugged, block } = device;
+    format!(
+        "Memory device [virtio-mem]: \"{id}\"\n  memaddr: {address:#x}\n  node: {node}\n  requested-size: {requested}\n  \
+         size: {plugged}\n  max-size: {most}\n  block-size: {block}\n  memdev: /objects/{backend}\n"
+    )
 }
 
 fn vfio(devices: &[DeviceView]) -> String {

@@ -1,5 +1,6 @@
 //! Network back ends and objects that come and go.
 
+use super::super::message::Failure;
 use super::{Command, Kind, nothing, param};
 use crate::object::{self, Args};
 
@@ -22,7 +23,11 @@ pub static COMMANDS: &[Command] = &[
         params: &[param("id", Kind::String, "Its name")],
         open: false,
         run: |control, arguments| {
-            control.netdevs().remove(arguments.text("id"))?;
+            let (netdevs, id) = (control.netdevs(), arguments.text("id"));
+            if !netdevs.list().iter().any(|row| &*row.name == id) {
+                return Err(Failure::no_device(id));
+            }
+            netdevs.remove(id)?;
             Ok(nothing())
         },
     },

@@ -55,7 +55,7 @@ pub static COMMANDS: &[Command] = &[
         run: |control, _| {
             let status = control.status();
             let running = status == super::super::control::Status::Running;
-            Ok(json!({ "status": status.name(), "running": running, "singlestep": false }).into())
+            Ok(json!({ "status": status.name(), "running": running }).into())
         },
     },
     Command {
@@ -85,6 +85,43 @@ pub static COMMANDS: &[Command] = &[
         params: &[],
         open: false,
         run: |_, _| Ok(json!({ "arch": "x86_64" }).into()),
+    },
+    Command {
+        name: "query-machines",
+        doc: "The machine types, and how many processors each can have",
+        params: &[],
+        open: false,
+        run: |control, _| {
+            let described = control.machines().into_iter().map(|(name, most)| {
+                json!({
+                    "name": name, "is-default": true, "cpu-max": most, "hotpluggable-cpus": false,
+                    "numa-mem-supported": false, "deprecated": false, "acpi": true, "default-cpu-type": "host",
+                })
+            });
+            Ok(described.collect::<Value>().into())
+        },
+    },
+    Command {
+        name: "query-current-machine",
+        doc: "What this machine can do: it cannot be suspended to memory",
+        params: &[],
+        open: false,
+        run: |_, _| Ok(json!({ "wakeup-suspend-support": false }).into()),
+    },
+    Command {
+        name: "query-iothreads",
+        doc: "The threads of `--object iothread`, which never poll",
+        params: &[],
+        open: false,
+        run: |control, _| {
+            let described = control.iothreads().list().into_iter().map(|row| {
+                json!({
+                    "id": &*row.name, "thread-id": row.back.thread_id(), "poll-max-ns": 0, "poll-grow": 0,
+                    "poll-shrink": 0, "aio-max-batch": 0,
+                })
+            });
+            Ok(described.collect::<Value>().into())
+        },
     },
     Command {
         name: "query-cpus-fast",

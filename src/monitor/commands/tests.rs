@@ -7,6 +7,7 @@ use crate::backends::Backends;
 use crate::backends::block::BlockNode;
 use crate::backends::chardev::Chardev;
 use crate::backends::chardev::null::Null;
+use crate::backends::iothread::IoThread;
 use crate::backends::net::Netdev;
 use crate::backends::table::Table;
 use crate::monitor::control::{CpuView, DeviceView, MemoryView, Removal, Resources, Status, VmView};
@@ -64,6 +65,12 @@ impl Control for Fake {
     }
     fn types(&self) -> Vec<(&'static str, &'static str)> {
         vec![("vfio-pci", "device"), ("null", "chardev")]
+    }
+    fn machines(&self) -> Vec<(&'static str, u32)> {
+        vec![("q35", 255)]
+    }
+    fn iothreads(&self) -> Arc<Table<IoThread>> {
+        self.backends.iothreads.clone()
     }
     fn chardevs(&self) -> Arc<Table<dyn Chardev>> {
         self.backends.chardevs.clone()
@@ -231,6 +238,11 @@ fn questions_are_answered_in_qmp_s_form() {
     assert_eq!(run(&mut fake, "x-query-resources", json!({})).unwrap()["descriptors"], 7);
     let commands = run(&mut fake, "query-commands", json!({})).unwrap();
     assert_eq!(commands.as_array().unwrap().len(), all().count());
+    assert_eq!(run(&mut fake, "query-machines", json!({})).unwrap()[0]["name"], "q35");
+    let thread = Arc::new(IoThread::start("t0").unwrap());
+    fake.backends.iothreads.add("t0".into(), "iothread", thread, true).unwrap();
+    let threads = run(&mut fake, "query-iothreads", json!({})).unwrap();
+    assert_eq!((&threads[0]["id"], threads[0]["thread-id"].is_number()), (&json!("t0"), true));
     assert_eq!(run(&mut fake, "query-version", json!({})).unwrap()["package"].as_str().unwrap(), "passthru 0.1.0");
 }
 
@@ -274,6 +286,8 @@ fn the_other_monitor_answers_with_text() {
     assert_eq!(human("info  status"), "VM status: running\r\n");
     assert_eq!(human("infostatus"), "unknown command: 'infostatus'\r\n");
     assert!(human("help").contains("info qtree -- "));
+    assert_eq!([human("info name"), human("info kvm")], ["router\r\n", "kvm support: enabled\r\n"]);
+    assert!(human("info memory-devices").contains("Memory device [virtio-mem]: \"vm0\""));
     let tree = human("info qtree");
     assert!(tree.starts_with("bus: pcie.0\r\n  dev: pcie-root-port, id \"rp1\""), "{tree}");
     assert!(tree.contains("    bus: rp1\r\n      dev: vfio-pci, id \"nic0\"\r\n        addr = 00.0"), "{tree}");
@@ -281,6 +295,25 @@ fn the_other_monitor_answers_with_text() {
     assert_eq!(human("device_del nic0"), "Error: Device 'nic0' not found\r\n");
     human("device_add vfio-pci,host=01:00.0");
     assert_eq!(fake.calls, ["del nic0 None false", r#"add [("host", "01:00.0")]"#]);
+}
+
+#[test]
+fn mistakes_have_qemu_s_classes() {
+    let mut fake = Fake::default();
+    for (command, arguments, class) in [
+        ("no-such", json!({}), FailureClass::CommandNotFound),
+        ("device_del", json!({"id": "x"}), FailureClass::DeviceNotFound),
+        ("netdev_del", json!({"id": "x"}), FailureClass::DeviceNotFound),
+        ("block-commit", json!({"device": "x"}), FailureClass::DeviceNotFound),
+        ("qom-get", json!({"path": "x", "property": "y"}), FailureClass::DeviceNotFound),
+        ("chardev-remove", json!({"id": "x"}), FailureClass::Generic),
+        ("ringbuf-read", json!({"device": "x", "size": 1}), FailureClass::Generic),
+        ("object-del", json!({"id": "x"}), FailureClass::Generic),
+        ("blockdev-del", json!({"node-name": "x"}), FailureClass::Generic),
+        ("balloon", json!({"value": 1}), FailureClass::DeviceNotActive),
+    ] {
+        assert_eq!(run(&mut fake, command, arguments).unwrap_err().class, class, "{command}");
+    }
 }
 
 #[test]

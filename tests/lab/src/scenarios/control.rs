@@ -1,10 +1,10 @@
-//! The control socket of a running guest.
+//! The control socket of a running guest, by its own client and by QEMU's, and its answers beside QEMU's.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::steps::{self, NIC};
-use crate::l1::{Guest, l2_scripts as l2};
+use crate::l1::{Guest, L1, l2_scripts as l2};
 use crate::scenario::{Lab, Scenario};
 
 pub static SCENARIOS: &[Scenario] = &[
@@ -140,5 +140,37 @@ fn qemu_qmp(lab: &mut Lab) -> Result<()> {
     }
     ensure!(said.stdout.lines().any(|line| line.starts_with("chardevs") && line.contains("'c1'")), "{}", said.stdout);
     lab.l1.ended(guest.shell().job())?.success()?;
+    same_shapes(lab.l1)
+}
+
+/// QEMU and passthru, which have the same devices and start no guest, answer the same questions with the same members.
+fn same_shapes(l1: &mut L1) -> Result<()> {
+    const DEVICES: &str = "-name lab -uuid 00112233-4455-6677-8899-aabbccddeeff -m size=128M,slots=2,maxmem=1G -smp 2 -S \
+        -object iothread,id=t0 -object memory-backend-ram,id=m0,size=128M -device pcie-root-port,id=rp1,addr=5 \
+        -chardev null,id=c0 -device pci-serial,chardev=c0,id=serial0,addr=6 \
+        -blockdev null-co,node-name=d0,size=1048576 -device virtio-blk-pci,drive=d0,id=disk0,addr=7,iothread=t0 \
+        -netdev tap,id=n0,ifname=SIDE0,script=no,downscript=no \
+        -device virtio-net-pci,netdev=n0,id=nic0,addr=8 -device virtio-mem-pci,id=vm0,memdev=m0,addr=9 \
+        -qmp unix:/tmp/SIDE.qmp,server=on,wait=off";
+    l1.ok("modprobe tun")?;
+    let qemu = DEVICES.replace("SIDE", "qemu");
+    let ours = DEVICES.replace("SIDE", "ours");
+    let jobs = [
+        l1.start(&format!("exec qemu-system-x86_64 -M q35 -accel kvm -cpu kvm64 -nodefaults -display none {qemu}"))?,
+        l1.start(&format!("exec passthru run --kernel /images/bzImage --serial none {ours}"))?,
+    ];
+    for socket in ["/tmp/qemu.qmp", "/tmp/ours.qmp"] {
+        steps::eventually(l1, &format!("test -S {socket}"))
+            .with_context(|| jobs.iter().map(|job| job.text()).collect::<String>())?;
+    }
+    let script = include_str!("qmp-shapes.py");
+    l1.ok(&format!("cat > /tmp/qmp-shapes.py <<'END'\n{script}END\n"))?;
+    let run = "PYTHONPATH=/images/python python3 /tmp/qmp-shapes.py /tmp/qemu.qmp /tmp/ours.qmp";
+    let said = l1.sh_within(run, std::time::Duration::from_secs(60))?;
+    ensure!(said.code == 0, "{}", crate::l1::describe(&said));
+    ensure!(said.stdout.starts_with("compared "), "QEMU's answers have more, or others:\n{}", said.stdout);
+    for job in &jobs {
+        ensure!(l1.wait(job, std::time::Duration::from_secs(30))? == Some(0), "{}", job.text());
+    }
     Ok(())
 }
