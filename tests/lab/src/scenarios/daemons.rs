@@ -13,8 +13,9 @@ use crate::scenario::{Lab, Scenario};
 pub static SCENARIOS: &[Scenario] = &[Scenario::new("vhost-user", vhost_user).limit(900)];
 
 /// As QEMU's page on vhost-user-rng has it; the program adds a number to the name of its socket.
-const RNG: &str = "cd /tmp && rm -f rng.sock0 && exec vhost-device-rng --socket-path=rng.sock -c 1 -m 512 -p 1000";
-const BLK: &str = "rm -f /tmp/blk.sock; exec qemu-storage-daemon \
+pub(super) const RNG: &str =
+    "cd /tmp && rm -f rng.sock0 && exec vhost-device-rng --socket-path=rng.sock -c 1 -m 512 -p 1000";
+pub(super) const BLK: &str = "rm -f /tmp/blk.sock; exec qemu-storage-daemon \
     --blockdev driver=file,node-name=d0,filename=/tmp/vhost.raw \
     --export vhost-user-blk,id=e0,node-name=d0,writable=on,num-queues=2,addr.type=unix,addr.path=/tmp/blk.sock";
 

@@ -11,6 +11,7 @@ mod faults;
 mod groups;
 mod host;
 mod hotplug;
+mod hotplug_each;
 mod interrupts;
 pub mod iommufd;
 pub mod lab;
@@ -46,6 +47,7 @@ static TABLES: &[&[Scenario]] = &[
     control::SCENARIOS,
     disks::SCENARIOS,
     hotplug::SCENARIOS,
+    hotplug_each::SCENARIOS,
     faults::SCENARIOS,
     lifecycle::SCENARIOS,
     start::SCENARIOS,
