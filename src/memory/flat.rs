@@ -1,9 +1,11 @@
 //! The flat view: which backing answers at each address. Pure, and the only place that knows about overlap.
 
 use std::cmp::Reverse;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use super::ram::GuestRam;
 use super::{Backing, Region, Space};
+use crate::error::Result;
 
 /// A range of addresses with one backing.
 #[derive(Clone, Debug)]
@@ -36,12 +38,27 @@ impl PartialEq for FlatRange {
 #[derive(Debug, Default)]
 pub struct FlatView {
     ranges: Vec<FlatRange>,
+    /// Its RAM, for all who ask, once somebody has. Here it goes with the view, whoever has asked.
+    ram: OnceLock<Arc<GuestRam>>,
 }
 
 impl FlatView {
     pub(super) fn new(ranges: Vec<FlatRange>) -> FlatView {
         debug_assert!(ranges.windows(2).all(|pair| pair[0].end() <= pair[1].start));
-        FlatView { ranges }
+        FlatView { ranges, ram: OnceLock::new() }
+    }
+
+    /// The RAM of this view.
+    ///
+    /// # Errors
+    /// As [`GuestRam::of`].
+    pub fn ram(&self) -> Result<Arc<GuestRam>> {
+        if let Some(ram) = self.ram.get() {
+            return Ok(ram.clone());
+        }
+        let ram = Arc::new(GuestRam::of(self)?);
+        // Of two who make it at the same time one is heard.
+        Ok(self.ram.get_or_init(|| ram).clone())
     }
 
     /// The ranges, ascending.

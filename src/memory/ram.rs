@@ -1,15 +1,14 @@
 //! Guest RAM as the boot loader and emulated devices see it: vm-memory's checked guest memory over our mappings.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
 use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
 
 use super::{Backing, FlatView, HostMem, Memory, Space};
 use crate::error::{Code, Error, Result};
 
 /// A snapshot of the guest's RAM. It keeps the mappings alive that it points into.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct GuestRam {
     memory: GuestMemoryMmap,
     _keep: Vec<Arc<HostMem>>,
@@ -41,19 +40,17 @@ impl GuestRam {
     }
 }
 
-/// The guest's RAM as it is now, for a device that reads and writes it for as long as the guest runs. Asking costs two
-/// atomic loads while the memory map stays as it is.
+/// The guest's RAM as it is now, for a device that reads and writes it for as long as the guest runs. Asking costs a few
+/// atomic operations while the memory map stays as it is; nothing is kept between two questions, so that what has gone is
+/// given back though a device is idle.
 pub struct LiveRam {
     memory: Arc<Memory>,
-    /// The last answer, with the view that it was made of. Weak: the view holds the trapped ranges' handlers, among them
-    /// the device that asks, which would keep itself alive.
-    last: ArcSwapOption<(Weak<FlatView>, Arc<GuestRam>)>,
 }
 
 impl LiveRam {
     /// The RAM of `memory`.
     pub fn new(memory: Arc<Memory>) -> Arc<LiveRam> {
-        Arc::new(LiveRam { memory, last: ArcSwapOption::empty() })
+        Arc::new(LiveRam { memory })
     }
 
     /// The RAM. What the owner keeps of it stays mapped, and is not the guest's any more when the map has changed: ask
@@ -62,15 +59,7 @@ impl LiveRam {
     /// # Errors
     /// As [`GuestRam::of`].
     pub fn now(&self) -> Result<Arc<GuestRam>> {
-        let view = self.memory.view(Space::Mmio);
-        if let Some(last) = &*self.last.load()
-            && std::ptr::eq(last.0.as_ptr(), Arc::as_ptr(&view))
-        {
-            return Ok(last.1.clone());
-        }
-        let ram = Arc::new(GuestRam::of(&view)?);
-        self.last.store(Some(Arc::new((Arc::downgrade(&view), ram.clone()))));
-        Ok(ram)
+        self.memory.view(Space::Mmio).ram()
     }
 }
 
@@ -117,6 +106,15 @@ mod tests {
         assert!(after.memory().write_obj(1u8, GuestAddress(0)).is_err());
         assert!(after.memory().write_obj(1u8, GuestAddress(0x10000)).is_ok());
         assert!(before.memory().write_obj(1u8, GuestAddress(0)).is_ok(), "what is held stays mapped");
+        drop((before, after));
+        let second = Arc::new(HostMem::anonymous(4096, PageSize::Small).unwrap());
+        let (seen, whole) =
+            (Arc::downgrade(&second), Region::whole("more", 4096, PRIORITY_PLATFORM, Backing::Ram(second.slice())));
+        drop(second);
+        let more = memory.update(|layout| layout.add(Space::Mmio, 0x20000, whole)).unwrap();
+        live.now().unwrap();
+        memory.update(|layout| layout.remove(more)).unwrap();
+        assert!(seen.upgrade().is_none(), "who is idle holds nothing that has gone");
     }
 
     #[test]
