@@ -1,4 +1,8 @@
 if [ -d /run/systemd/system ]; then
+    # What the removal began with.
+    if [ "$1" = 0 ]; then
+        systemctl unmask --quiet --runtime passthru@.service || :
+    fi
     systemctl daemon-reload || :
 fi
 if [ -S /run/udev/control ]; then

@@ -50,7 +50,8 @@ pub fn settled(l1: &mut L1) -> Result<()> {
     let ask = "udevadm settle; for i in $(seq 100); do state=$(systemctl is-system-running --wait); \
                case $state in running|degraded) break;; esac; sleep 1; done; echo $state";
     let state = l1.sh_within(ask, Duration::from_secs(200))?;
-    let failed = "systemctl --failed --no-pager; systemctl list-jobs --no-pager; journalctl -b -p err --no-pager";
+    let failed = "systemctl --failed --plain -q --no-pager; journalctl -b -u 'passthru*' -o cat --no-pager | tail -n 15; \
+                  systemctl list-jobs --no-pager; journalctl -b -p err --no-pager";
     ensure!(state.stdout.trim() == "running", "systemd is {state:?}:\n{}", l1.sh(failed)?.stdout);
     Ok(())
 }
