@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -40,6 +41,18 @@ impl PageSize {
             PageSize::Huge1G => HUGE_1G,
         }
     }
+}
+
+/// Which of the memory nodes that are named a page comes from; the values are those of mbind(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum NodePolicy {
+    /// The first of them, as long as it has memory.
+    Preferred = libc::MPOL_PREFERRED,
+    /// One of them and no other.
+    Bind = libc::MPOL_BIND,
+    /// All of them in turn.
+    Interleave = libc::MPOL_INTERLEAVE,
 }
 
 /// A mapping of host memory, unmapped when the last user drops it.
@@ -158,6 +171,36 @@ impl HostMem {
             Ok(_) | Err(nix::errno::Errno::EINVAL) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Has the kernel take its pages from these of the host's memory nodes (mbind(2)); those that it has already move.
+    ///
+    /// # Errors
+    /// The kernel's: EINVAL where the host has no such node.
+    pub fn place(&self, policy: NodePolicy, nodes: Range<u32>) -> io::Result<()> {
+        const WORD: u32 = u64::BITS;
+        /// Pages that are elsewhere move, or it is an error (linux/mempolicy.h).
+        const STRICT: libc::c_int = 1 << 0;
+        const MOVE: libc::c_int = 1 << 1;
+        let mut mask = vec![0u64; nodes.end.div_ceil(WORD) as usize];
+        nodes.for_each(|node| mask[(node / WORD) as usize] |= 1 << (node % WORD));
+        // One more than there are bits: the kernel does not look at the last.
+        let bits = mask.len() as u64 * u64::from(WORD) + 1;
+        let flags = STRICT | MOVE;
+        // SAFETY: the range is exactly this mapping, whose contents do not change; the mask lives and has `bits - 1` bits.
+        let done = unsafe {
+            libc::syscall(libc::SYS_mbind, self.addr, self.len, policy as libc::c_int, mask.as_ptr(), bits, flags)
+        };
+        nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
+    }
+
+    /// Bytes of it that the host has given (mincore(2)).
+    #[cfg(test)]
+    pub fn resident(&self) -> io::Result<u64> {
+        let mut pages = vec![0u8; self.len.div_ceil(PAGE as usize)];
+        // SAFETY: the range is exactly this mapping, and there is a byte for each of its pages.
+        nix::errno::Errno::result(unsafe { libc::mincore(self.addr.cast(), self.len, pages.as_mut_ptr()) })?;
+        Ok(pages.iter().filter(|page| **page & 1 != 0).count() as u64 * PAGE)
     }
 
     /// Leaves it out of core dumps, and lets the kernel join equal pages of it with others' (KSM), as asked.

@@ -118,7 +118,8 @@ pub static TABLE: &[Line] = &[
     line(
         "numa",
         "-smp 4,sockets=2,cores=2,threads=1 -object memory-backend-ram,id=m0,size=128M \
-         -object memory-backend-ram,id=m1,size=128M -numa node,nodeid=0,cpus=0-1,memdev=m0 \
+         -object memory-backend-ram,id=m1,size=128M,host-nodes=0,policy=bind,prealloc=on,prealloc-threads=2 \
+         -numa node,nodeid=0,cpus=0-1,memdev=m0 \
          -numa node,nodeid=1,cpus=2-3,memdev=m1 -numa dist,src=0,dst=1,val=21 -device virtio-rng-pci",
     )
     .nodes(2),

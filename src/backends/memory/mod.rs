@@ -1,6 +1,8 @@
 //! Memory back ends (`--object memory-backend-*`): host memory that a device shows its guest, and that other processes may
 //! share by a file.
 
+mod place;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
@@ -12,6 +14,7 @@ use crate::error::{Code, Error, Result, explain_io};
 use crate::memory::HostMem;
 use crate::memory::host::{PAGE, PageSize};
 use crate::object::{Create, Kind, Refers, Size, TypeInfo, prop_enum, props, reference};
+use place::{HostNodes, Place, Policy, Threads, no_memory};
 
 /// The rows of the table of objects.
 pub static RAM: TypeInfo<(), ObjectCx> = TypeInfo::of::<RamType>();
@@ -30,17 +33,44 @@ reference! {
     pub struct MemoryRef(REFERS);
 }
 
-props! {
+/// What each kind has in common: where its memory comes from.
+macro_rules! memory_props {
+    ($(#[doc = $summary:literal])+ struct $Name:ident { $($own:tt)* }) => {
+        props! {
+            $(#[doc = $summary])+
+            struct $Name {
+                $($own)*
+                /// Take it from the host at once
+                prealloc: bool = "off",
+                /// Threads that do that beside each other, a part of 1 GiB at least each
+                prealloc_threads: Threads = "1",
+                /// Memory nodes of the host that policy= is about: 0 or 0-1
+                host_nodes: Option<HostNodes>,
+                /// Which memory node a page comes from
+                policy: Policy = "default",
+            }
+        }
+
+        impl $Name {
+            fn place(&self) -> Place {
+                let (nodes, threads) = (self.host_nodes.clone(), self.prealloc_threads);
+                Place { prealloc: self.prealloc, threads, nodes, policy: self.policy }
+            }
+        }
+    };
+}
+
+memory_props! {
     /// Memory of passthru's own.
     struct RamProps {
         /// Length, a multiple of 4 KiB
         size: Size,
-        /// Take it from the host at once
-        prealloc: bool = "off",
+        /// Whether other processes that are given it see the same memory
+        share: bool = "off",
     }
 }
 
-props! {
+memory_props! {
     /// Memory that is a file, such as one of /dev/shm.
     struct FileProps {
         /// The file, which is made if it is not there
@@ -49,12 +79,10 @@ props! {
         size: Size,
         /// Whether what is written goes to the file, where other processes see it
         share: bool = "off",
-        /// Take it from the host at once
-        prealloc: bool = "off",
     }
 }
 
-props! {
+memory_props! {
     /// Memory of an anonymous file, which other processes can be given.
     struct MemfdProps {
         /// Length, a multiple of the page size
@@ -65,8 +93,6 @@ props! {
         hugetlb: bool = "off",
         /// Which of them
         hugetlbsize: HugePage = "2M",
-        /// Take it from the host at once
-        prealloc: bool = "off",
     }
 }
 
@@ -81,16 +107,10 @@ prop_enum! {
 }
 
 /// Puts a back end into the machine's table.
-fn add(cx: &ObjectCx, of_type: &'static str, memory: HostMem, prealloc: bool) -> Result<()> {
+fn add(cx: &ObjectCx, of_type: &'static str, memory: HostMem, place: &Place) -> Result<()> {
     let memory = Arc::new(memory);
-    if prealloc {
-        memory.slice().populate().map_err(|error| no_memory(memory.len(), &error))?;
-    }
+    place.put(&memory)?;
     cx.backends.memories.add(cx.id.clone(), of_type, memory, false)
-}
-
-fn no_memory(len: u64, error: &io::Error) -> Error {
-    Error::new(Code::NoMemory, format!("{} KiB of memory cannot be had", len >> 10)).evidence(explain_io(error))
 }
 
 /// A length that can be mapped.
@@ -109,13 +129,17 @@ impl Create<(), ObjectCx> for RamType {
     type Props = RamProps;
 
     fn check(props: &RamProps) -> Result<()> {
+        props.place().check()?;
         whole_pages(props.size, PAGE).map(drop)
     }
 
     fn create(props: RamProps, cx: &ObjectCx) -> Result<()> {
         let len = whole_pages(props.size, PAGE)?;
-        let memory = HostMem::anonymous(len, PageSize::Transparent).map_err(|error| no_memory(len, &error))?;
-        add(cx, Self::NAME, memory, props.prealloc)
+        let memory = match props.share {
+            true => HostMem::memfd(&cx.id, len, PageSize::Transparent),
+            false => HostMem::anonymous(len, PageSize::Transparent),
+        };
+        add(cx, Self::NAME, memory.map_err(|error| no_memory(len, &error))?, &props.place())
     }
 }
 
@@ -137,6 +161,7 @@ impl Create<(), ObjectCx> for MemfdType {
     type Props = MemfdProps;
 
     fn check(props: &MemfdProps) -> Result<()> {
+        props.place().check()?;
         if !props.share {
             return Err(Error::new(Code::BadProperty, "memory of an anonymous file is shared")
                 .fix("use memory-backend-ram for memory that is not"));
@@ -147,7 +172,7 @@ impl Create<(), ObjectCx> for MemfdType {
     fn create(props: MemfdProps, cx: &ObjectCx) -> Result<()> {
         let len = whole_pages(props.size, props.pages().bytes() as u64)?;
         let memory = HostMem::memfd(&cx.id, len, props.pages()).map_err(|error| no_memory(len, &error))?;
-        add(cx, Self::NAME, memory, props.prealloc)
+        add(cx, Self::NAME, memory, &props.place())
     }
 }
 
@@ -159,6 +184,7 @@ impl Create<(), ObjectCx> for FileType {
     type Props = FileProps;
 
     fn check(props: &FileProps) -> Result<()> {
+        props.place().check()?;
         whole_pages(props.size, PAGE).map(drop)
     }
 
@@ -169,7 +195,7 @@ impl Create<(), ObjectCx> for FileType {
             true => HostMem::shared(file.as_fd(), 0, len),
             false => HostMem::copied(file.as_fd(), len),
         };
-        add(cx, Self::NAME, mapped.map_err(|error| unusable(&props.mem_path, &error))?, props.prealloc)
+        add(cx, Self::NAME, mapped.map_err(|error| unusable(&props.mem_path, &error))?, &props.place())
     }
 }
 
@@ -223,6 +249,8 @@ mod tests {
     #[test]
     fn memory_of_each_kind() {
         assert_eq!(make("memory-backend-ram,size=64K,prealloc=on").unwrap().len(), 64 << 10);
+        let shared = make("memory-backend-ram,size=64K,share=on,prealloc=on,prealloc-threads=4").unwrap();
+        assert!(shared.file().is_some());
         let memfd = make("memory-backend-memfd,size=1M,share=on").unwrap();
         assert_eq!((memfd.len(), memfd.file().is_some()), (1 << 20, true));
         for text in [
@@ -230,6 +258,9 @@ mod tests {
             "memory-backend-ram,size=0",
             "memory-backend-memfd,size=1M,share=off",
             "memory-backend-memfd,size=1M,hugetlb=on",
+            "memory-backend-ram,size=1M,policy=bind",
+            "memory-backend-ram,size=1M,host-nodes=0",
+            "memory-backend-ram,size=1M,prealloc=on,prealloc-threads=0",
         ] {
             assert_eq!(make(text).unwrap_err().code(), Code::BadProperty, "{text}");
         }
