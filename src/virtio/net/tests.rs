@@ -1,11 +1,17 @@
-use std::os::unix::net::UnixDatagram;
+use std::io::Read;
+use std::net::TcpListener;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::time::Duration;
 
 use super::config::{SHAPE, bit};
 use super::*;
+use crate::backends::net::frames::Framed;
 use crate::backends::net::testing::queue_pair;
-use crate::backends::net::{HEADER, MAX_PACKET, NetQueue};
+use crate::backends::net::{HEADER, MAX_PACKET, NETDEVS, NetQueue};
 use crate::backends::table::Table;
-use crate::object::Kind;
+use crate::backends::{BackendCx, Backends};
+use crate::event_loop::EventLoop;
+use crate::object::{Args, Kind, Props};
 use crate::virtio::pci::PciOptions;
 use crate::virtio::testing::{Buffer, CONFIG, Driver};
 
@@ -54,13 +60,19 @@ fn wire(shape: Shape, features: u64) -> Wire {
         pairs.push(queue);
         ends.push(theirs);
     }
+    let (driver, fake) = driver_on(pairs, shape, features);
+    Wire { driver, fake, ends }
+}
+
+/// A device on these queues, and its driver.
+fn driver_on(pairs: Vec<Arc<dyn NetQueue>>, shape: Shape, features: u64) -> (Driver, Arc<Fake>) {
     let fake = Arc::new(Fake { pairs, said: Mutex::default() });
     let table: Arc<Table<dyn Netdev>> = Table::new(Kind::Netdev);
     table.add("n0".into(), "fake", fake.clone(), false).unwrap();
     let claim = table.claim("n0", "net0").unwrap();
     let mut driver = Driver::new(Net::new("net0".into(), claim, shape, Path::Threads), &PciOptions::default());
     driver.start(features);
-    Wire { driver, fake, ends }
+    (driver, fake)
 }
 
 /// A packet with an empty header and this body.
@@ -116,6 +128,25 @@ fn without_merging_a_packet_has_one_buffer_or_is_lost() {
     ends[0].send(&packet(b"short")).unwrap();
     assert_eq!(driver.used(RX), (0, 17));
     assert_eq!(driver.bytes(AT + 12, 5), b"short");
+}
+
+/// The other end of a stream reads nothing for a while: packets wait in the ring, and none is lost.
+#[test]
+fn what_the_back_end_has_no_room_for_stays_the_drivers() {
+    const COUNT: u16 = 8;
+    const LEN: usize = 65000;
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let (mut driver, _) = driver_on(vec![Arc::new(Framed::new(ours.into()).unwrap())], SHAPE, 0);
+    driver.put(AT, &packet(&vec![7; LEN]));
+    (0..COUNT).for_each(|_| drop(driver.submit(TX, &[(AT, (HEADER + LEN) as u32, false)])));
+    driver.kick(TX);
+    let mut frame = vec![0; 4 + LEN];
+    for _ in 0..COUNT {
+        theirs.read_exact(&mut frame).unwrap();
+        assert_eq!(frame[..5], [&(LEN as u32).to_be_bytes()[..], &[7]].concat());
+    }
+    driver.until(|driver| driver.used_index(TX) == u64::from(COUNT));
 }
 
 #[test]
@@ -197,4 +228,31 @@ fn a_driver_may_use_the_control_queue_alone() {
     driver.enable(2, 0xffff);
     driver.driver_ok();
     assert_eq!(driver.status(), 0xf, "its thread waits for queues that are not there, too");
+}
+
+/// What a guest is offered on each back end that needs nothing of the host. A tap has all that the fake one has.
+#[test]
+fn each_back_end_offers_what_it_can_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let peers = (UnixListener::bind(folder.path().join("s")).unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let stream = format!("stream,addr.type=unix,addr.path={}/s", folder.path().display());
+    let socket = format!("socket,connect={}", peers.1.local_addr().unwrap());
+    let own = bit::MAC | bit::STATUS | bit::CTRL_VQ | bit::CTRL_RX | bit::MRG_RXBUF;
+    let offloads = config::features(&SHAPE, Offloads::all()) & !own;
+    for (text, offered) in [
+        (&*stream, own),
+        (&socket, own),
+        ("vhost-user,chardev=c0", own | offloads),
+        ("vhost-user,chardev=c0,queues=4", own | offloads | bit::MQ),
+    ] {
+        let event_loop = EventLoop::new(|_, _| {}).unwrap().handle();
+        let cx = BackendCx { name: "n0".into(), event_loop, backends: Arc::new(Backends::default()) };
+        let mut args = Args::parse("--netdev", Some("type"), &format!("{text},id=n0")).unwrap();
+        let of_type = NETDEVS.take_type(&mut args).unwrap();
+        crate::backends::net::Common::parse(&mut args).unwrap();
+        let netdev = of_type.create(&mut args, &cx).unwrap();
+        // All pairs that it has, as with mq=on.
+        let shape = Shape { pairs: netdev.pairs().len() as u16, ..SHAPE };
+        assert_eq!(config::features(&shape, netdev.offloads()), offered, "{text}");
+    }
 }
