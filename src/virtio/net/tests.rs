@@ -139,7 +139,9 @@ fn what_the_back_end_has_no_room_for_stays_the_drivers() {
     theirs.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let (mut driver, _) = driver_on(vec![Arc::new(Framed::new(ours.into()).unwrap())], SHAPE, 0);
     driver.put(AT, &packet(&vec![7; LEN]));
-    (0..COUNT).for_each(|_| drop(driver.submit(TX, &[(AT, (HEADER + LEN) as u32, false)])));
+    for _ in 0..COUNT {
+        driver.submit(TX, &[(AT, (HEADER + LEN) as u32, false)]);
+    }
     driver.kick(TX);
     let mut frame = vec![0; 4 + LEN];
     for _ in 0..COUNT {

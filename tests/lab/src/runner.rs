@@ -235,8 +235,8 @@ impl<'a> Worker<'a> {
             findings.pc_at_fault.push(format!("{}: {why}", scenario.name));
         } else if findings.second_tries.len() < SECOND_TRIES {
             println!("again {}: {first}", scenario.name);
+            findings.second_tries.push(format!("{}: {}", scenario.name, shortened(&first)));
             print!("{}", report::consoles(&self.folder(), CONSOLE_LINES, SystemTime::now() - started.elapsed()));
-            findings.second_tries.push(format!("{}: {first}", scenario.name));
         } else {
             return false;
         }
@@ -340,7 +340,7 @@ impl<'a> Worker<'a> {
         if failed {
             if let Some(why) = first_failure(&result, &parts) {
                 let mut findings = self.run.findings.lock().unwrap_or_else(|e| e.into_inner());
-                findings.failed.push(format!("{name}: {why}"));
+                findings.failed.push(format!("{name}: {}", shortened(&why)));
             }
             print!("{}", report::consoles(&self.folder(), CONSOLE_LINES, SystemTime::now() - took));
         }
@@ -360,8 +360,13 @@ fn first_failure(result: &Result<()>, parts: &[Part]) -> Option<String> {
             Some(format!("{}, {}: {error:#}", part.subject, part.step))
         })?,
     };
+    Some(text)
+}
+
+/// A long text where there is a line for it.
+fn shortened(text: &str) -> String {
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    Some(words.chars().take(SHORT_TEXT).collect())
+    words.chars().take(SHORT_TEXT).collect()
 }
 
 #[cfg(test)]
@@ -380,7 +385,10 @@ mod tests {
         let part = |subject, result| Part { subject, step: "works", result };
         let parts = [part("e1000e", Ok(())), part("igb", Err(anyhow::anyhow!("no carrier\nits console:")))];
         assert_eq!(first_failure(&Ok(()), &parts[..1]), None);
-        assert_eq!(first_failure(&Ok(()), &parts).as_deref(), Some("igb, works: no carrier its console:"));
+        assert_eq!(
+            first_failure(&Ok(()), &parts).as_deref().map(shortened).as_deref(),
+            Some("igb, works: no carrier its console:")
+        );
         let error = anyhow::anyhow!("exit code 1").context("passthru bind");
         assert_eq!(first_failure(&Err(error), &parts).as_deref(), Some("passthru bind: exit code 1"));
     }

@@ -43,7 +43,8 @@ const CONSOLE_LINES: usize = 200;
 /// Limit of a guest's whole life.
 pub const GUEST_LIMIT: Duration = Duration::from_secs(300);
 /// What a VMM that does not end is asked: for each thread its state, its time in user space and in the kernel, and the
-/// innermost functions of the kernel that it is in.
+/// innermost functions of the kernel that it is in; KVM's counts; at last the latest exits of its vCPUs, with the guest's
+/// instruction pointer.
 const EVIDENCE: &str = r#"
 thread() {
     echo "$(cat $1/comm): $(cut -d ' ' -f 3,14,15 $1/stat) $(sed -n 's/^\[<0>\] \([^+]*\).*/\1/p' $1/stack | head -n 5 | tr '\n' ' ')"
@@ -58,6 +59,12 @@ for i in 1 2 3; do
     grep -e vfio -e kvm /proc/interrupts
     sleep 1
 done
+t=/sys/kernel/tracing
+echo > $t/trace
+for event in kvm_exit kvm_userspace_exit; do echo 1 > $t/events/kvm/$event/enable; done
+sleep 0.2
+for event in kvm_exit kvm_userspace_exit; do echo 0 > $t/events/kvm/$event/enable; done
+grep -v '^#' $t/trace | tail -n 16
 "#;
 
 /// Programs that L1 gets in `/usr/local/bin`.
@@ -301,7 +308,7 @@ impl L1 {
         Ok(Ended { code, text: job.text() })
     }
 
-    /// Where the threads of a VMM are, and KVM's counts, three times; the threads of the vCPUs first.
+    /// Where the threads of a VMM are, and KVM's counts, three times, the threads of the vCPUs first; and where its vCPUs exit.
     fn what_it_does(&mut self, job: &Job) -> Result<String> {
         Ok(self.sh(&format!("pid={}\n{EVIDENCE}", job.pid))?.stdout)
     }
