@@ -41,7 +41,7 @@ pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 const CONSOLE_LINES: usize = 200;
 
 /// Limit of a guest's whole life.
-pub const GUEST_LIMIT: Duration = Duration::from_secs(300);
+pub const GUEST_LIMIT: Duration = Duration::from_secs(240);
 /// What a VMM that does not end is asked: for each thread its state, its time in user space and in the kernel, and the
 /// innermost functions of the kernel that it is in; KVM's counts; at last the latest exits of its vCPUs, with the guest's
 /// instruction pointer.
