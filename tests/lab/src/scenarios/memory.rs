@@ -45,8 +45,10 @@ fn total(guest: &mut Live, l1: &mut L1) -> Result<u64> {
 fn work(guest: &mut Live, l1: &mut L1, sum: &str) -> Result<()> {
     guest.sh(l1, &l2::ping(3))?;
     ensure!(guest.value("ping")? == "3", "pings were lost");
-    let read =
-        format!("dd if=/dev/nvme0n1 bs={BUFFER}M count=1 iflag=direct 2>/dev/null | head -c 67108864 | sha256sum");
+    let read = format!(
+        "dd if=/dev/nvme0n1 bs={BUFFER}M count=1 iflag=direct 2>/dev/null | head -c {} | sha256sum",
+        l2::READ_MIB << 20
+    );
     let read = guest.sh(l1, &read)?;
     ensure!(read.starts_with(sum), "the guest reads {read}, not {sum}");
     Ok(())
