@@ -25,6 +25,9 @@ const DAMAGE: [&str; 3] = ["BUG: Bad page map", "BUG: Bad page state", "BUG: una
 const MOST_TRIES: usize = 3;
 /// Scenarios of a run that may fail once and be run again although nothing shows that the PC was at fault.
 const SECOND_TRIES: usize = 3;
+/// Looks at an L1 that is not as before: what the kernel has started itself, such as modprobe, ends by itself.
+const SETTLE_LOOKS: u32 = 10;
+const SETTLE_PAUSE: Duration = Duration::from_millis(300);
 /// Characters of an error where all failures are named in a line each.
 const SHORT_TEXT: usize = 300;
 /// Lines of each console that a failure shows.
@@ -295,8 +298,14 @@ impl<'a> Worker<'a> {
         if scenario.exclusive {
             return Ok(());
         }
-        let after = State::of(l1)?;
-        let differences = before.differences(&after);
+        let mut differences = before.differences(&State::of(l1)?);
+        for _ in 0..SETTLE_LOOKS {
+            if differences.is_empty() {
+                break;
+            }
+            thread::sleep(SETTLE_PAUSE);
+            differences = before.differences(&State::of(l1)?);
+        }
         if !differences.is_empty() {
             self.l1 = None;
             bail!("the scenario left L1 changed:\n  {}", differences.join("\n  "));
