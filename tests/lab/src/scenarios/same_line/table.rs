@@ -123,7 +123,7 @@ pub static TABLE: &[Line] = &[
          -numa node,nodeid=1,cpus=2-3,memdev=m1 -numa dist,src=0,dst=1,val=21 -device virtio-rng-pci",
     )
     .nodes(2),
-    line("vfio-nic", "-device vfio-pci,host=01:00.0,rombar=0").passes(&[NIC]),
+    line("vfio-nic", "-device vfio-pci,host=01:00.0,rombar=0").passes(&[NIC]).nics(1),
     line(
         "vfio-nic-on-port",
         "-device pcie-root-port,id=rp0,chassis=1 -device vfio-pci,host=0000:01:00.0,bus=rp0,id=nic0,rombar=0",
